@@ -1,0 +1,194 @@
+"""The cluster file: which masters and hosts there are, and the settings (docs/configuration.md lists each).
+
+Unknown keys are errors; a message names the file, the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from depalma.errors import ConfigError
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+
+
+class MasterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One master replica."""
+
+    id: str
+    host: str
+    port: int = 7070  #: API, agents, web page, metrics
+    raft_port: int = 7071
+    dir: str
+
+    @property
+    def url(self) -> str:
+        """Returns the base URL of its API."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def directory(self) -> Path:
+        """Returns where it keeps its state, `~` expanded."""
+        return Path(self.dir).expanduser()
+
+
+class HostConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One workstation."""
+
+    name: str
+    host: str = ""  #: address, for starting it over ssh
+    slots: int = 0  #: tasks at once; 0 = as many as the machine has CPUs
+    groups: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    priority: int = 0
+    gpus: int = 0
+    dir: str = ""  #: the agent's folder; empty = ~/.local/state/depalma/agent-NAME
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting has a default that is right for a local network."""
+
+    lease_s: float = 10.0  #: an agent that heard no leader for this long kills its tasks and stops
+    lease_margin: float = 0.25  #: a master moves work after lease_s * (1 + lease_margin)
+    heartbeat_s: float = 1.0
+    election_s: tuple[float, float] = (0.3, 0.6)
+    history_days: float = 30.0  #: finished jobs are kept this long
+    history_jobs: int = 100_000  #: and at most so many
+    max_body_bytes: int = 8 * 1024 * 1024  #: of an API request; blobs are streamed and have their own limit
+    max_blob_bytes: int = 2 * 1024 * 1024 * 1024
+    on_cut_off: str = "rejoin"  #: exit, or rejoin: what an agent does after it stopped itself
+    snapshot_every_entries: int = 20_000
+    output_limit_bytes: int = 256 * 1024 * 1024  #: captured output of one attempt and stream; more is cut
+
+
+class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file."""
+
+    cluster: str = "depalma"
+    masters: tuple[MasterConfig, ...]
+    hosts: tuple[HostConfig, ...] = ()
+    secrets: str = "./secrets"
+    settings: Settings = Settings()
+
+    def master(self, master_id: str) -> MasterConfig:
+        """Returns the master of that id. Errors: ConfigError that names those there are."""
+        for master in self.masters:
+            if master.id == master_id:
+                return master
+        raise ConfigError(
+            f"no master {master_id!r} in the cluster file; there are: {_names(m.id for m in self.masters)}"
+        )
+
+    def host(self, name: str) -> HostConfig:
+        """Returns the host of that name. Errors: ConfigError that names those there are."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise ConfigError(f"no host {name!r} in the cluster file; there are: {_names(h.name for h in self.hosts)}")
+
+
+class Secrets(Struct, frozen=True, kw_only=True):
+    """What the folder `secrets` holds; each file 0600, the folder 0700."""
+
+    token: str  #: `token`: users and administrators, as bearer token of the API
+    agent_token: str  #: `agent.token`: agents, as bearer token of /v1/agent and of blobs
+    raft_secret: bytes  #: `raft.secret`: masters among themselves
+
+
+def _names(names: object) -> str:
+    return ", ".join(names) or "none"  # type: ignore[call-overload, no-any-return]
+
+
+def load(path: Path) -> ClusterConfig:
+    """Returns the checked cluster file. Errors: ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse(text, where=str(path))
+
+
+def parse(text: str, *, where: str = "cluster file") -> ClusterConfig:
+    """Returns the checked configuration. Errors: ConfigError whose message begins with `where`."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        raw = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, the C one where it is built in
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
+    try:
+        config = msgspec.convert(raw, ClusterConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    problem = _problem(config)
+    if problem:
+        raise ConfigError(f"{where}: {problem}")
+    return config
+
+
+def _problem(config: ClusterConfig) -> str:
+    """Returns what is wrong with a well-typed configuration, or nothing."""
+    if len(config.masters) not in (1, 3, 5):
+        return f"masters: {len(config.masters)} given; allowed: 1, 3 or 5"
+    for field, names in (
+        ("masters.id", [m.id for m in config.masters]),
+        ("hosts.name", [h.name for h in config.hosts]),
+    ):
+        for name in names:
+            if not _NAME.match(name):
+                return f"{field}: {name!r} given; allowed: letters, digits, '.', '_', '-', at most 63, no leading sign"
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            return f"{field}: {doubles[0]!r} is given twice"
+    endpoints = [(m.host, port) for m in config.masters for port in (m.port, m.raft_port)]
+    for endpoint in endpoints:
+        if not 1 <= endpoint[1] <= 65535:
+            return f"masters.port: {endpoint[1]} given; allowed: 1 to 65535"
+        if endpoints.count(endpoint) > 1:
+            return f"masters: {endpoint[0]}:{endpoint[1]} is used twice"
+    return _settings_problem(config.settings)
+
+
+def _settings_problem(settings: Settings) -> str:
+    if settings.on_cut_off not in ("exit", "rejoin"):
+        return f"settings.on_cut_off: {settings.on_cut_off!r} given; allowed: exit, rejoin"
+    if not 0.5 <= settings.lease_s <= 3600:
+        return f"settings.lease_s: {settings.lease_s} given; allowed: 0.5 to 3600"
+    # Two clocks that differ by 5 % in rate each must still leave the agent's stop before the master's move.
+    if not 0.15 <= settings.lease_margin <= 10:
+        return f"settings.lease_margin: {settings.lease_margin} given; allowed: 0.15 to 10"
+    if not 0.05 <= settings.heartbeat_s <= settings.lease_s / 3:
+        return f"settings.heartbeat_s: {settings.heartbeat_s} given; allowed: 0.05 to a third of lease_s"
+    low, high = settings.election_s
+    if not 0.1 <= low < high <= 30:
+        return f"settings.election_s: [{low}, {high}] given; allowed: two rising numbers from 0.1 to 30"
+    return ""
+
+
+def load_secrets(folder: Path) -> Secrets:
+    """Returns the secrets. Errors: ConfigError for a missing file, or one that others may read."""
+    values = {}
+    for field, name in (("token", "token"), ("agent_token", "agent.token"), ("raft_secret", "raft.secret")):
+        path = folder / name
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(f"{path}: others may read it; run: chmod 600 {path}")
+            values[field] = path.read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(values[field]) < 32:
+            raise ConfigError(f"{path}: too short for a secret ({len(values[field])} characters, at least 32)")
+    return Secrets(token=values["token"], agent_token=values["agent_token"], raft_secret=values["raft_secret"].encode())
+
+
+def read_agent_token(folder: Path) -> str:
+    """Returns the agents' token alone: all that an agent's machine needs of the secrets."""
+    path = folder / "agent.token"
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

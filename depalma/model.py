@@ -1,0 +1,243 @@
+"""The values that every part of Depalma shares: what a job is, and how things look to programs. [pure]
+
+Structs here are frozen. User input is decoded with `forbid_unknown_fields`, so a typing error is refused by name;
+the views are what `-o json` and the HTTP API print (their field names are a promise, see docs/api.md).
+Times are seconds since the epoch (float) inside; views carry them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+#: Payloads and results up to this size travel in the log; larger ones go beside it, as blobs.
+INLINE_LIMIT_BYTES = 4096
+#: Most tasks one job may have.
+MAX_TASKS = 10_000_000
+
+TaskState = Literal[
+    "held", "blocked", "queued", "assigned", "running", "suspended",
+    "succeeded", "failed", "cancelled", "timed_out", "lost",
+]  # fmt: skip
+FINAL_STATES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "timed_out", "lost"})
+HostState = Literal["up", "suspect", "lost", "draining", "drained", "lagging", "kicked", "down"]
+
+#: (job, task index, attempt number): names one execution, and is what every write about it believes.
+AttemptRef = tuple[int, int, int]
+
+
+class Payload(Struct, frozen=True, omit_defaults=True, gc=False, forbid_unknown_fields=True):
+    """Bytes, either here (`inline`) or in the blob store under their SHA-256 (`digest`)."""
+
+    inline: bytes = b""
+    digest: str = ""
+    size_bytes: int = 0
+
+
+class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """What the user asked for; stored once a job, never a task.
+
+    A command job has `argv` (each `{}` in it is replaced by the task's argument, UTF-8). A function job has
+    `function` (`pkg.mod:qualname`, resolved in the synced code) or, when that is empty, `function_pickle`; when
+    both are empty each task's argument carries its own function. Arguments of function jobs are pickles that
+    only a worker opens.
+    """
+
+    kind: Literal["command", "function"]
+    name: str = ""
+    user: str = ""
+    priority: int = 0
+    tags: tuple[str, ...] = ()
+    group: str = ""  #: only hosts of this group; empty = any
+    on_host: str = ""  #: only this host; empty = any
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    env: dict[str, str] = {}
+    function: str = ""
+    function_pickle: Payload | None = None
+    count: int = 1  #: number of tasks; for an open job, those known at submission
+    first_index: int = 0  #: index of the first task (arrays may start anywhere)
+    arguments: Payload | None = None  #: packed (see items.py), one an index; None = tasks without argument
+    open: bool = False  #: tasks may be added until the job is closed
+    cpus: float = 1.0
+    memory_bytes: int = 0
+    max_running: int = 0  #: at most this many tasks at once; 0 = no limit
+    retries: int = 0  #: further attempts after a task failed or timed out (lost hosts do not count)
+    timeout_s: float = 0.0  #: an attempt that runs longer is killed; 0 = no limit
+    grace_s: float = 5.0  #: between SIGTERM and SIGKILL
+    restartable: bool = True  #: False: a task whose host was lost ends as `lost`
+    hold: bool = False
+    code_index: int = -1  #: the code index to run with; -1 = the newest at submission
+    python: str = ""  #: `3.11` of the submitter for function jobs with pickles; empty = any
+    stdout: str = ""  #: a file on the host instead of the agent's own capture
+    stderr: str = ""
+
+
+class Report(Struct, frozen=True, array_like=True, gc=False):
+    """How one attempt ended, from the agent that ran it."""
+
+    job: int
+    task: int
+    attempt: int
+    outcome: str  #: succeeded, failed, cancelled, timed_out, or returned (never started; goes back to the queue)
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str = ""  #: one line for people, or the remote traceback
+    result: Payload | None = None  #: function jobs: the pickled value, or the pickled exception when failed
+    started_at: float | None = None
+    finished_at: float | None = None
+    code_index: int = 0
+    code_digest: str = ""
+
+
+class HostFacts(Struct, frozen=True, array_like=True, gc=False):
+    """What an agent says of its host."""
+
+    slots: int
+    cpus: int
+    memory_bytes: int
+    gpus: int
+    version: str
+    python: str
+    address: str
+
+
+class TaskCounts(Struct, frozen=True, gc=False):
+    total: int = 0
+    queued: int = 0
+    running: int = 0  #: assigned ones included
+    succeeded: int = 0
+    failed: int = 0  #: timed out ones included
+    cancelled: int = 0
+    lost: int = 0
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    id: int
+    name: str
+    user: str
+    kind: str
+    state: TaskState
+    priority: int
+    tags: tuple[str, ...]
+    group: str
+    submitted_at: float
+    started_at: float | None
+    finished_at: float | None
+    code_index: int
+    tasks: TaskCounts
+    exit_code: int | None = None
+    reason: str = ""
+    open: bool = False
+    command: str = ""  #: the command line or the function's name, for people
+
+
+class AttemptView(Struct, frozen=True, kw_only=True):
+    number: int
+    host: str
+    state: str
+    started_at: float | None
+    finished_at: float | None
+    reason: str = ""
+
+
+class TaskView(Struct, frozen=True, kw_only=True):
+    id: str  #: `42.7`
+    job: int
+    index: int
+    state: TaskState
+    attempt: int
+    host: str
+    exit_code: int | None
+    signal: int | None
+    started_at: float | None
+    finished_at: float | None
+    code_index: int
+    code_digest: str
+    error: str = ""
+    reason: str = ""
+    attempts: tuple[AttemptView, ...] = ()
+
+
+class Load(Struct, frozen=True, gc=False):
+    """Measured load of a host, of everything that runs there."""
+
+    load1: float = 0.0
+    load5: float = 0.0
+    load15: float = 0.0
+    cpu_percent: float = 0.0
+    memory_percent: float = 0.0
+    memory_used_bytes: int = 0
+
+
+class HostView(Struct, frozen=True, kw_only=True):
+    name: str
+    state: HostState
+    groups: tuple[str, ...]
+    labels: dict[str, str]
+    priority: int
+    slots: int
+    running: int
+    code_index: int
+    cpus: int
+    memory_bytes: int
+    load: Load
+    last_seen_s: float | None  #: seconds since the leader heard it; None = not since this leader leads
+    reason: str = ""
+    version: str = ""
+    python: str = ""
+    address: str = ""
+    gpus: int = 0
+
+
+class MasterView(Struct, frozen=True, kw_only=True):
+    id: str
+    url: str
+    role: Literal["leader", "follower", "candidate", "unreachable"]
+    term: int
+    commit_index: int
+    applied_index: int
+    state_hash: str
+    last_contact_s: float | None
+    version: str
+
+
+class CodeView(Struct, frozen=True, kw_only=True):
+    index: int
+    name: str
+    kind: str
+    digest: str
+    size: int
+    added_at: float
+    added_by: str
+    acknowledged: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  #: live hosts that have not acknowledged
+
+
+class ProcessView(Struct, frozen=True, kw_only=True):
+    """One operating system process of a task, as its host sees it now."""
+
+    task: str
+    host: str
+    pid: int
+    ppid: int
+    user: str
+    state: str
+    cpu_percent: float
+    rss_bytes: int
+    threads: int
+    elapsed_s: float
+    command: str
+
+
+class EventView(Struct, frozen=True, kw_only=True):
+    """One line of `events`. `index` grows by one an event and never repeats: resume with `--after index`."""
+
+    index: int
+    at: float
+    kind: str  #: `job.submitted`, `task.finished`, `host.lost`, …
+    job: int | None = None
+    task: int | None = None
+    host: str = ""
+    detail: dict[str, str | int | float | bool | None] = field(default_factory=dict)

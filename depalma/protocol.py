@@ -1,0 +1,214 @@
+"""The frames between an agent and the leader: msgpack, one WebSocket that the agent opens (`/v1/agent`).
+
+Both sides decode into these closed unions with the size limits below; anything else closes the connection.
+Orders carry the leader's term; an agent refuses an order of an older term than it has seen. Reports are resent until
+`ReportsCommitted` names them; a master records an attempt's outcome once, so resending is harmless.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from depalma.codetree import CodeEntry
+from depalma.model import AttemptRef, HostFacts, JobSpec, Load, ProcessView, Report
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+#: Headers of the WebSocket request: who connects, besides the bearer token of the agents.
+HOST_HEADER = "Depalma-Host"
+
+
+class Frame(Struct, frozen=True, array_like=True, gc=False):
+    """Base of all frames."""
+
+
+# ---------------------------------------------------------------- agent → leader
+
+
+class Hello(Frame, frozen=True, tag="hello"):
+    """First frame. `running`: attempts that live on this host, waiting ones included; `unreported`: ended ones whose
+    report is not known to be committed (the reports follow)."""
+
+    protocol: int
+    host: str
+    incarnation: str
+    facts: HostFacts
+    code_index: int
+    running: tuple[AttemptRef, ...]
+    unreported: tuple[AttemptRef, ...]
+
+
+class Heartbeat(Frame, frozen=True, tag="beat"):
+    """`sent_s` is the agent's own monotonic clock; the answer echoes it, and the lease runs from it."""
+
+    sequence: int
+    sent_s: float
+    load: Load
+    free_slots: int
+
+
+class Started(Frame, frozen=True, tag="started"):
+    """Attempts that have been running for a moment (short ones are only reported at their end)."""
+
+    tasks: tuple[tuple[int, int, int, float], ...]
+
+
+class Reports(Frame, frozen=True, tag="reports"):
+    reports: tuple[Report, ...]
+
+
+class CodeAcknowledged(Frame, frozen=True, tag="code_ack"):
+    """The tree of `index` is complete on this host. The signature is HMAC-SHA256 with the agents' key over
+    `host\\0index\\0tree_digest`, hex."""
+
+    index: int
+    tree_digest: str
+    signature: str
+
+
+class Processes(Frame, frozen=True, tag="processes"):
+    """Answers AskProcesses."""
+
+    request: int
+    processes: tuple[ProcessView, ...]
+
+
+class Output(Frame, frozen=True, tag="output"):
+    """Answers AskOutput: bytes from `offset`, the file's size now, and whether the attempt has ended."""
+
+    request: int
+    data: bytes
+    size_bytes: int
+    ended: bool
+    error: str = ""
+
+
+# ---------------------------------------------------------------- leader → agent
+
+
+class Welcome(Frame, frozen=True, tag="welcome"):
+    """The leader accepted the agent."""
+
+    term: int
+    leader: str
+    lease_s: float
+    heartbeat_s: float
+    masters: tuple[str, ...]  #: base URLs of all masters
+
+
+class Refused(Frame, frozen=True, tag="refused"):
+    """The connection ends. `stop`: kill everything; `restart_incarnation`: then come back as a new incarnation."""
+
+    reason: str
+    stop: bool = False
+    restart_incarnation: bool = False
+
+
+class HeartbeatAnswer(Frame, frozen=True, tag="beat_answer"):
+    sequence: int
+    sent_s: float
+    term: int
+
+
+class Assignment(Struct, frozen=True, array_like=True, gc=False):
+    """One attempt to run; its job's spec came in this or an earlier frame of the same connection."""
+
+    job: int
+    task: int
+    attempt: int
+    fence: int
+    argument: bytes | None = None  #: inline argument
+    argument_blob: str = ""  #: or: digest of a blob that is the argument alone…
+    argument_item: int = -1  #: …or, when ≥ 0, the packed items blob in which it is item n
+
+
+class JobTemplate(Struct, frozen=True, array_like=True, gc=False):
+    """What all tasks of a job share."""
+
+    job: int
+    spec: JobSpec
+    code_index: int
+    tree_digest: str
+
+
+class Assign(Frame, frozen=True, tag="assign"):
+    """Run these (each at most once: an attempt that is known already is ignored)."""
+
+    order: int
+    term: int
+    jobs: tuple[JobTemplate, ...]
+    tasks: tuple[Assignment, ...]
+
+
+class Kill(Frame, frozen=True, tag="kill"):
+    """End these attempts: SIGTERM, the job's grace time, SIGKILL to the tree; waiting ones never start.
+    `outcome` is what the agent is to report (`cancelled`, or `returned` to take back what has not started)."""
+
+    order: int
+    term: int
+    tasks: tuple[AttemptRef, ...]
+    outcome: str
+    reason: str
+
+
+class Forget(Frame, frozen=True, tag="forget"):
+    """Attempts that the cluster no longer counts as this host's: kill them if they live, report nothing."""
+
+    order: int
+    term: int
+    tasks: tuple[AttemptRef, ...]
+
+
+class ReportsCommitted(Frame, frozen=True, tag="committed"):
+    """A majority has these on disk (or they were stale): the agent may forget them."""
+
+    tasks: tuple[AttemptRef, ...]
+
+
+class CodeLog(Frame, frozen=True, tag="code_log"):
+    """Entries after the agent's index, in order; archives are fetched as blobs (`GET /v1/blobs/DIGEST`)."""
+
+    order: int
+    term: int
+    entries: tuple[CodeEntry, ...]
+
+
+class AskProcesses(Frame, frozen=True, tag="ask_processes"):
+    request: int
+    job: int | None = None
+
+
+class AskOutput(Frame, frozen=True, tag="ask_output"):
+    request: int
+    job: int
+    task: int
+    attempt: int
+    stream: str  #: stdout or stderr
+    offset: int
+    limit_bytes: int
+
+
+FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | Processes | Output
+ToAgent = (
+    Welcome | Refused | HeartbeatAnswer | Assign | Kill | Forget | ReportsCommitted | CodeLog | AskProcesses | AskOutput
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
+_to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+
+
+def encode(frame: FromAgent | ToAgent) -> bytes:
+    """Returns the frame's bytes."""
+    return _encoder.encode(frame)
+
+
+def decode_from_agent(data: bytes) -> FromAgent:
+    """Errors: msgspec.ValidationError, msgspec.DecodeError."""
+    return _from_agent.decode(data)
+
+
+def decode_to_agent(data: bytes) -> ToAgent:
+    """Errors: msgspec.ValidationError, msgspec.DecodeError."""
+    return _to_agent.decode(data)

@@ -1,0 +1,1 @@
+"""The replicated state: pure values, pure functions (see DESIGN.md)."""

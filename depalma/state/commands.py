@@ -1,0 +1,221 @@
+"""The replicated commands and what applying one answers. [pure]
+
+A command is a frozen value made by the proposer: time, ids and chance are in it. Rules of evolution: a kind (the tag)
+is never reused or changed in meaning; fields are only added, at the end, with a default. Batches (`AssignTasks`,
+`FinishTasks`, …) are many small guarded writes in one value: each is accepted or refused on its own.
+Every write about an attempt names the attempt it believes in; a stale one is refused and changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from depalma.model import AttemptRef, HostFacts, JobSpec, Payload, Report
+
+
+class Command(Struct, frozen=True, array_like=True, gc=False):
+    """Base of all commands."""
+
+
+class SubmitJob(Command, frozen=True, tag="job.submit"):
+    """Creates a job. Answers Applied(job id)."""
+
+    request: str
+    spec: JobSpec
+    at: float
+
+
+class AddTasks(Command, frozen=True, tag="job.add_tasks"):
+    """Adds `count` tasks with packed `arguments` to an open job. Answers Applied(index of the first one)."""
+
+    request: str
+    job: int
+    arguments: Payload
+    count: int
+    at: float
+
+
+class CloseJob(Command, frozen=True, tag="job.close"):
+    """No more tasks will be added; the job ends when its tasks have."""
+
+    request: str
+    job: int
+    at: float
+
+
+class CancelJobs(Command, frozen=True, tag="job.cancel"):
+    """Queued tasks are cancelled now, those on a host are to be killed there. Answers Applied(jobs that were live)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+
+
+class AssignTasks(Command, frozen=True, tag="task.assign"):
+    """Gives queued tasks to a host. Answers Applied(AssignOutcome). `term` is the proposing leader's."""
+
+    term: int
+    host: str
+    incarnation: str
+    tasks: tuple[AttemptRef, ...]
+    at: float
+    reason: str = ""
+
+
+class StartTasks(Command, frozen=True, tag="task.start"):
+    """Records that attempts run (proposed only for those that run longer than a moment)."""
+
+    host: str
+    incarnation: str
+    tasks: tuple[tuple[int, int, int, float], ...]  #: attempt ref and started_at
+    at: float
+
+
+class FinishTasks(Command, frozen=True, tag="task.finish"):
+    """Records outcomes. Answers Applied(FinishOutcome)."""
+
+    host: str
+    incarnation: str
+    reports: tuple[Report, ...]
+    at: float
+
+
+class AddHost(Command, frozen=True, tag="host.add"):
+    """Makes a host known (from the cluster file, or added at run time). Refused if the name is taken."""
+
+    request: str
+    name: str
+    groups: tuple[str, ...]
+    labels: dict[str, str]
+    priority: int
+    slots: int
+    gpus: int
+    at: float
+
+
+class HostUp(Command, frozen=True, tag="host.up"):
+    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost."""
+
+    host: str
+    incarnation: str
+    facts: HostFacts
+    at: float
+
+
+class HostSuspect(Command, frozen=True, tag="host.suspect"):
+    """The host went silent: no new work, its tasks stay."""
+
+    host: str
+    incarnation: str
+    reason: str
+    at: float
+
+
+class HostRecovered(Command, frozen=True, tag="host.recovered"):
+    """A suspect host was heard again in time, with the same incarnation: nothing was lost."""
+
+    host: str
+    incarnation: str
+    at: float
+
+
+class HostLost(Command, frozen=True, tag="host.lost"):
+    """Lease and margin are over, or its supervisor said that everything is dead: its tasks run elsewhere."""
+
+    host: str
+    incarnation: str
+    reason: str
+    at: float
+
+
+class AddCode(Command, frozen=True, tag="code.add"):
+    """Appends to the code log; the blob is on a majority of masters already. Answers Applied(code index)."""
+
+    request: str
+    name: str
+    kind: str
+    digest: str
+    size_bytes: int
+    by: str
+    at: float
+
+
+class AckCode(Command, frozen=True, tag="code.ack"):
+    """A host has the tree of `index` on its disk. `signature`: HMAC over host, index and tree digest."""
+
+    host: str
+    incarnation: str
+    index: int
+    tree_digest: str
+    signature: str
+    at: float
+
+
+class ForgetJobs(Command, frozen=True, tag="job.forget"):
+    """Drops finished jobs that are older than the history setting. Never drops a live one."""
+
+    jobs: tuple[int, ...]
+    at: float
+
+
+AnyCommand = (
+    SubmitJob
+    | AddTasks
+    | CloseJob
+    | CancelJobs
+    | AssignTasks
+    | StartTasks
+    | FinishTasks
+    | AddHost
+    | HostUp
+    | HostSuspect
+    | HostRecovered
+    | HostLost
+    | AddCode
+    | AckCode
+    | ForgetJobs
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+
+
+def encode(command: AnyCommand) -> bytes:
+    """Returns the bytes that go into the log."""
+    return _encoder.encode(command)
+
+
+def decode(data: bytes) -> AnyCommand:
+    """Returns the command. Errors: msgspec.ValidationError for an unknown kind or a malformed value."""
+    return _decoder.decode(data)
+
+
+class Applied(Struct, frozen=True, gc=False):
+    """The command took effect. `version` is the state's version (commands applied) after it."""
+
+    value: object = None
+    version: int = 0
+
+
+class Rejected(Struct, frozen=True, gc=False):
+    """The command was refused and changed nothing."""
+
+    code: str
+    message: str
+
+
+class AssignOutcome(Struct, frozen=True, gc=False):
+    """Which of an AssignTasks were accepted, and the fence they carry (grows with every command)."""
+
+    accepted: tuple[AttemptRef, ...]
+    fence: int
+    refused: tuple[tuple[AttemptRef, str], ...] = ()
+
+
+class FinishOutcome(Struct, frozen=True, gc=False):
+    """Reports that were recorded, and those that were stale (the agent forgets both)."""
+
+    recorded: tuple[AttemptRef, ...]
+    stale: tuple[AttemptRef, ...] = ()
