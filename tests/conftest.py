@@ -1,0 +1,98 @@
+"""Shared by all rings: a test that leaves a process or a thread behind fails the run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import psutil
+import pytest
+
+#: Inherited by every process that a test starts, so that those that left our process tree are found too.
+MARK = "DEPALMA_TEST_RUN"
+GRACE_S = 5.0
+
+_mark = uuid4().hex
+os.environ[MARK] = _mark
+
+
+def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:
+    """Returns what is still there after the grace time."""
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        left = look()
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _belongs_to(process: psutil.Process, known: set[psutil.Process]) -> bool:
+    """Returns whether the process is, or was started by, one that was there before the test."""
+    try:
+        return process in known or any(parent in known for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        return f"{process.pid} (ended)"
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_process() -> Iterator[None]:
+    """Fails a test whose own processes outlive it; those of fixtures with a wider scope may stay."""
+    if not os.environ.get(MARK):  # a test that changed the environment must not blind the check
+        os.environ[MARK] = _mark
+    before = set(_children())
+    yield
+
+    def left() -> list[str]:
+        return [_describe(child) for child in _children() if not _belongs_to(child, before)]
+
+    leaked = _wait_until_empty(left)
+    assert not leaked, "processes left behind:\n  " + "\n  ".join(leaked)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_leaked_thread() -> Iterator[None]:
+    """Fails a module whose threads outlive it."""
+    before = set(threading.enumerate())
+    yield
+
+    def left() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.is_alive() and thread not in before]
+
+    leaked = _wait_until_empty(left)
+    assert not leaked, f"threads left behind: {leaked}"
+
+
+def _marked_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == _mark:
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended meanwhile, or it is another user's: not one of ours
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Finds what left our process tree (daemons), ends it, and fails the run."""
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
+        leaked = _wait_until_empty(lambda: [_describe(process) for process in _marked_processes()])
+        if leaked:
+            for process in _marked_processes():
+                process.kill()
+            print("\nprocesses left behind by the run:\n  " + "\n  ".join(leaked))  # noqa: T201
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
