@@ -1,0 +1,98 @@
+"""The loop that turns free room into work: plan, propose, and send what was committed.
+
+One plan is in flight at a time, so that no task is planned twice and strict order holds; under load each round
+carries many tasks, and hosts have work ahead for the time of a round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from depalma import dispatcher
+from depalma.consensus import NotLeader, OutcomeUnknown
+from depalma.dispatcher import HostRoom
+from depalma.errors import Rejected
+from depalma.leader.context import Context
+from depalma.leader.sessions import Sessions
+from depalma.state.commands import AssignOutcome, AssignTasks
+
+log = logging.getLogger(__name__)
+
+#: Tasks of one round: bounds the size of a log entry and the time that planning takes from the loop.
+ROUND_LIMIT = 2_000
+#: Tasks that may wait on a host beyond its slots, whatever the plan would like.
+AHEAD_LIMIT = 1_000
+
+
+class DispatchLoop:
+    """Runs while its master leads."""
+
+    def __init__(self, context: Context, sessions: Sessions) -> None:
+        self._context = context
+        self._sessions = sessions
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something changed: jobs, hosts or room."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Dispatches until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            commands = dispatcher.plan(
+                self._context.state,
+                self._rooms(),
+                self._context.rates.mean_s,
+                self._context.wall(),
+                self._context.term,
+                ROUND_LIMIT,
+            )
+            if commands and await self._commit(commands):
+                self._wake.set()  # what is left after a full round, and what came meanwhile
+
+    def _rooms(self) -> dict[str, HostRoom]:
+        now = self._context.clock()
+        return {
+            session.host: HostRoom(
+                incarnation=session.incarnation,
+                slots=session.facts.slots,
+                ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
+                load=session.load,
+            )
+            for session in self._sessions.connected()
+        }
+
+    async def _commit(self, commands: list[AssignTasks]) -> bool:
+        """Proposes a round and sends what was accepted. Returns whether anything was."""
+        outcomes = await asyncio.gather(*(self._context.execute(c) for c in commands), return_exceptions=True)
+        any_accepted = False
+        for command, outcome in zip(commands, outcomes, strict=True):
+            if isinstance(outcome, NotLeader | OutcomeUnknown | Rejected):
+                # Nothing is lost: a refused one is planned again; an unknown one is found by the agent's next hello.
+                log.info("assignment of %d tasks to %s: %s", len(command.tasks), command.host, outcome)
+                if isinstance(outcome, OutcomeUnknown):
+                    self._reconnect(command.host)
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            any_accepted |= await self._send(command, outcome.value)
+        return any_accepted
+
+    async def _send(self, command: AssignTasks, value: object) -> bool:
+        if not isinstance(value, AssignOutcome):
+            raise TypeError(f"AssignTasks answered {value!r}")
+        if value.refused:
+            log.info("refused for %s: %s", command.host, value.refused[:3])
+        session = self._sessions.by_host.get(command.host)
+        if session is not None and session.incarnation == command.incarnation:
+            await self._sessions.orders.assign(session, value.accepted)
+        return bool(value.accepted)
+
+    def _reconnect(self, host: str) -> None:
+        """An assignment may have been committed without our knowing: a new hello makes both sides agree."""
+        session = self._sessions.by_host.get(host)
+        if session is not None:
+            session.close()

@@ -1,0 +1,51 @@
+"""When the leader last heard each host, and who has been silent for too long. [pure, the clock comes in]
+
+The order that makes promise 3 hold: an agent stops its work `lease_s` after it *sent* the last heartbeat that was
+answered; the leader counts from when it *received* that heartbeat, and waits `lease_s * (1 + lease_margin)`. A new
+leader has heard nobody, so it counts from the start of its reign: whoever the old leader answered last was answered
+before that (heartbeats are answered only after a read barrier, see sessions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Leases:
+    """Soft state of one reign; times are of one monotonic clock that counts suspend (CLOCK_BOOTTIME)."""
+
+    def __init__(self, *, lease_s: float, margin: float, suspect_after_s: float) -> None:
+        self.lost_after_s = lease_s * (1 + margin)
+        self.suspect_after_s = suspect_after_s
+        self._heard: dict[str, float] = {}
+        self._begun = 0.0
+
+    def begin(self, now: float) -> None:
+        """Starts a reign: everybody counts as heard now."""
+        self._heard.clear()
+        self._begun = now
+
+    def heard(self, host: str, now: float) -> None:
+        """Notes a heartbeat that was received at `now`."""
+        self._heard[host] = now
+
+    def forget(self, host: str) -> None:
+        """Drops a host that is lost or removed."""
+        self._heard.pop(host, None)
+
+    def last_seen_s(self, host: str, now: float) -> float | None:
+        """Returns for how long the host has been silent; None if this leader has not heard it yet."""
+        heard = self._heard.get(host)
+        return None if heard is None else max(0.0, now - heard)
+
+    def silent_s(self, host: str, now: float) -> float:
+        """Returns the silence that counts: since the last heartbeat, or since the reign began."""
+        return now - self._heard.get(host, self._begun)
+
+    def over(self, hosts: Iterable[str], now: float) -> list[str]:
+        """Returns those of `hosts` whose work may run elsewhere now."""
+        return [host for host in hosts if self.silent_s(host, now) > self.lost_after_s]
+
+    def suspects(self, hosts: Iterable[str], now: float) -> list[str]:
+        """Returns those of `hosts` that were silent for long enough to get no new work."""
+        return [host for host in hosts if self.silent_s(host, now) > self.suspect_after_s]

@@ -1,0 +1,85 @@
+"""Turns committed assignments into the frames that an agent runs from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from depalma import items
+from depalma.leader.context import Context
+from depalma.leader.session import AgentSession
+from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
+from depalma.protocol import Assign, Assignment, JobTemplate, Kill
+
+#: Arguments above this size are fetched by the agent itself, so that one frame stays small.
+_ARGUMENT_LIMIT_BYTES = 16 * INLINE_LIMIT_BYTES
+#: Arguments of one frame; many tasks with middling arguments are spread over several.
+_FRAME_LIMIT_BYTES = 1024 * 1024
+
+
+class Orders:
+    """Numbers the orders of one reign."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._order = 0
+
+    def next_order(self) -> int:
+        """Returns a number that no earlier order of this reign has."""
+        self._order += 1
+        return self._order
+
+    async def assign(self, session: AgentSession, refs: Iterable[AttemptRef]) -> None:
+        """Sends those of `refs` that are still live on the session's host; arguments come from the log or a blob."""
+        templates: dict[int, JobTemplate] = {}
+        tasks: list[Assignment] = []
+        size_bytes = 0
+        for ref in refs:
+            assignment = await self._assignment(session, ref)
+            if assignment is None:
+                continue
+            job = ref[0]
+            if job not in session.known_jobs and job not in templates:
+                templates[job] = await self._template(job)
+            tasks.append(assignment)
+            size_bytes += len(assignment.argument or b"")
+            if size_bytes > _FRAME_LIMIT_BYTES:
+                self._send(session, templates, tasks)
+                templates, tasks, size_bytes = {}, [], 0
+        if tasks:
+            self._send(session, templates, tasks)
+
+    def kill(self, session: AgentSession, refs: list[AttemptRef], *, outcome: str, reason: str) -> None:
+        """Tells the agent to end attempts, once each."""
+        fresh = [ref for ref in refs if ref not in session.killed]
+        if fresh:
+            session.killed.update(fresh)
+            session.send(Kill(self.next_order(), self._context.term, tuple(fresh), outcome, reason))
+
+    def _send(self, session: AgentSession, templates: dict[int, JobTemplate], tasks: list[Assignment]) -> None:
+        session.known_jobs.update(templates)
+        session.send(Assign(self.next_order(), self._context.term, tuple(templates.values()), tuple(tasks)))
+
+    async def _template(self, job_id: int) -> JobTemplate:
+        state = self._context.state
+        job = state.jobs[job_id]
+        return JobTemplate(job_id, job.spec, job.code_index, state.tree_digest(job.code_index))
+
+    async def _assignment(self, session: AgentSession, ref: AttemptRef) -> Assignment | None:
+        job_id, task, number = ref
+        job = self._context.state.jobs.get(job_id)
+        attempt = job.running.get(task) if job is not None else None
+        if job is None or attempt is None or attempt.number != number or attempt.host != session.host:
+            return None
+        fence = attempt.fence
+        payload, position = job.argument_of(task)
+        if payload is None:
+            return Assignment(job_id, task, number, fence)
+        if not payload.digest:
+            return Assignment(job_id, task, number, fence, items.read(payload.inline, position))
+        return await self._from_blob(Assignment(job_id, task, number, fence), payload, position)
+
+    async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
+        argument = await self._context.blobs.item(payload.digest, position)
+        if len(argument) <= _ARGUMENT_LIMIT_BYTES:
+            return Assignment(bare.job, bare.task, bare.attempt, bare.fence, argument)
+        return Assignment(bare.job, bare.task, bare.attempt, bare.fence, None, payload.digest, position)

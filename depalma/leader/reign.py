@@ -1,0 +1,151 @@
+"""What a master does while it leads: dispatch, leases, the code log, cancellations, forgetting.
+
+Everything here is soft: a new leader starts with nothing of it and loses nothing by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from depalma.consensus import NotLeader, OutcomeUnknown
+from depalma.errors import Rejected
+from depalma.leader.context import Context
+from depalma.leader.dispatching import DispatchLoop
+from depalma.leader.leases import Leases
+from depalma.leader.sessions import Sessions
+from depalma.model import AttemptRef
+from depalma.state.commands import AddHost, AnyCommand, ForgetJobs, HostLost, HostSuspect
+from depalma.state.machine import Changes
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.2  #: how often leases are looked at
+FORGET_S = 60.0  #: how often history is trimmed
+FORGET_AT_ONCE = 1_000
+
+
+class Reign:
+    """Begins when its master leads with everything applied, ends when it does not lead any more."""
+
+    def __init__(self, context: Context) -> None:
+        settings = context.config.settings
+        self._context = context
+        self._leases = Leases(
+            lease_s=settings.lease_s,
+            margin=settings.lease_margin,
+            suspect_after_s=max(3 * settings.heartbeat_s, settings.lease_s / 3),
+        )
+        self.sessions = Sessions(context, self._leases)
+        self._dispatching = DispatchLoop(context, self.sessions)
+        self.sessions.on_room = self._dispatching.wake
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        """Starts the duties."""
+        self._leases.begin(self._context.clock())
+        self._tasks = [
+            asyncio.create_task(self._dispatching.run(), name="dispatch"),
+            asyncio.create_task(self._watch_hosts(), name="leases"),
+            asyncio.create_task(self._trim_history(), name="history"),
+            asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+        self._dispatching.wake()
+
+    def end(self) -> None:
+        """Stops the duties and sends the agents away."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
+        self.sessions.close_all()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"duty '{task.get_name()}' failed", "exception": task.exception(), "task": task}
+            )
+
+    def changed(self, changes: Changes) -> None:
+        """Takes note of what was just applied."""
+        state = self._context.state
+        for job_id in changes.jobs:
+            job = state.jobs.get(job_id)
+            if job is None or job.is_final:
+                self._context.rates.forget_job(job_id)
+            elif job.cancelled and job.running:
+                self._kill_cancelled(job_id)
+        if changes.code:
+            for session in self.sessions.connected():
+                self.sessions.send_code(session)
+        self._dispatching.wake()
+
+    def _kill_cancelled(self, job_id: int) -> None:
+        by_host: dict[str, list[AttemptRef]] = {}
+        for task, attempt in self._context.state.jobs[job_id].running.items():
+            by_host.setdefault(attempt.host, []).append((job_id, task, attempt.number))
+        for host, refs in by_host.items():
+            session = self.sessions.by_host.get(host)
+            if session is not None:
+                self.sessions.orders.kill(session, refs, outcome="cancelled", reason="job cancelled")
+
+    # ------------------------------------------------------------ hosts
+
+    async def _watch_hosts(self) -> None:
+        """The leader looks, the log decides: every command names the incarnation it believes in."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now, wall = self._context.clock(), self._context.wall()
+            hosts = self._context.state.hosts
+            counted = [name for name, host in hosts.items() if host.state in ("up", "suspect", "draining", "lagging")]
+            over = set(self._leases.over(counted, now))
+            for name in over:
+                silent = self._leases.silent_s(name, now)
+                reason = f"silent for {silent:.1f} s, longer than lease and margin"
+                await self._try(HostLost(name, hosts[name].incarnation, reason, wall))
+            for name in self._leases.suspects(set(counted) - over, now):
+                host = hosts.get(name)
+                if host is not None and host.state == "up":
+                    reason = f"silent for {self._leases.silent_s(name, now):.1f} s"
+                    await self._try(HostSuspect(name, host.incarnation, reason, wall))
+
+    async def _know_hosts(self) -> None:
+        """The hosts of the cluster file are made known once; from then on the state owns the list."""
+        for host in self._context.config.hosts:
+            if host.name not in self._context.state.hosts:
+                await self._try(
+                    AddHost(
+                        f"cluster-file:{host.name}",
+                        host.name,
+                        host.groups,
+                        host.labels,
+                        host.priority,
+                        host.slots,
+                        host.gpus,
+                        self._context.wall(),
+                    )
+                )
+
+    async def _try(self, command: AnyCommand) -> None:
+        try:
+            await self._context.execute(command)
+        except (Rejected, NotLeader, OutcomeUnknown) as error:
+            log.info("%s: %s", type(command).__name__, error)
+
+    # ------------------------------------------------------------ history
+
+    async def _trim_history(self) -> None:
+        settings = self._context.config.settings
+        while True:
+            await asyncio.sleep(FORGET_S)
+            oldest = self._context.wall() - settings.history_days * 86_400
+            final = [job for job in self._context.state.jobs.values() if job.is_final]
+            too_many = max(0, len(final) - settings.history_jobs)
+            due = [
+                job.id
+                for position, job in enumerate(final)
+                if position < too_many or (job.finished_at is not None and job.finished_at < oldest)
+            ]
+            for start in range(0, len(due), FORGET_AT_ONCE):
+                await self._try(ForgetJobs(tuple(due[start : start + FORGET_AT_ONCE]), self._context.wall()))

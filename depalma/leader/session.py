@@ -1,0 +1,91 @@
+"""One connected agent, as the leader sees it: its outbox, its questions, what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aiohttp import WSCloseCode, web
+
+from depalma import protocol
+from depalma.model import AttemptRef, HostFacts, Load
+from depalma.protocol import AskOutput, AskProcesses, Output, Processes, ToAgent
+
+log = logging.getLogger(__name__)
+
+#: An agent that does not read for so many bytes of frames is cut off rather than remembered in memory.
+OUTBOX_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+class AgentSession:
+    """Frames go out in the order of `send`, written by one task; nothing here touches the state."""
+
+    def __init__(self, host: str, incarnation: str, facts: HostFacts, websocket: web.WebSocketResponse) -> None:
+        self.host = host
+        self.incarnation = incarnation
+        self.facts = facts
+        self.load = Load()
+        self.free_slots = facts.slots
+        self.known_jobs: set[int] = set()  #: whose template this connection has carried
+        self.code_sent = 0  #: the last code index that this connection has carried
+        self.killed: set[AttemptRef] = set()  #: attempts it was told to end
+        self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
+        self._websocket = websocket
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
+        self._wake = asyncio.Event()
+        self._answers: dict[int, asyncio.Future[Processes | Output]] = {}
+        self._next_request = 0
+
+    def send(self, frame: ToAgent) -> None:
+        """Queues a frame; a session whose agent does not read is closed."""
+        data = protocol.encode(frame)
+        self._outbox.append(data)
+        self._outbox_bytes += len(data)
+        if self._outbox_bytes > OUTBOX_LIMIT_BYTES:
+            log.warning("host %s does not read its orders; closing its connection", self.host)
+            self._outbox.clear()
+            self.close()
+        self._wake.set()
+
+    async def write_outbox(self) -> None:
+        """Writes queued frames until cancelled or the connection breaks."""
+        while not self._websocket.closed:
+            await self._wake.wait()
+            self._wake.clear()
+            frames, self._outbox, self._outbox_bytes = self._outbox, [], 0
+            try:
+                for data in frames:
+                    await self._websocket.send_bytes(data)
+            except ConnectionError:
+                return
+
+    def close(self) -> None:
+        """Ends the connection from our side; the reader notices and cleans up."""
+        closing = asyncio.ensure_future(self._websocket.close(code=WSCloseCode.GOING_AWAY))
+        closing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def ask(self, question: Callable[[int], AskProcesses | AskOutput]) -> Processes | Output:
+        """Sends `question(request id)` and returns the agent's answer. Errors: ConnectionError when it goes away."""
+        self._next_request += 1
+        number = self._next_request
+        answer: asyncio.Future[Processes | Output] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            self.send(question(number))
+            return await answer
+        finally:
+            del self._answers[number]
+
+    def answered(self, frame: Processes | Output) -> None:
+        """Hands an answer to whoever asked; a late one is dropped."""
+        waiting = self._answers.get(frame.request)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(frame)
+
+    def abandon(self) -> None:
+        """Fails the open questions: the connection is gone."""
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(ConnectionError(f"host {self.host} disconnected"))

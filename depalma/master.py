@@ -1,0 +1,234 @@
+"""The master server: one replica of the cluster's state, and the service around it.
+
+`depalma-master --config FILE --id m1` runs in the foreground and logs to stderr. SIGTERM stops it in order.
+Exit codes: 0 stopped, 1 it cannot go on (disk, damaged files, broken invariant: the last line says what to do),
+2 wrong arguments or configuration. A supervisor should restart it after 1 with a pause, and not after 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+from depalma import config as config_module
+from depalma.api.app import make_app
+from depalma.blobs import Blobs, BlobStore
+from depalma.config import ClusterConfig, Secrets
+from depalma.consensus import Member, NotLeader, Replica, ReplicaSettings
+from depalma.errors import ConfigError, Rejected
+from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
+from depalma.leader.rates import Rates
+from depalma.leader.reign import Reign
+from depalma.leader.sessions import Sessions
+from depalma.state.cluster_state import ClusterState
+from depalma.state.commands import AddTasks, AnyCommand, Applied, SubmitJob, encode
+from depalma.state.commands import Rejected as RefusedCommand
+from depalma.state.machine import Changes, Machine
+
+log = logging.getLogger("depalma.master")
+
+
+def _boot_clock() -> float:
+    """Monotonic seconds that go on while the machine sleeps: leases are about real time."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Master:
+    """Wires one replica, the API and the duties of a leader; implements what those declare they need."""
+
+    def __init__(self, config: ClusterConfig, secrets: Secrets, master_id: str) -> None:
+        own = config.master(master_id)
+        self.master_id = master_id
+        self.config = config
+        self.secrets = secrets
+        self.clock = _boot_clock
+        self.wall = time.time
+        self.hub = Hub()
+        self.rates = Rates(time.monotonic)
+        self.machine = Machine()
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        directory = own.directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.replica = Replica(_replica_settings(config, secrets, master_id), self.machine, on_fatal=self.fail)
+        self.blobs = Blobs.for_master(config, secrets, master_id, BlobStore(directory / "blobs"))
+        self._reign = Reign(self)
+        self._runner: web.AppRunner | None = None
+        self._own = own
+
+    # ------------------------------------------------------------ what the API and the duties ask
+
+    @property
+    def state(self) -> ClusterState:
+        """The replicated state; to be read on the loop's thread only."""
+        return self.machine.state
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self.replica.term
+
+    @property
+    def leading(self) -> bool:
+        """Whether this master leads, as far as it knows."""
+        return self.replica.is_leader
+
+    @property
+    def sessions(self) -> Sessions:
+        """The agents' connections (only a leader has any)."""
+        return self._reign.sessions
+
+    async def execute(self, command: AnyCommand) -> Applied:
+        """Proposes a command and returns its outcome. Errors: Rejected, NotLeader, OutcomeUnknown."""
+        outcome = await self.replica.propose(encode(command))
+        if isinstance(outcome, RefusedCommand):
+            raise Rejected(outcome.message, code=outcome.code)
+        if not isinstance(outcome, Applied):
+            raise TypeError(f"{type(command).__name__} answered {outcome!r}")
+        if isinstance(command, SubmitJob):
+            self.rates.note_submitted(command.spec.count)
+        elif isinstance(command, AddTasks):
+            self.rates.note_submitted(command.count)
+        return outcome
+
+    async def barrier(self) -> None:
+        """Returns when it is certain that this master led after the call began. Errors: NotLeader, OutcomeUnknown."""
+        if not self.replica.is_leader:
+            raise NotLeader(self.replica.leader_id)
+        await self.replica.barrier()
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Opens the disk, joins the masters, serves the API."""
+        self.replica.add_applied_listener(self._applied)
+        self.replica.add_leadership_listener(self._leadership)
+        await self.replica.start()
+        self._runner = web.AppRunner(make_app(self), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        # No reuse_port: a second master on the same port is a mistake that must be seen.
+        await web.TCPSite(self._runner, self._own.host, self._own.port, backlog=1024).start()
+        log.info("master %s serves %s, raft on port %d", self.master_id, self._own.url, self._own.raft_port)
+
+    async def stop(self) -> None:
+        """Leaves in order."""
+        self._reign.end()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.blobs.close()
+        await self.replica.stop()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the process with an error that cannot be handled: it must not go on with a state it cannot trust."""
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    def _leadership(self, leads: bool, term: int) -> None:
+        self._reign.end()
+        # Fresh soft state each time: what an earlier reign believed is no use to this one.
+        self._reign = Reign(self)
+        if leads:
+            log.info("master %s leads in term %d", self.master_id, term)
+            self._reign.begin()
+        self.hub.publish([LEADER])
+
+    def _applied(self, applied_index: int) -> None:
+        changes = self.machine.drain_changes()
+        self.hub.publish(_keys(changes))
+        if self.replica.is_leader:
+            self._reign.changed(changes)
+
+
+def _keys(changes: Changes) -> Iterable[Key]:
+    keys: list[Key] = [("job", job) for job in changes.jobs]
+    if changes.hosts:
+        keys.append(HOSTS)
+    if changes.code:
+        keys.append(CODE)
+    return keys
+
+
+def _replica_settings(config: ClusterConfig, secrets: Secrets, master_id: str) -> ReplicaSettings:
+    return ReplicaSettings(
+        id=master_id,
+        members=tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port) for m in config.masters),
+        directory=config.master(master_id).directory / "raft",
+        secret=secrets.raft_secret,
+        election_s=config.settings.election_s,
+        snapshot_every_entries=config.settings.snapshot_every_entries,
+    )
+
+
+async def serve(config: ClusterConfig, secrets: Secrets, master_id: str) -> int:
+    """Runs a master until SIGTERM, SIGINT or an error that it cannot handle. Returns the exit code."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    master = Master(config, secrets, master_id)
+    loop.set_exception_handler(lambda _, context: _unhandled(master, context))
+    try:
+        await master.start()
+    except Exception as error:  # the last line an operator sees must say which master and why
+        log.critical("master %s cannot start: %s", master_id, error, exc_info=not isinstance(error, OSError))
+        return 1
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({waiting, master.failed}, return_when=asyncio.FIRST_COMPLETED)
+    if master.failed.done():
+        error = master.failed.result()
+        log.critical("master %s stops: %s: %s", master_id, type(error).__name__, error, exc_info=error)
+        return 1
+    log.info("master %s stops in order", master_id)
+    await master.stop()
+    waiting.cancel()
+    return 0
+
+
+def _unhandled(master: Master, context: dict[str, object]) -> None:
+    """A defect in a callback or a duty: the process stops rather than limp on; the others take over."""
+    error = context.get("exception")
+    message = str(context.get("message"))
+    if isinstance(error, ConnectionError | TimeoutError):
+        log.info("%s: %s", message, error)
+    elif isinstance(error, BaseException):
+        master.fail(error)
+    else:
+        log.warning("event loop: %s", message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of `depalma-master`."""
+    parser = argparse.ArgumentParser(prog="depalma-master", description="Runs one master of a Depalma cluster.")
+    parser.add_argument("--config", required=True, type=Path, help="the cluster file")
+    parser.add_argument("--id", required=True, help="which of its masters to run")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = config_module.load(arguments.config)
+        config.master(arguments.id)
+        secrets = config_module.load_secrets((arguments.config.parent / config.secrets).resolve())
+    except ConfigError as error:
+        print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    # Long-lived state is large and acyclic: collecting it again and again would stall the loop (ecosystem: 50 ms).
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(serve(config, secrets, arguments.id))
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
