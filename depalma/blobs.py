@@ -1,0 +1,271 @@
+"""Large values beside the log: files named by the SHA-256 of their bytes, on a majority of masters.
+
+A command that names a digest is proposed only after `Blobs.put` or `Blobs.ensure_majority` returned, so any majority
+of masters that survives has the bytes of everything in the log. Blobs are never changed and never deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+
+import aiohttp
+
+from depalma import items
+from depalma.blobstore import BadBlob, BlobStore, is_digest
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1024 * 1024
+#: What `read` keeps in memory: all together, and the largest single one.
+CACHE_BYTES = 64 * 1024 * 1024
+CACHE_ENTRY_BYTES = 8 * 1024 * 1024
+#: Files that `item` keeps mapped.
+MAPPED_FILES = 64
+#: Digests whose holders are remembered, so that using a blob again asks nobody.
+KNOWN_DIGESTS = 50_000
+_TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=1.0, sock_read=15.0)
+_HEAD_TIMEOUT = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
+
+
+class UnknownBlob(Exception):
+    """No master that could be asked has the blob."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"no reachable master has blob {digest}; upload it first: PUT /v1/blobs/{digest}")
+        self.digest = digest
+
+
+class NoMajority(Exception):
+    """Too few masters could store the blob; the ones that did keep it, so trying again is cheap."""
+
+
+class Blobs:
+    """This master's blobs and those of its peers.
+
+    `peers`: id to base URL of the other masters. `token`: what masters know each other by. All methods are to be
+    called on the loop's thread.
+    """
+
+    def __init__(self, store: BlobStore, peers: Mapping[str, str], token: str, *, limit_bytes: int = 2**31) -> None:
+        self.store = store
+        self.limit_bytes = limit_bytes
+        self._peers = dict(peers)
+        self._majority = (len(peers) + 1) // 2 + 1
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._session: aiohttp.ClientSession | None = None
+        self._holders: OrderedDict[str, set[str]] = OrderedDict()  #: peers known to hold a digest
+        self._fetching: dict[str, asyncio.Task[Path]] = {}
+        self._background: set[asyncio.Task[bool]] = set()
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cache_bytes = 0
+        self._mapped: OrderedDict[str, memoryview] = OrderedDict()
+
+    def path(self, digest: str) -> Path:
+        """Returns where the file is, or would be."""
+        return self.store.path(digest)
+
+    def has(self, digest: str) -> bool:
+        """Returns whether this master has it on disk."""
+        return self.store.size(digest) is not None
+
+    async def close(self) -> None:
+        """Ends copies that still run and closes the connections to the peers."""
+        tasks: list[asyncio.Task[bool] | asyncio.Task[Path]] = [*self._background, *self._fetching.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._mapped.clear()
+        if self._session is not None:
+            await self._session.close()
+        self.store.close()
+
+    # ------------------------------------------------------------ writing
+
+    async def put(self, stream: AsyncIterable[bytes], digest: str) -> bool:
+        """Stores the bytes on a majority of masters; returns whether they were new here.
+
+        Errors: BadBlob (wrong digest, too large), NoMajority, OSError (this disk).
+        """
+        new = await self.put_here(stream, digest)
+        await self._ensure(digest, ask_first=not new)
+        return new
+
+    async def put_here(self, stream: AsyncIterable[bytes], digest: str) -> bool:
+        """Stores the bytes on this master alone; returns whether they were new. Errors: BadBlob, OSError."""
+        if self.has(digest):
+            async for _ in stream:  # a sender that gets its answer too early would see a broken pipe
+                pass
+            return False
+        await self.store.put(stream, digest, self.limit_bytes)
+        return True
+
+    async def put_bytes(self, data: bytes) -> str:
+        """Stores `data` on a majority of masters; returns its digest. Errors: NoMajority, OSError."""
+        digest = await self.store.digest_of(data)
+        await self.put(_once(data), digest)
+        return digest
+
+    async def ensure_majority(self, digest: str) -> None:
+        """Returns when a majority of masters has the blob on disk. Errors: UnknownBlob, NoMajority."""
+        if not is_digest(digest):
+            raise BadBlob(f"{digest!r} is not a SHA-256 (64 lower-case hexadecimal digits)")
+        await self._ensure(digest, ask_first=True)
+
+    async def _ensure(self, digest: str, *, ask_first: bool) -> None:
+        if self._count(digest) >= self._majority:
+            return
+        holders = self._holders_of(digest)
+        if ask_first:  # not after an upload of something new: nobody else can have it yet
+            await self._until_majority(digest, self._ask_head, self._peers.keys() - holders)
+        if not self.has(digest):
+            if not holders:
+                raise UnknownBlob(digest)
+            await self.fetch(digest)
+        await self._until_majority(digest, self._send, self._peers.keys() - holders)
+        if self._count(digest) < self._majority:
+            raise NoMajority(f"{self._count(digest)} of {len(self._peers) + 1} masters have blob {digest}")
+
+    def _count(self, digest: str) -> int:
+        return len(self._holders.get(digest, ())) + self.has(digest)
+
+    def _holders_of(self, digest: str) -> set[str]:
+        holders = self._holders.setdefault(digest, set())
+        self._holders.move_to_end(digest)
+        if len(self._holders) > KNOWN_DIGESTS:
+            self._holders.popitem(last=False)
+        return holders
+
+    async def _until_majority(
+        self, digest: str, act: Callable[[str, str], Awaitable[bool]], peers: Collection[str]
+    ) -> None:
+        """Acts on all peers at once and returns when enough hold the blob; the others go on behind."""
+
+        async def one(peer: str) -> bool:
+            held = await act(peer, digest)
+            if held:
+                self._holders_of(digest).add(peer)
+            return held
+
+        if self._count(digest) >= self._majority:
+            return
+        pending = {asyncio.create_task(one(peer)) for peer in peers}
+        for task in pending:
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        while pending and self._count(digest) < self._majority:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _ask_head(self, peer: str, digest: str) -> bool:
+        try:
+            async with self._http().head(self._url(peer, digest), timeout=_HEAD_TIMEOUT) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _send(self, peer: str, digest: str) -> bool:
+        size = self.store.size(digest)
+        try:
+            async with self._http().put(
+                self._url(peer, digest), data=self.store.chunks(digest), headers={"Content-Length": str(size)}
+            ) as answer:
+                if answer.status in (200, 201):
+                    return True
+                log.warning("master %s refused blob %s: %s %s", peer, digest, answer.status, await _start_of(answer))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            log.info("blob %s could not be copied to master %s: %s", digest, peer, error or type(error).__name__)
+        return False
+
+    # ------------------------------------------------------------ reading
+
+    async def fetch(self, digest: str) -> Path:
+        """Returns the path of the blob's file, after copying it from a peer if it is not here. Errors: UnknownBlob."""
+        if not is_digest(digest):
+            raise UnknownBlob(digest)
+        if self.has(digest):
+            return self.path(digest)
+        task = self._fetching.get(digest)
+        if task is None:
+            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
+            task.add_done_callback(lambda _: self._fetching.pop(digest, None))
+        return await asyncio.shield(task)
+
+    async def _fetch(self, digest: str) -> Path:
+        known = self._holders.get(digest, set())
+        for peer in sorted(self._peers, key=lambda peer: peer not in known):
+            try:
+                async with self._http().get(self._url(peer, digest)) as answer:
+                    if answer.status == 200:
+                        await self.store.put(answer.content.iter_any(), digest, self.limit_bytes)
+                        self._holders_of(digest).add(peer)
+                        return self.path(digest)
+            except (aiohttp.ClientError, TimeoutError, BadBlob) as error:
+                log.warning("blob %s from master %s: %s", digest, peer, error or type(error).__name__)
+        raise UnknownBlob(digest)
+
+    async def read(self, digest: str) -> bytes:
+        """Returns the bytes, checked against the digest. Errors: UnknownBlob, OSError."""
+        data = self._cache.get(digest)
+        if data is not None:
+            self._cache.move_to_end(digest)
+            return data
+        await self.fetch(digest)
+        try:
+            data = await self.store.read(digest)
+        except BadBlob as error:  # the disk changed it; it has been moved aside
+            log.error("%s; taking it from another master", error)
+            await self.fetch(digest)
+            data = await self.store.read(digest)
+        if len(data) <= CACHE_ENTRY_BYTES and digest not in self._cache:
+            self._cache[digest] = data
+            self._cache_bytes += len(data)
+            while self._cache_bytes > CACHE_BYTES:
+                self._cache_bytes -= len(self._cache.popitem(last=False)[1])
+        return data
+
+    async def item(self, digest: str, position: int) -> bytes:
+        """Returns item `position` of a blob of packed items. Errors: UnknownBlob, items.BadItems, IndexError."""
+        return items.read(await self._map(digest), position)
+
+    async def items_count(self, digest: str) -> int:
+        """Returns how many items a blob of packed items has. Errors: UnknownBlob, items.BadItems."""
+        return items.count(await self._map(digest))
+
+    async def _map(self, digest: str) -> memoryview:
+        view = self._mapped.get(digest)
+        if view is not None:
+            self._mapped.move_to_end(digest)
+            return view
+        path = await self.fetch(digest)
+        if path.stat().st_size <= CACHE_ENTRY_BYTES:
+            view = memoryview(await self.read(digest))
+        else:
+            await self.store.check(digest)
+            with path.open("rb") as file:
+                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._mapped[digest] = view
+        if len(self._mapped) > MAPPED_FILES:
+            self._mapped.popitem(last=False)
+        return view
+
+    # ------------------------------------------------------------ peers
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers=self._headers, timeout=_TIMEOUT, auto_decompress=False)
+        return self._session
+
+    def _url(self, peer: str, digest: str) -> str:
+        return f"{self._peers[peer]}/internal/blobs/{digest}"
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _start_of(answer: aiohttp.ClientResponse) -> str:
+    return (await answer.content.read(300)).decode("utf-8", "replace")
