@@ -96,12 +96,15 @@ class AddHost(Command, frozen=True, tag="host.add"):
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
-    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost."""
+    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost.
+    `code_index` is what the agent says it has (its folder may have been wiped): it lowers what was acknowledged,
+    never raises it; -1 = not said. Answers Applied(attempts lost)."""
 
     host: str
     incarnation: str
     facts: HostFacts
     at: float
+    code_index: int = -1
 
 
 class HostSuspect(Command, frozen=True, tag="host.suspect"):

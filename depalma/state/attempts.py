@@ -1,0 +1,273 @@
+"""Commands about attempts: assign, start, finish; and what a lost host means for them. [pure]
+
+These are the hot ones. A batch is many small guarded writes: each is accepted or refused on its own, what belongs to
+a whole job is looked at once a stretch of equal jobs, and a job is settled once a command.
+"""
+
+from __future__ import annotations
+
+from depalma.model import AttemptRef, Report
+from depalma.state.cluster_state import ClusterState
+from depalma.state.commands import (
+    Applied,
+    AssignOutcome,
+    AssignTasks,
+    FinishOutcome,
+    FinishTasks,
+    Rejected,
+    StartTasks,
+)
+from depalma.state.event_log import RETURNED, Detail
+from depalma.state.hosts import Host
+from depalma.state.jobs import Attempt, Job, PastAttempt
+from depalma.state.placement import misfit
+from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
+
+#: Longest reason that is kept of a placement.
+_MAX_REASON = 300
+
+
+def assign_tasks(state: ClusterState, command: AssignTasks) -> Applied | Rejected:
+    """Gives the tasks to the host, each if it is still queued, next in attempts, and allowed there."""
+    if command.term < state.term:
+        return Rejected("stale_term", f"assigned by a leader of term {command.term}, term {state.term} has begun")
+    fence = state.version
+    refusal = _host_refusal(state, command)
+    if refusal:
+        return Applied(AssignOutcome((), fence, tuple((ref, refusal) for ref in command.tasks)), state.version)
+    host = state.hosts[command.host]
+    state.term = command.term
+    accepted, refused = _assign_all(state, host, command, fence)
+    if accepted:
+        detail: Detail = {"reason": command.reason[:_MAX_REASON], "fence": fence}
+        state.events.add("task.assigned", command.at, host=host.name, refs=accepted, detail=detail)
+        state.changes.hosts.add(host.name)
+    return Applied(AssignOutcome(accepted, fence, refused), state.version)
+
+
+def _host_refusal(state: ClusterState, command: AssignTasks) -> str:
+    host = state.hosts.get(command.host)
+    if host is None:
+        return "unknown_host"
+    if host.incarnation != command.incarnation:
+        return "stale_incarnation"
+    return "" if host.state == "up" else "host_not_up"
+
+
+def _assign_all(
+    state: ClusterState, host: Host, command: AssignTasks, fence: int
+) -> tuple[tuple[AttemptRef, ...], tuple[tuple[AttemptRef, str], ...]]:
+    """Returns what was accepted and what was refused, with the word for why."""
+    accepted: list[AttemptRef] = []
+    refused: list[tuple[AttemptRef, str]] = []
+    touched: dict[int, Job] = {}
+    name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:_MAX_REASON]
+    job: Job | None = None
+    job_id, room, weight = -1, 0, 0
+    barred = "unknown_job"
+    for ref in command.tasks:
+        if ref[0] != job_id:
+            job_id = ref[0]
+            job = state.jobs.get(job_id)
+            barred, room, weight = _job_terms(job, host)
+        problem = barred or ("job_limit" if room <= 0 else "")
+        if problem or job is None:
+            refused.append((ref, problem))
+            continue
+        index, number = ref[1], ref[2]
+        problem = _task_problem(job, index, number)
+        if problem:
+            refused.append((ref, problem))
+            continue
+        attempt = Attempt(number, name, incarnation, at, None, fence, reason)
+        job.assign(index, attempt)
+        host.attempts[ref] = attempt
+        host.used += weight
+        room -= 1
+        touched[job_id] = job
+        accepted.append(ref)
+    for job in touched.values():
+        state.settle(job, at)
+    return tuple(accepted), tuple(refused)
+
+
+def _job_terms(job: Job | None, host: Host) -> tuple[str, int, int]:
+    """Returns why no task of the job may go to the host now, how many may at most, and the slots one takes."""
+    if job is None:
+        return "unknown_job", 0, 0
+    weight = job.shape.weight
+    if job.held:
+        return "held", 0, weight
+    if job.cancelled:
+        return "cancelled", 0, weight
+    if job.code_index > host.code_index:
+        return "code_lag", 0, weight
+    # Slots are the leader's to count (it may assign ahead); a task too large for the whole host is refused here too.
+    if misfit(job.shape, host, host.slots or job.shape.weight):
+        return "constraint", 0, weight
+    limit = job.spec.max_running
+    return "", limit - len(job.running) if limit else len(job.states), weight
+
+
+def _task_problem(job: Job, index: int, number: int) -> str:
+    position = index - job.first
+    states = job.states
+    if not 0 <= position < len(states):
+        return "unknown_task"
+    if states[position] != QUEUED:
+        return "not_queued"
+    story = job.stories.get(position) if job.stories else None
+    return "" if number == (story.last + 1 if story else 1) else "stale_attempt"
+
+
+def start_tasks(state: ClusterState, command: StartTasks) -> Applied | Rejected:
+    """Records that attempts run; those that do not live there any more are stale."""
+    host = state.hosts.get(command.host)
+    if host is None:
+        return _unknown_host(command.host)
+    live = host.attempts if host.incarnation == command.incarnation else {}
+    recorded: list[AttemptRef] = []
+    started: list[AttemptRef] = []
+    stale: list[AttemptRef] = []
+    for job_id, index, number, started_at in command.tasks:
+        ref = (job_id, index, number)
+        attempt = live.get(ref)
+        if attempt is None:
+            stale.append(ref)
+            continue
+        recorded.append(ref)
+        job = state.jobs[job_id]
+        if job.states[index - job.first] == ASSIGNED:
+            job.start(index, attempt, started_at)
+            state.changes.jobs.add(job_id)
+            started.append(ref)
+    if started:
+        state.events.add("task.started", command.at, host=host.name, refs=tuple(started))
+    return Applied(FinishOutcome(tuple(recorded), tuple(stale)), state.version)
+
+
+class _Endings:
+    """What one command ended, for its events."""
+
+    __slots__ = ("back", "back_words", "ended", "lost", "touched", "words")
+
+    def __init__(self) -> None:
+        self.ended: list[AttemptRef] = []
+        self.words = bytearray()
+        self.lost: list[AttemptRef] = []
+        self.back: list[AttemptRef] = []
+        self.back_words = bytearray()
+        self.touched: dict[int, Job] = {}
+
+    def publish(self, state: ClusterState, host: Host, at: float, reason: str = "") -> None:
+        """Adds the events and settles the jobs."""
+        add, name = state.events.add, host.name
+        detail = {"reason": reason} if reason else None
+        if self.ended:
+            add("task.finished", at, host=name, refs=tuple(self.ended), words=bytes(self.words), detail=detail)
+        if self.lost:
+            add("task.lost", at, host=name, refs=tuple(self.lost), detail=detail)
+        if self.back:
+            add("task.requeued", at, host=name, refs=tuple(self.back), words=bytes(self.back_words), detail=detail)
+        for job in self.touched.values():
+            state.settle(job, at)
+        if self.touched:
+            state.changes.hosts.add(name)
+
+
+def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejected:
+    """Records how attempts ended; a report of an attempt that does not live there any more is stale."""
+    host = state.hosts.get(command.host)
+    if host is None:
+        return _unknown_host(command.host)
+    live = host.attempts if host.incarnation == command.incarnation else {}
+    endings = _Endings()
+    touched, ended, words = endings.touched, endings.ended, endings.words
+    recorded: list[AttemptRef] = []
+    stale: list[AttemptRef] = []
+    at = command.at
+    for report in command.reports:
+        job_id = report.job
+        ref = (job_id, report.task, report.attempt)
+        attempt = live.pop(ref, None)
+        if attempt is None:
+            stale.append(ref)
+            continue
+        job = touched.get(job_id)
+        if job is None:
+            job = touched[job_id] = state.jobs[job_id]
+        host.used -= job.shape.weight
+        recorded.append(ref)
+        if report.outcome == "succeeded":
+            job.finish(report.task, SUCCEEDED, attempt, report, at)
+            ended.append(ref)
+            words.append(SUCCEEDED)
+        else:
+            _end_badly(job, ref, attempt, report, at, endings)
+    endings.publish(state, host, at)
+    return Applied(FinishOutcome(tuple(recorded), tuple(stale)), state.version)
+
+
+def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: float, endings: _Endings) -> None:
+    """Ends an attempt that did not succeed: for good, or back to the queue."""
+    index = report.task
+    outcome = report.outcome
+    if outcome == "returned":
+        code, again, counts = CANCELLED, not job.cancelled, False
+    else:
+        # An outcome that this version does not know is a failure: the attempt is over in any case.
+        code = OUTCOMES.get(outcome, FAILED)
+        counts = code in (FAILED, TIMED_OUT)
+        retry = counts and _failures(job, index) < job.spec.retries
+        again = retry and not job.cancelled
+        if retry and job.cancelled:
+            code = CANCELLED
+    if not again:
+        job.finish(index, code, attempt, report, at)
+        endings.ended.append(ref)
+        endings.words.append(code)
+        return
+    started = attempt.started_at if report.started_at is None else report.started_at
+    finished = at if report.finished_at is None else report.finished_at
+    word = WORDS[code] if counts else "returned"
+    past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error)
+    job.requeue(index, attempt, past, counts)
+    endings.back.append(ref)
+    endings.back_words.append(code if counts else RETURNED)
+
+
+def _failures(job: Job, index: int) -> int:
+    story = job.stories.get(index - job.first)
+    return story.failures if story else 0
+
+
+def lose_attempts(state: ClusterState, host: Host, reason: str, at: float) -> int:
+    """Takes everything from a host that is gone: back to the queue, or ended where it may not run again."""
+    endings = _Endings()
+    for ref in sorted(host.attempts):
+        attempt = host.attempts[ref]
+        job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
+        index = ref[1]
+        if job.spec.restartable and not job.cancelled:
+            past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason)
+            job.requeue(index, attempt, past, counts=False)
+            endings.back.append(ref)
+            endings.back_words.append(LOST)
+            continue
+        code = CANCELLED if job.cancelled else LOST
+        report = Report(*ref, WORDS[code], error=reason, code_index=job.code_index)
+        job.finish(index, code, attempt, report, at)
+        if code == LOST:
+            endings.lost.append(ref)
+        else:
+            endings.ended.append(ref)
+            endings.words.append(code)
+    count = len(host.attempts)
+    host.attempts.clear()
+    host.used = 0
+    endings.publish(state, host, at, reason)
+    return count
+
+
+def _unknown_host(name: str) -> Rejected:
+    return Rejected("unknown_host", f"there is no host {name}")

@@ -1,0 +1,157 @@
+"""What a user may ask for: each refusal names the field, what was given, and what is allowed. [pure]
+
+A check returns None, or the refusal. Masters repeat on apply what clients checked before, because the log is the last
+place where a bad value can be stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import isfinite
+
+from depalma import items
+from depalma.model import MAX_TASKS, JobSpec, Payload
+from depalma.state.commands import Rejected
+
+MAX_PRIORITY = 1_000_000
+MAX_FIRST_INDEX = 1 << 40
+MAX_RETRIES = 1000
+#: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
+MAX_INLINE_BYTES = 65_536
+_MAX_TEXT_BYTES = 131_072
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PYTHON = re.compile(r"3\.[0-9]{1,3}")
+
+
+def bad_field(field: str, given: object, allowed: str) -> Rejected:
+    """Returns the refusal of a field's value."""
+    text = repr(given)
+    return Rejected("bad_field", f"{field}: {text if len(text) <= 80 else text[:77] + '...'} given; allowed: {allowed}")
+
+
+def bad_name(field: str, name: str) -> Rejected | None:
+    """Refuses what cannot name a host, a group or code."""
+    if _NAME.fullmatch(name):
+        return None
+    return bad_field(field, name, "letters, digits, '.', '_', '-', at most 63, no leading sign")
+
+
+def bad_digest(field: str, digest: str) -> Rejected | None:
+    """Refuses what is no SHA-256 in lower-case hex."""
+    return None if _DIGEST.fullmatch(digest) else bad_field(field, digest, "64 lower-case hex digits")
+
+
+def bad_range(field: str, value: float, low: float, high: float) -> Rejected | None:
+    """Refuses a number outside low..high (both allowed), and what is no number."""
+    return None if low <= value <= high else bad_field(field, value, f"{low} to {high}")
+
+
+def bad_time(at: float) -> Rejected | None:
+    """Refuses a command whose time is none."""
+    return None if isfinite(at) and at >= 0 else bad_field("at", at, "seconds since the epoch")
+
+
+def bad_payload(field: str, payload: Payload) -> Rejected | None:
+    """Refuses bytes that are in two places, too large for the log, or named by no digest."""
+    if payload.digest and payload.inline:
+        return bad_field(field, "inline bytes and a digest", "one of them")
+    if payload.digest:
+        return bad_digest(f"{field}.digest", payload.digest) or bad_range(
+            f"{field}.size_bytes", payload.size_bytes, 0, 1 << 50
+        )
+    if len(payload.inline) > MAX_INLINE_BYTES:
+        return bad_field(field, f"{len(payload.inline)} bytes", f"at most {MAX_INLINE_BYTES} inline; a blob above that")
+    return None
+
+
+def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None:
+    """Refuses packed arguments that are not `count` items (of a blob only its reference can be looked at)."""
+    wrong = bad_payload(field, arguments)
+    if wrong or arguments.digest:
+        return wrong
+    try:
+        number = items.count(arguments.inline)
+        if number == count:
+            for place in range(count):
+                items.read(arguments.inline, place)
+            return None
+    except items.BadItems as error:
+        return bad_field(field, str(error), "what items.pack made")
+    return bad_field(field, f"{number} items", f"one a task, so {count}")
+
+
+def bad_spec(spec: JobSpec) -> Rejected | None:
+    """Refuses a spec that could never run, by the first field that is wrong."""
+    return _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_tasks(spec)
+
+
+def _bad_work(spec: JobSpec) -> Rejected | None:
+    if spec.kind == "command":
+        if not spec.argv or not spec.argv[0]:
+            return bad_field("argv", list(spec.argv), "at least the program's name")
+        if spec.function or spec.function_pickle is not None:
+            return bad_field("function", spec.function or "a pickle", "nothing in a command job")
+        return None
+    if spec.argv:
+        return bad_field("argv", list(spec.argv), "nothing in a function job")
+    if spec.function and spec.function_pickle is not None:
+        return bad_field("function", spec.function, "a name or a pickle, not both")
+    if not spec.function and spec.function_pickle is None and spec.arguments is None and not spec.open:
+        return bad_field("function", "", "a name, a pickle, or arguments that carry one each")
+    return bad_payload("function_pickle", spec.function_pickle) if spec.function_pickle else None
+
+
+def _bad_texts(spec: JobSpec) -> Rejected | None:
+    for field in ("name", "user", "group", "on_host", "cwd", "function", "stdout", "stderr"):
+        text: str = getattr(spec, field)
+        if len(text) > 4096 or "\0" in text:
+            return bad_field(field, text, "at most 4096 characters, no NUL")
+    for field, name in (("group", spec.group), ("on_host", spec.on_host)):
+        if name and (wrong := bad_name(field, name)):
+            return wrong
+    if len(spec.tags) > 100 or any(not tag or len(tag) > 200 for tag in spec.tags):
+        return bad_field("tags", list(spec.tags), "at most 100 tags of 1 to 200 characters")
+    if spec.python and not _PYTHON.fullmatch(spec.python):
+        return bad_field("python", spec.python, "like 3.11, or empty")
+    if _too_long(spec.argv):
+        return bad_field("argv", list(spec.argv), f"at most {_MAX_TEXT_BYTES} characters together, no NUL")
+    for key in spec.env:
+        if not key or "=" in key:
+            return bad_field("env", key, "names that are not empty and have no '='")
+    if _too_long([*spec.env.keys(), *spec.env.values()]):
+        return bad_field("env", sorted(spec.env), f"at most {_MAX_TEXT_BYTES} characters together, no NUL")
+    return None
+
+
+def _bad_numbers(spec: JobSpec) -> Rejected | None:
+    if not 0 < spec.cpus <= 4096:
+        return bad_field("cpus", spec.cpus, "above 0, at most 4096")
+    for field, value, low, high in (
+        ("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        ("memory_bytes", spec.memory_bytes, 0, 1 << 50),
+        ("max_running", spec.max_running, 0, MAX_TASKS),
+        ("retries", spec.retries, 0, MAX_RETRIES),
+        ("timeout_s", spec.timeout_s, 0, 1e9),
+        ("grace_s", spec.grace_s, 0, 86_400),
+        ("first_index", spec.first_index, 0, MAX_FIRST_INDEX),
+        ("count", spec.count, 0, MAX_TASKS),
+    ):
+        if wrong := bad_range(field, value, low, high):
+            return wrong
+    return None
+
+
+def _bad_tasks(spec: JobSpec) -> Rejected | None:
+    if spec.arguments is None:
+        return None
+    if not spec.count:
+        return bad_field("arguments", "arguments", "none when there is no task")
+    return bad_arguments("arguments", spec.arguments, spec.count)
+
+
+def _too_long(texts: Iterable[str]) -> bool:
+    texts = list(texts)
+    return sum(map(len, texts)) > _MAX_TEXT_BYTES or any("\0" in text for text in texts)

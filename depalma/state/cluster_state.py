@@ -1,0 +1,83 @@
+"""Everything that the masters replicate. [pure]"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from depalma.codetree import CodeEntry, tree_at, tree_digest
+from depalma.state.event_log import EventLog
+from depalma.state.hosts import Host
+from depalma.state.invariants import check
+from depalma.state.jobs import Job
+from depalma.state.placement import ReadyJobs
+from depalma.state.requests import Answers
+
+
+class Changes(Struct, gc=False):
+    """What changed since it was last drained. Soft: not replicated, not in snapshots; for waking up who waits."""
+
+    jobs: set[int]
+    hosts: set[str]
+    code: bool = False
+
+
+class ClusterState:
+    """The jobs, the hosts and the code log. Only `machine.apply` changes it; read it on the same thread."""
+
+    __slots__ = (
+        "_trees",
+        "answers",
+        "changes",
+        "code",
+        "events",
+        "hosts",
+        "jobs",
+        "next_job",
+        "ready",
+        "term",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.version = 0  #: commands applied, refused ones included
+        self.term = 0  #: highest term of a leader that assigned tasks
+        self.next_job = 1  #: id of the next job
+        self.jobs: dict[int, Job] = {}  #: in order of id
+        self.hosts: dict[str, Host] = {}
+        self.code: list[CodeEntry] = []  #: entry n stands at n - 1
+        self.answers = Answers()
+        self.events = EventLog()
+        self.ready = ReadyJobs()  #: derived
+        self.changes = Changes(set(), set())
+        self._trees: dict[int, str] = {0: ""}
+
+    @classmethod
+    def empty(cls) -> ClusterState:
+        """Returns the state before the first command."""
+        return cls()
+
+    @property
+    def code_index(self) -> int:
+        """Returns the number of the newest entry of the code log, 0 when it is empty."""
+        return len(self.code)
+
+    def tree_digest(self, index: int) -> str:
+        """Returns the digest of the code at `index`. Errors: KeyError beyond the log."""
+        digest = self._trees.get(index)
+        if digest is None:
+            if not 0 <= index <= len(self.code):
+                raise KeyError(index)
+            digest = self._trees[index] = tree_digest(tree_at(self.code[:index], index))
+        return digest
+
+    def settle(self, job: Job, at: float) -> None:
+        """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change."""
+        if not job.open and job.finished_at is None and len(job.done) == len(job.states):
+            job.finished_at = at
+            self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
+        self.ready.refresh(job)
+        self.changes.jobs.add(job.id)
+
+    def check_invariants(self) -> None:
+        """Checks every rule that ties the parts together. Errors: BrokenInvariant that names what does not fit."""
+        check(self)

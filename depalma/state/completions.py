@@ -1,0 +1,245 @@
+"""How the tasks of a job ended, in the order in which they did. [pure]
+
+Columns, not objects: a finished task takes some 45 bytes and its result. What most tasks of a job share (host, exit
+code, code index and digest …) is a `Note`, stored once. Queued tasks that a cancellation ended have nothing to tell:
+they are one range, of which a job has at most one.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from depalma.model import Payload, TaskState
+
+
+class Note(Struct, frozen=True, array_like=True, gc=False):
+    """What a final attempt has in common with many others."""
+
+    attempt: int
+    host: str
+    exit_code: int | None
+    signal: int | None
+    error: str
+    code_index: int
+    code_digest: str
+    reason: str  #: why it was placed there
+
+
+#: The fields of a Note, in order.
+NoteKey = tuple[int, str, int | None, int | None, str, int, str, str]
+
+
+class Finished(Struct, frozen=True, gc=False):
+    """The record of a finished task. `attempt` 0 and no host: it never left the queue."""
+
+    state: TaskState
+    attempt: int
+    host: str
+    exit_code: int | None
+    signal: int | None
+    error: str
+    result: Payload | None
+    started_at: float | None
+    finished_at: float
+    code_index: int
+    code_digest: str
+    reason: str
+
+
+class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
+    """The columns as they stand in a snapshot (little endian)."""
+
+    tasks: bytes
+    started: bytes
+    finished: bytes
+    notes: bytes
+    results: list[Payload | None]
+    table: list[Note]
+    bulk_at: int
+    bulk_first: int
+    bulk_count: int
+    bulk_time: float
+
+
+_NAN = float("nan")
+
+
+class Completions(Sequence[int]):
+    """Task indices in order of completion, identical on all replicas, and the record of each."""
+
+    __slots__ = (
+        "_finished",
+        "_first",
+        "_last_result",
+        "_note_ids",
+        "_notes",
+        "_ordinals",
+        "_results",
+        "_started",
+        "_table",
+        "_tasks",
+        "bulk_at",
+        "bulk_count",
+        "bulk_first",
+        "bulk_time",
+    )
+
+    def __init__(self, first_index: int) -> None:
+        self._first = first_index
+        self._tasks = array("q")  #: task index
+        self._started = array("d")  #: NaN = unknown
+        self._finished = array("d")
+        self._notes = array("I")  #: position in the table
+        self._results: list[Payload | None] = []
+        self._table: list[Note] = []
+        self._note_ids: dict[NoteKey, int] = {}
+        self._ordinals = array("I")  #: by position of the task: 1 + its place in the columns, 0 = not there
+        self._last_result: Payload | None = None
+        self.bulk_at = -1  #: where in the order the range of cancelled tasks stands; -1 = there is none
+        self.bulk_first = 0
+        self.bulk_count = 0
+        self.bulk_time = 0.0
+
+    def __len__(self) -> int:
+        return len(self._tasks) + self.bulk_count
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        size = len(self)
+        if place < 0:
+            place += size
+        if not 0 <= place < size:
+            raise IndexError(place)
+        if not self.bulk_count or place < self.bulk_at:
+            return self._tasks[place]
+        if place < self.bulk_at + self.bulk_count:
+            return self.bulk_first + place - self.bulk_at
+        return self._tasks[place - self.bulk_count]
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.bulk_count:
+            yield from self._tasks
+            return
+        yield from self._tasks[: self.bulk_at]
+        yield from range(self.bulk_first, self.bulk_first + self.bulk_count)
+        yield from self._tasks[self.bulk_at :]
+
+    def add(self, index: int, note: NoteKey, started: float | None, at: float, result: Payload | None) -> None:
+        """Appends the record of a task. `note` has the fields of a Note, in order."""
+        number = self._note_ids.get(note)
+        if number is None:
+            number = self._add_note(Note(*note), note)
+        if result is not None:
+            # Tasks of a job often give the same small value (None): one object then.
+            if result == self._last_result:
+                result = self._last_result
+            else:
+                self._last_result = result
+        self._tasks.append(index)
+        self._started.append(_NAN if started is None else started)
+        self._finished.append(at)
+        self._notes.append(number)
+        self._results.append(result)
+        self._set_ordinal(index - self._first, len(self._tasks))
+
+    def add_range(self, first: int, count: int, at: float) -> None:
+        """Appends `count` tasks from index `first` on as cancelled in the queue. At most once a job."""
+        if count and self.bulk_count:
+            raise ValueError("a job has at most one range of cancelled tasks")
+        if count:
+            self.bulk_at, self.bulk_first, self.bulk_count, self.bulk_time = len(self._tasks), first, count, at
+
+    def find(self, index: int, state: TaskState) -> Finished | None:
+        """Returns the record of the task with `state` as its state, or None while it has none."""
+        position = index - self._first
+        place = self._ordinals[position] - 1 if 0 <= position < len(self._ordinals) else -1
+        if place < 0:
+            if self.bulk_first <= index < self.bulk_first + self.bulk_count:
+                return Finished(state, 0, "", None, None, "", None, None, self.bulk_time, 0, "", "")
+            return None
+        note = self._table[self._notes[place]]
+        started = self._started[place]
+        return Finished(
+            state,
+            note.attempt,
+            note.host,
+            note.exit_code,
+            note.signal,
+            note.error,
+            self._results[place],
+            started if started == started else None,
+            self._finished[place],
+            note.code_index,
+            note.code_digest,
+            note.reason,
+        )
+
+    def image(self) -> CompletionsImage:
+        """Returns the columns for a snapshot."""
+        return CompletionsImage(
+            _little(self._tasks),
+            _little(self._started),
+            _little(self._finished),
+            _little(self._notes),
+            self._results,
+            self._table,
+            self.bulk_at,
+            self.bulk_first,
+            self.bulk_count,
+            self.bulk_time,
+        )
+
+    @classmethod
+    def from_image(cls, image: CompletionsImage, first_index: int) -> Completions:
+        """Returns what `image` was made of."""
+        self = cls(first_index)
+        for column, data in (
+            (self._tasks, image.tasks),
+            (self._started, image.started),
+            (self._finished, image.finished),
+            (self._notes, image.notes),
+        ):
+            column.frombytes(data)
+            if sys.byteorder == "big":
+                column.byteswap()
+        seen: dict[Payload, Payload] = {}
+        self._results = [result and seen.setdefault(result, result) for result in image.results]
+        for note in image.table:
+            self._add_note(note, astuple(note))
+        for place, index in enumerate(self._tasks):
+            self._set_ordinal(index - first_index, place + 1)
+        self.bulk_at, self.bulk_first = image.bulk_at, image.bulk_first
+        self.bulk_count, self.bulk_time = image.bulk_count, image.bulk_time
+        return self
+
+    def _add_note(self, note: Note, key: NoteKey) -> int:
+        if not note.error:  # errors are mostly of one task each: not worth remembering
+            self._note_ids[key] = len(self._table)
+        self._table.append(note)
+        return len(self._table) - 1
+
+    def _set_ordinal(self, position: int, ordinal: int) -> None:
+        ordinals = self._ordinals
+        missing = position + 1 - len(ordinals)
+        if missing > 0:
+            # Half as much again, as lists grow: tasks finish in about the order of their index.
+            ordinals.frombytes(bytes(ordinals.itemsize * (missing + (len(ordinals) >> 1))))
+        ordinals[position] = ordinal
+
+
+def _little(column: array[int] | array[float]) -> bytes:
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()

@@ -1,0 +1,70 @@
+"""What happened, numbered without gaps. [pure]
+
+One compact record a command; it is opened into one event a task only when somebody reads (`events.py`). A ring of
+bounded size is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from depalma.model import AttemptRef
+
+#: Events that are kept at least (whole records are dropped, so it may be a few more).
+KEEP_EVENTS = 50_000
+
+#: What `words` of a requeue record say beyond the states: the agent gave the task back unstarted.
+RETURNED = 100
+
+Detail = Mapping[str, str | int | float | bool | None]
+
+
+class EventRecord(Struct, frozen=True, array_like=True, gc=False):
+    """Events of one kind from one command: one a ref, or a single one when there are no refs."""
+
+    first: int  #: number of the first of them
+    kind: str
+    at: float
+    job: int = -1
+    host: str = ""
+    refs: tuple[AttemptRef, ...] = ()
+    words: bytes = b""  #: one a ref, for kinds that tell a state (see `events.py`)
+    detail: Detail | None = None
+
+    @property
+    def count(self) -> int:
+        """Returns how many events it stands for."""
+        return len(self.refs) or 1
+
+
+class EventLog:
+    """The ring of the latest records; numbers start at 1 and never repeat."""
+
+    __slots__ = ("next_index", "records")
+
+    def __init__(self) -> None:
+        self.next_index = 1
+        self.records: deque[EventRecord] = deque()
+
+    def add(
+        self,
+        kind: str,
+        at: float,
+        *,
+        job: int = -1,
+        host: str = "",
+        refs: tuple[AttemptRef, ...] = (),
+        words: bytes = b"",
+        detail: Detail | None = None,
+    ) -> None:
+        """Appends a record and drops what is too old."""
+        record = EventRecord(self.next_index, kind, at, job, host, refs, words, detail)
+        records = self.records
+        records.append(record)
+        self.next_index += len(refs) or 1
+        bound = self.next_index - KEEP_EVENTS
+        while len(records) > 1 and records[1].first <= bound:
+            records.popleft()

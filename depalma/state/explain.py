@@ -1,0 +1,139 @@
+"""Why a task waits, or where and why it ran, in words. [pure]
+
+Waiting is explained host by host with the very check that the dispatcher uses (`placement.misfit`). What only the
+leader knows (which hosts are connected) is not here.
+"""
+
+from __future__ import annotations
+
+from depalma.model import FINAL_STATES
+from depalma.state.cluster_state import ClusterState
+from depalma.state.hosts import Host
+from depalma.state.jobs import Job
+from depalma.state.placement import misfit
+from depalma.state.task_states import QUEUED
+
+#: Hosts that are named one by one.
+_MAX_HOSTS = 100
+
+
+def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str]:
+    """Returns lines for people about a job, or about one of its tasks. Errors: IndexError for an unknown task."""
+    if index is None:
+        return _job_lines(state, job)
+    word = job.state_of(index)
+    lines = _story_lines(job, index)
+    if word in FINAL_STATES:
+        return [*lines, *_final_lines(job, index)]
+    attempt = job.running.get(index)
+    if attempt is None:
+        return [*lines, *_waiting_lines(state, job)]
+    verb = "runs" if word == "running" else "was given"
+    lines.append(f"attempt {attempt.number} {verb} {'on' if word == 'running' else 'to'} {attempt.host}")
+    if attempt.reason:
+        lines.append(f"placed there: {attempt.reason}")
+    if job.cancelled:
+        lines.append(_cancel_line(job))
+    return lines
+
+
+def waiting_reason(state: ClusterState, job: Job) -> str:
+    """Returns in one line why tasks of a job wait; empty when there is nothing special to say."""
+    if job.held:
+        return "held until it is released"
+    if job.queued == 0:
+        return "open: waits for more tasks" if job.open and not job.running else ""
+    shape = job.shape
+    if shape.on_host and shape.on_host not in state.hosts:
+        return f"no host {shape.on_host} is known"
+    if shape.group and not any(shape.group in host.groups for host in state.hosts.values()):
+        return f"no host is in group {shape.group}"
+    limit = job.spec.max_running
+    if limit and len(job.running) >= limit:
+        return f"{limit} of its tasks run, its own limit"
+    return ""
+
+
+def _job_lines(state: ClusterState, job: Job) -> list[str]:
+    counts = job.counts()
+    if job.is_final:
+        lines = [
+            f"{job.state()}: {counts.succeeded} of {counts.total} tasks succeeded, {counts.failed} failed, "
+            f"{counts.cancelled} cancelled, {counts.lost} lost"
+        ]
+        if job.cancelled:
+            lines.append(_cancel_line(job))
+        if job.first_bad >= 0:
+            lines += [f"task {job.id}.{job.first_bad}: {line}" for line in _final_lines(job, job.first_bad)]
+        return lines
+    lines = [f"{job.state()}: {counts.running} tasks on hosts, {counts.queued} queued"]
+    if job.cancelled:
+        lines.append(_cancel_line(job))
+    elif job.queued or job.open:
+        lines += _waiting_lines(state, job)
+    return lines
+
+
+def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
+    reason = waiting_reason(state, job)
+    lines = [reason] if reason else []
+    if not job.queued:
+        return lines
+    if job.ready:
+        before = state.ready.before(job)
+        lines.append(f"{before} jobs with queued tasks stand before it" if before else "first in the queue")
+    if not state.hosts:
+        lines.append("there are no hosts")
+    hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))
+    lines += [f"{host.name}: {_fit(job, host)}" for host in hosts[:_MAX_HOSTS]]
+    if len(hosts) > _MAX_HOSTS:
+        fitting = sum(not misfit(job.shape, host, host.slots) for host in hosts)
+        lines.append(f"… {len(hosts)} hosts in all, {fitting} of them fit")
+    return lines
+
+
+def _fit(job: Job, host: Host) -> str:
+    """Returns what stands between the job and the host."""
+    problem = misfit(job.shape, host, host.slots)
+    if problem:
+        return problem
+    free = host.slots - host.used
+    weight = job.shape.weight
+    if free >= weight:
+        return f"fits, {free} of {host.slots} slots are free"
+    needed = f", a task needs {weight}" if weight > 1 else ""
+    return f"fits, but {min(host.used, host.slots)} of {host.slots} slots are taken{needed}"
+
+
+def _story_lines(job: Job, index: int) -> list[str]:
+    story = job.stories.get(index - job.first)
+    if story is None:
+        return []
+    dropped = story.last - len(story.attempts)
+    lines = [f"{dropped} earlier attempts are no longer kept"] if dropped else []
+    for past in story.attempts:
+        why = f": {past.reason.strip().splitlines()[-1]}" if past.reason.strip() else ""
+        lines.append(f"attempt {past.number} on {past.host}: {past.state}{why}; queued again")
+    if job.states[index - job.first] == QUEUED and job.spec.retries and story.failures:
+        lines.append(f"{story.failures} of {job.spec.retries} retries are used")
+    return lines
+
+
+def _final_lines(job: Job, index: int) -> list[str]:
+    record = job.outcome(index)
+    if record is None:
+        return []
+    if not record.host:
+        return ["cancelled while it was queued", _cancel_line(job)]
+    ending = f"attempt {record.attempt} on {record.host}: {record.state}"
+    if record.exit_code is not None:
+        ending += f", exit code {record.exit_code}"
+    if record.signal:
+        ending += f", signal {record.signal}"
+    if record.error.strip():
+        ending += f": {record.error.strip().splitlines()[-1]}"
+    return [ending, f"placed there: {record.reason}"] if record.reason else [ending]
+
+
+def _cancel_line(job: Job) -> str:
+    return f"the job was cancelled{' by ' + job.cancelled_by if job.cancelled_by else ''}"

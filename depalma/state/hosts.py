@@ -1,0 +1,86 @@
+"""One workstation as the cluster knows it. [pure]"""
+
+from __future__ import annotations
+
+from depalma.model import AttemptRef, HostFacts, HostState
+from depalma.state.jobs import Attempt
+
+#: Incarnations that are over, remembered so that a late message of one is not taken for a new agent.
+KEEP_OVER = 16
+#: Acknowledgements kept a host; older ones are implied by `code_index`.
+KEEP_ACKNOWLEDGEMENTS = 1000
+
+
+class Host:
+    """A host. Only commands change it.
+
+    `attempts` holds exactly the attempts that live there, so "is this report's attempt the live one, here, in this
+    incarnation" is one look-up.
+    """
+
+    __slots__ = (
+        "acknowledgements",
+        "added_at",
+        "attempts",
+        "code_index",
+        "configured_slots",
+        "facts",
+        "gpus",
+        "groups",
+        "incarnation",
+        "labels",
+        "name",
+        "over",
+        "priority",
+        "reason",
+        "since",
+        "state",
+        "used",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        groups: tuple[str, ...],
+        labels: dict[str, str],
+        priority: int,
+        slots: int,
+        gpus: int,
+        added_at: float,
+    ) -> None:
+        self.name = name
+        self.groups = groups
+        self.labels = labels
+        self.priority = priority
+        self.configured_slots = slots  #: 0 = what the agent says
+        self.gpus = gpus
+        self.added_at = added_at
+        self.state: HostState = "down"
+        self.reason = "its agent has not connected yet"
+        self.since = added_at  #: of the state
+        self.incarnation = ""  #: of the agent process that counts; empty = none yet
+        self.over: list[str] = []  #: the latest incarnations that will never count again
+        self.facts: HostFacts | None = None
+        self.code_index = 0  #: highest acknowledged
+        self.acknowledgements: dict[int, str] = {}  #: code index → signature
+        self.attempts: dict[AttemptRef, Attempt] = {}
+        self.used = 0  #: slots that its attempts take, those waiting there included
+
+    @property
+    def slots(self) -> int:
+        """Returns its room for tasks; 0 while neither the cluster file nor an agent has said."""
+        if self.configured_slots:
+            return self.configured_slots
+        return self.facts.slots if self.facts else 0
+
+    def turn(self, state: HostState, reason: str, at: float) -> None:
+        """Changes the state, with the reason and since when."""
+        self.state = state
+        self.reason = reason
+        self.since = at
+
+    def retire(self) -> None:
+        """Remembers that the incarnation is over."""
+        if self.incarnation and self.incarnation not in self.over:
+            self.over.append(self.incarnation)
+            del self.over[:-KEEP_OVER]

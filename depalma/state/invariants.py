@@ -1,0 +1,137 @@
+"""The rules that tie the parts of the state together, as code. [pure]
+
+Run after every unit test and simulation step. What would cost a look at every task is done for jobs up to
+`FULL_CHECK_TASKS`; larger ones are checked by counting bytes.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from depalma.model import AttemptRef
+from depalma.state.hosts import Host
+from depalma.state.jobs import Attempt, Job
+from depalma.state.task_states import ASSIGNED, FIRST_FINAL, QUEUED, RUNNING, WORDS
+
+if TYPE_CHECKING:
+    from depalma.state.cluster_state import ClusterState
+
+FULL_CHECK_TASKS = 5000
+_CHECKED_RECORDS = 1000
+
+
+class BrokenInvariant(AssertionError):
+    """The state contradicts itself; the message names the rule and the job or host."""
+
+
+def check(state: ClusterState) -> None:
+    """Checks everything. Errors: BrokenInvariant."""
+    live: dict[str, dict[AttemptRef, Attempt]] = {name: {} for name in state.hosts}
+    ready = 0
+    for job_id, job in state.jobs.items():
+        _must(job.id == job_id < state.next_job, f"job {job_id}: its id is {job.id}, the next is {state.next_job}")
+        _check_job(job)
+        _check_running(state, job, live)
+        _must(job.ready == job.wants_host, f"job {job_id}: ready {job.ready}, wants a host {job.wants_host}")
+        _must(0 <= job.code_index <= state.code_index, f"job {job_id}: code index {job.code_index} is not in the log")
+        ready += job.ready
+    _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
+    _check_ready(state, ready)
+    for host in state.hosts.values():
+        _check_host(state, host, live[host.name])
+    for place, entry in enumerate(state.code, 1):
+        _must(entry.index == place, f"code entry {place}: its index is {entry.index}")
+    _check_events(state)
+
+
+def _must(holds: bool, message: str) -> None:
+    if not holds:
+        raise BrokenInvariant(message)
+
+
+def _check_job(job: Job) -> None:
+    name, states = f"job {job.id}", job.states
+    queued = states.count(QUEUED)
+    live = states.count(ASSIGNED) + states.count(RUNNING)
+    _must(queued == job.queued, f"{name}: {queued} tasks are queued, {job.queued} by arithmetic")
+    _must(live == len(job.running), f"{name}: {live} tasks live, {len(job.running)} attempts")
+    for code in range(len(WORDS)):
+        counted = states.count(code) if code >= FIRST_FINAL else 0
+        _must(counted == job.tally[code], f"{name}: {counted} tasks {WORDS[code]}, tally says {job.tally[code]}")
+    _must(sum(job.tally) == len(job.done), f"{name}: {sum(job.tally)} tasks are final, {len(job.done)} completions")
+    below = states.count(QUEUED, 0, job.cursor)
+    _must(below == len(job.requeued), f"{name}: {below} queued below the cursor, {len(job.requeued)} in the list")
+    _must(job.requeued == sorted(set(job.requeued)), f"{name}: requeued is not sorted and distinct")
+    _must(all(states[position] == QUEUED for position in job.requeued), f"{name}: requeued holds one that is not")
+    _must(0 <= job.cursor <= len(states), f"{name}: cursor {job.cursor} of {len(states)}")
+    left = bool(queued or live or job.open)
+    _must(job.is_final != left, f"{name}: final {job.is_final}, with {queued} queued, {live} live, open {job.open}")
+    _must(not job.cancelled or (not queued and not job.open), f"{name}: cancelled, yet {queued} queued or open")
+    limit = job.spec.max_running
+    _must(not limit or live <= limit, f"{name}: {live} live, limit {limit}")
+    for position, story in job.stories.items():
+        _must(0 <= story.failures <= story.last, f"{name}: position {position}: {story.failures} failures")
+        _must(0 <= position < len(states), f"{name}: story of position {position}")
+    if len(states) <= FULL_CHECK_TASKS:
+        _check_tasks(job)
+
+
+def _check_tasks(job: Job) -> None:
+    """Looks at every task."""
+    final = {job.first + position for position, code in enumerate(job.states) if code >= FIRST_FINAL}
+    order = list(job.finished_order)
+    _must(len(order) == len(set(order)) and set(order) == final, f"job {job.id}: completions are not the final tasks")
+    for index in order:
+        record = job.outcome(index)
+        _must(record is not None and record.state == job.state_of(index), f"job {job.id}: record of task {index}")
+
+
+def _check_running(state: ClusterState, job: Job, live: dict[str, dict[AttemptRef, Attempt]]) -> None:
+    """Checks the attempts of a job and files them under their host."""
+    for index, attempt in job.running.items():
+        name = f"task {job.id}.{index}"
+        position = index - job.first
+        code = job.states[position]
+        _must(code in (ASSIGNED, RUNNING), f"{name}: has an attempt and is {WORDS[code]}")
+        _must((attempt.started_at is not None) == (code == RUNNING), f"{name}: {WORDS[code]}, {attempt.started_at}")
+        story = job.stories.get(position)
+        _must(attempt.number == (story.last if story else 0) + 1, f"{name}: attempt {attempt.number}")
+        _must(0 < attempt.fence <= state.version, f"{name}: fence {attempt.fence}, version {state.version}")
+        _must(attempt.host in live, f"{name}: on unknown host {attempt.host}")
+        live[attempt.host][job.id, index, attempt.number] = attempt
+
+
+def _check_ready(state: ClusterState, ready: int) -> None:
+    indexed = 0
+    for shape, keys in state.ready.shapes():
+        previous = None
+        for key in keys:
+            job = state.jobs.get(state.ready.job_of(key))
+            _must(job is not None and job.ready and job.shape == shape, f"ready index holds {key} under {shape}")
+            _must(previous is None or previous < key, f"ready index of {shape} is out of order at {key}")
+            previous = key
+            indexed += 1
+    _must(indexed == ready, f"ready index holds {indexed} jobs, {ready} are ready")
+
+
+def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]) -> None:
+    name = f"host {host.name}"
+    _must(host.attempts.keys() == live.keys(), f"{name}: attempts {set(host.attempts) ^ set(live)} do not match")
+    _must(all(host.attempts[ref] is attempt for ref, attempt in live.items()), f"{name}: two objects for an attempt")
+    _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
+    used = sum(state.jobs[ref[0]].shape.weight for ref in live)
+    _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
+    _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
+    over = host.incarnation in host.over
+    _must(over == (host.state == "lost"), f"{name}: {host.state}, incarnation over: {over}")
+    _must((host.state == "down") == (not host.incarnation), f"{name}: {host.state} as {host.incarnation!r}")
+    _must(0 <= host.code_index <= state.code_index, f"{name}: code index {host.code_index} is not in the log")
+
+
+def _check_events(state: ClusterState) -> None:
+    expected = state.events.next_index
+    for record in islice(reversed(state.events.records), _CHECKED_RECORDS):
+        _must(record.first + record.count == expected, f"events: a gap before {expected}")
+        _must(len(record.words) in (0, len(record.refs)), f"events: {record.first} has words for other tasks")
+        expected = record.first

@@ -1,0 +1,344 @@
+"""One job and its tasks. [pure]
+
+A task that waits is one byte; one that runs has an `Attempt`; one that ended is a row of `Completions`. Only tasks
+that needed more than one attempt have a `Story`. The queue is a cursor (everything from it on that is still queued
+was never handed out) and a sorted list of those that came back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from depalma.model import JobSpec, Payload, Report, TaskCounts, TaskState
+from depalma.state.completions import Completions, Finished
+from depalma.state.shapes import shape_of
+from depalma.state.task_states import (
+    ASSIGNED,
+    CANCELLED,
+    FAILED,
+    FIRST_FINAL,
+    LOST,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    TIMED_OUT,
+    WORDS,
+)
+
+#: Attempts that a story keeps; older ones are only counted.
+KEEP_ATTEMPTS = 20
+
+Chunk = tuple[int, int, Payload]  #: first position, count, packed arguments
+
+
+class Attempt(Struct, gc=False, array_like=True):
+    """One live execution of a task."""
+
+    number: int
+    host: str
+    incarnation: str
+    assigned_at: float
+    started_at: float | None
+    fence: int
+    reason: str  #: why it was placed there
+
+
+class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
+    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned or lost."""
+
+    number: int
+    host: str
+    state: str
+    started_at: float | None
+    finished_at: float
+    reason: str
+
+
+class Story(Struct, gc=False, array_like=True):
+    """What happened to a task that went back to the queue at least once."""
+
+    last: int  #: number of the last attempt that ended so
+    failures: int  #: those that count against the job's retries
+    attempts: list[PastAttempt]  #: the latest ones
+
+
+class Job:
+    """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
+
+    __slots__ = (
+        "cancelled",
+        "cancelled_by",
+        "chunks",
+        "code_index",
+        "cursor",
+        "done",
+        "exit_code_seen",
+        "finished_at",
+        "first",
+        "first_bad",
+        "held",
+        "id",
+        "open",
+        "ready",
+        "requeued",
+        "running",
+        "shape",
+        "spec",
+        "started_at",
+        "states",
+        "stories",
+        "submitted_at",
+        "tally",
+    )
+
+    def __init__(self, job_id: int, spec: JobSpec, code_index: int, submitted_at: float) -> None:
+        self.id = job_id
+        self.spec = spec
+        self.code_index = code_index  #: what its tasks run with, fixed at submission
+        self.submitted_at = submitted_at
+        self.started_at: float | None = None  #: when its first task started, as far as reported
+        self.finished_at: float | None = None
+        self.open = spec.open
+        self.held = spec.hold
+        self.cancelled = False  #: intent: tasks that still live are to be killed
+        self.cancelled_by = ""
+        self.first = spec.first_index
+        self.shape = shape_of(spec, code_index)
+        self.ready = False  #: in the index of ready jobs (kept by it)
+        self.states = bytearray(spec.count)
+        self.cursor = 0
+        self.requeued: list[int] = []  #: sorted positions below the cursor
+        self.running: dict[int, Attempt] = {}
+        self.stories: dict[int, Story] = {}  #: by position
+        self.done = NOTHING_DONE
+        self.tally = [0] * len(WORDS)  #: finished tasks by state
+        self.exit_code_seen = 0  #: first exit code in order of completion that is not 0
+        self.first_bad = -1  #: first task in that order that did not succeed and was not cancelled
+        self.chunks: list[Chunk] = [(0, spec.count, spec.arguments)] if spec.arguments and spec.count else []
+
+    # ------------------------------------------------------------ questions
+
+    @property
+    def total(self) -> int:
+        """Returns the number of tasks known so far."""
+        return len(self.states)
+
+    @property
+    def queued(self) -> int:
+        """Returns how many tasks wait, held ones included."""
+        return len(self.states) - len(self.running) - len(self.done)
+
+    @property
+    def is_final(self) -> bool:
+        """Returns whether nothing will change any more."""
+        return self.finished_at is not None
+
+    @property
+    def wants_host(self) -> bool:
+        """Returns whether a task of it may be handed out now."""
+        limit = self.spec.max_running
+        return self.queued > 0 and not self.held and not (limit and len(self.running) >= limit)
+
+    @property
+    def finished_order(self) -> Completions:
+        """Returns the task indices in order of completion; only ever appended to."""
+        return self.done
+
+    def has(self, index: int) -> bool:
+        """Returns whether there is a task of this index."""
+        return 0 <= index - self.first < len(self.states)
+
+    def counts(self) -> TaskCounts:
+        """Returns how many tasks are where."""
+        tally = self.tally
+        return TaskCounts(
+            total=len(self.states),
+            queued=self.queued,
+            running=len(self.running),
+            succeeded=tally[SUCCEEDED],
+            failed=tally[FAILED] + tally[TIMED_OUT],
+            cancelled=tally[CANCELLED],
+            lost=tally[LOST],
+        )
+
+    def state(self) -> TaskState:
+        """Returns the state of the job as a whole: `running` while any task is on a host."""
+        if self.finished_at is None:
+            if self.running:
+                return "running"
+            return "held" if self.held else "queued"
+        tally = self.tally
+        if tally[FAILED]:
+            return "failed"
+        if tally[TIMED_OUT]:
+            return "timed_out"
+        if tally[LOST]:
+            return "lost"
+        return "cancelled" if tally[CANCELLED] or self.cancelled else "succeeded"
+
+    @property
+    def exit_code(self) -> int | None:
+        """Returns the exit code of a command job that has ended: the first that is not 0, else 0; None if unknown."""
+        if self.spec.kind != "command" or self.finished_at is None:
+            return None
+        if self.exit_code_seen:
+            return self.exit_code_seen
+        return 0 if self.state() == "succeeded" else None
+
+    def state_of(self, index: int) -> TaskState:
+        """Returns the state of a task. Errors: IndexError when there is none of this index."""
+        position = index - self.first
+        if position < 0:
+            raise IndexError(index)
+        code = self.states[position]
+        return "held" if code == QUEUED and self.held else WORDS[code]
+
+    def last_attempt(self, index: int) -> int:
+        """Returns the number of the task's last attempt, 0 when it had none."""
+        attempt = self.running.get(index)
+        if attempt is not None:
+            return attempt.number
+        done = self.done.find(index, "lost")
+        if done is not None and done.attempt:
+            return done.attempt
+        story = self.stories.get(index - self.first)
+        return story.last if story else 0
+
+    def outcome(self, index: int) -> Finished | None:
+        """Returns the record of a finished task, None while it is not finished."""
+        position = index - self.first
+        if not 0 <= position < len(self.states) or self.states[position] < FIRST_FINAL:
+            return None
+        return self.done.find(index, WORDS[self.states[position]])
+
+    def argument_of(self, index: int) -> tuple[Payload | None, int]:
+        """Returns the packed arguments that hold the task's one and its place there; (None, -1) without argument."""
+        position = index - self.first
+        at = bisect_right(self.chunks, position, key=lambda chunk: chunk[0]) - 1
+        if at >= 0:
+            first, count, payload = self.chunks[at]
+            if first <= position < first + count:
+                return payload, position - first
+        return None, -1
+
+    def queued_positions(self) -> Iterator[int]:
+        """Yields the positions of queued tasks in order, at the cost of those that are taken."""
+        yield from self.requeued
+        find = self.states.find
+        position = find(QUEUED, self.cursor)
+        while position >= 0:
+            yield position
+            position = find(QUEUED, position + 1)
+
+    # ------------------------------------------------------------ changes
+
+    def add_tasks(self, count: int, arguments: Payload) -> int:
+        """Appends queued tasks; returns the index of the first."""
+        position = len(self.states)
+        self.states.extend(bytes(count))
+        self.chunks.append((position, count, arguments))
+        return self.first + position
+
+    def assign(self, index: int, attempt: Attempt) -> None:
+        """Takes a queued task out of the queue and gives it to a host."""
+        position = index - self.first
+        self.states[position] = ASSIGNED
+        self.running[index] = attempt
+        cursor = self.cursor
+        if position == cursor:
+            nxt = self.states.find(QUEUED, cursor + 1)
+            self.cursor = len(self.states) if nxt < 0 else nxt
+        elif position < cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
+
+    def start(self, index: int, attempt: Attempt, started_at: float) -> None:
+        """Records that an assigned attempt runs."""
+        self.states[index - self.first] = RUNNING
+        attempt.started_at = started_at
+        if self.started_at is None:
+            self.started_at = started_at
+
+    def finish(self, index: int, code: int, attempt: Attempt, report: Report, at: float) -> None:
+        """Records how the live attempt of a task ended for good."""
+        self.states[index - self.first] = code
+        del self.running[index]
+        self.tally[code] += 1
+        done = self.done
+        if done is NOTHING_DONE:
+            done = self.done = Completions(self.first)
+        started = report.started_at
+        if started is None:
+            started = attempt.started_at
+        note = (
+            attempt.number,
+            attempt.host,
+            report.exit_code,
+            report.signal,
+            report.error,
+            report.code_index,
+            report.code_digest,
+            attempt.reason,
+        )
+        done.add(index, note, started, at if report.finished_at is None else report.finished_at, report.result)
+        if self.started_at is None:
+            self.started_at = attempt.assigned_at if started is None else started
+        if code != SUCCEEDED:
+            self._note_bad(index, code, report)
+
+    def requeue(self, index: int, attempt: Attempt, past: PastAttempt, counts: bool) -> None:
+        """Puts a task back; `counts`: against the retries."""
+        position = index - self.first
+        self.states[position] = QUEUED
+        del self.running[index]
+        if position < self.cursor:
+            insort(self.requeued, position)
+        story = self.stories.get(position)
+        if story is None:
+            story = self.stories[position] = Story(0, 0, [])
+        story.last = attempt.number
+        story.failures += counts
+        story.attempts.append(past)
+        del story.attempts[:-KEEP_ATTEMPTS]
+
+    def cancel_queued(self, at: float) -> int:
+        """Cancels everything that waits; returns how many that were. Cost: some bytes a task."""
+        count = self.queued
+        if not count:
+            return 0
+        if self.done is NOTHING_DONE:
+            self.done = Completions(self.first)
+        for position in self.requeued:
+            self._cancel_one(position, at)
+        self.requeued.clear()
+        # The rest was never handed out: single holes between those that were, and one stretch to the end.
+        stretch = max(self.cursor, len(self.states.rstrip(bytes([QUEUED]))))
+        hole = self.states.find(QUEUED, self.cursor, stretch)
+        while hole >= 0:
+            self._cancel_one(hole, at)
+            hole = self.states.find(QUEUED, hole + 1, stretch)
+        rest = len(self.states) - stretch
+        self.states[stretch:] = bytes([CANCELLED]) * rest
+        self.done.add_range(self.first + stretch, rest, at)
+        self.tally[CANCELLED] += rest
+        self.cursor = len(self.states)
+        return count
+
+    def _cancel_one(self, position: int, at: float) -> None:
+        self.states[position] = CANCELLED
+        self.tally[CANCELLED] += 1
+        story = self.stories.get(position)
+        number = story.last if story else 0
+        self.done.add(self.first + position, (number, "", None, None, "", 0, "", ""), None, at, None)
+
+    def _note_bad(self, index: int, code: int, report: Report) -> None:
+        if self.first_bad < 0 and code != CANCELLED:
+            self.first_bad = index
+        if not self.exit_code_seen:
+            self.exit_code_seen = report.exit_code or (128 + report.signal if report.signal else 0)
+
+
+#: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
+NOTHING_DONE = Completions(0)

@@ -1,0 +1,121 @@
+"""The replicated state machine: command bytes in, outcome out. [pure]
+
+`apply` never raises for bad input; it answers `Rejected` and leaves everything but the version as it was. Only a
+command of a kind that this version does not know stops the replica (`UnknownCommand`): to skip it would make replicas
+differ for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from depalma.errors import DepalmaError
+from depalma.state import attempts, codelog, commands, image, membership, submissions
+from depalma.state.checks import bad_time
+from depalma.state.cluster_state import Changes, ClusterState
+from depalma.state.commands import AnyCommand, Applied, Command, Rejected
+
+_Handler = Callable[[ClusterState, Any], Applied | Rejected]
+
+_HANDLERS: Final[dict[type[Command], _Handler]] = {
+    commands.SubmitJob: submissions.submit_job,
+    commands.AddTasks: submissions.add_tasks,
+    commands.CloseJob: submissions.close_job,
+    commands.CancelJobs: submissions.cancel_jobs,
+    commands.ForgetJobs: submissions.forget_jobs,
+    commands.AssignTasks: attempts.assign_tasks,
+    commands.StartTasks: attempts.start_tasks,
+    commands.FinishTasks: attempts.finish_tasks,
+    commands.AddHost: membership.add_host,
+    commands.HostUp: membership.host_up,
+    commands.HostSuspect: membership.host_suspect,
+    commands.HostRecovered: membership.host_recovered,
+    commands.HostLost: membership.host_lost,
+    commands.AddCode: codelog.add_code,
+    commands.AckCode: codelog.ack_code,
+}
+_KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
+_encoder = msgspec.msgpack.Encoder()
+_raw = msgspec.msgpack.Decoder()
+
+
+class UnknownCommand(DepalmaError):
+    """The log holds a command of a kind that this version does not know: upgrade this master."""
+
+
+def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rejected:
+    """Applies a command in place. `index` is its place in the log, for messages only."""
+    state.version += 1
+    return bad_time(command.at) or _HANDLERS[type(command)](state, command)
+
+
+def digest_of(state: ClusterState, *, version: bool = True) -> str:
+    """Returns the hash of all of the state; equal exactly for equal states. Costs a snapshot: for tests and checks."""
+    return hashlib.blake2b(image.encode(state, "", version=version), digest_size=16).hexdigest()
+
+
+class Machine:
+    """What the consensus replicates: bytes in, outcomes out, snapshots.
+
+    `state` is replaced by `restore`: do not keep a reference to it across calls.
+    """
+
+    def __init__(self) -> None:
+        self.state = ClusterState.empty()
+        self._chain = b""
+
+    @property
+    def state_hash(self) -> str:
+        """Returns a hash over all commands and outcomes so far: equal at equal index on all replicas."""
+        return self._chain.hex()
+
+    def apply(self, data: bytes, index: int) -> Applied | Rejected:
+        """Applies a command of the log. Errors: UnknownCommand, after which this replica must stop."""
+        outcome = self._apply(data, index)
+        chain = hashlib.blake2b(self._chain, digest_size=16)
+        chain.update(data)
+        chain.update(_encoder.encode(outcome))
+        self._chain = chain.digest()
+        return outcome
+
+    def _apply(self, data: bytes, index: int) -> Applied | Rejected:
+        try:
+            command = commands.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self.state.version += 1
+            return _malformed(data, index)
+        return apply(self.state, command, index)
+
+    def snapshot(self) -> bytes:
+        """Returns everything replicated; equal states give equal bytes."""
+        return image.encode(self.state, self.state_hash)
+
+    def restore(self, data: bytes) -> None:
+        """Replaces the state by that of a snapshot. Errors: BadSnapshot, and then nothing was changed."""
+        state, state_hash = image.decode(data)
+        state.changes = Changes(set(state.jobs), set(state.hosts), True)
+        self.state, self._chain = state, bytes.fromhex(state_hash)
+
+    def drain_changes(self) -> Changes:
+        """Returns what changed since the last call. Soft; call it regularly, it grows until then."""
+        changes = self.state.changes
+        self.state.changes = Changes(set(), set())
+        return changes
+
+
+def _malformed(data: bytes, index: int) -> Rejected:
+    """Refuses bytes that are no command, in words that depend on nothing but them. Errors: UnknownCommand."""
+    try:
+        value = _raw.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        return Rejected("bad_command", "not a command: no valid msgpack")
+    kind = value[0] if isinstance(value, list) and value else None
+    if not isinstance(kind, str):
+        return Rejected("bad_command", "not a command: no array that begins with a kind")
+    if kind not in _KINDS:
+        raise UnknownCommand(f"entry {index} is a command of kind {kind!r}, which this version does not know: upgrade")
+    return Rejected("bad_command", f"malformed value of kind {kind}")

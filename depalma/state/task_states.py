@@ -1,0 +1,66 @@
+"""States of a task: one byte each in the job, one word each for people, and the table of legal moves. [pure]
+
+`held` is no byte of its own: it is what `queued` is called while its job is held, so holding a job of a million
+tasks changes one flag.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from depalma.model import TaskState
+
+QUEUED: Final = 0  #: zero, so that a fresh bytearray is a job of queued tasks
+ASSIGNED: Final = 1
+RUNNING: Final = 2
+SUCCEEDED: Final = 3
+FAILED: Final = 4
+CANCELLED: Final = 5
+TIMED_OUT: Final = 6
+LOST: Final = 7
+
+#: The word of each byte.
+WORDS: Final[tuple[TaskState, ...]] = (
+    "queued",
+    "assigned",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "timed_out",
+    "lost",
+)
+FIRST_FINAL: Final = SUCCEEDED  #: bytes from here on are final states
+#: Bytes that a final state may follow from an agent's report.
+OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
+
+_AGAIN = "FinishTasks: returned, or failed with retries left; HostLost or HostUp of a new incarnation"
+_LOST = "HostLost or HostUp of a new incarnation, and the task is not restartable"
+_CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
+_NO_RETRY = "FinishTasks, no retry left"
+
+#: Every legal move of a task and what makes it. A pair that is not here never happens.
+TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
+    ("held", "cancelled"): "CancelJobs",
+    ("queued", "assigned"): "AssignTasks",
+    ("queued", "cancelled"): "CancelJobs",
+    ("assigned", "running"): "StartTasks",
+    ("assigned", "queued"): _AGAIN,
+    ("assigned", "succeeded"): "FinishTasks",
+    ("assigned", "failed"): _NO_RETRY,
+    ("assigned", "timed_out"): _NO_RETRY,
+    ("assigned", "cancelled"): _CANCELLED,
+    ("assigned", "lost"): _LOST,
+    ("running", "queued"): _AGAIN,
+    ("running", "succeeded"): "FinishTasks",
+    ("running", "failed"): _NO_RETRY,
+    ("running", "timed_out"): _NO_RETRY,
+    ("running", "cancelled"): _CANCELLED,
+    ("running", "lost"): _LOST,
+}
+
+
+def transitions_markdown() -> str:
+    """Returns the table as it stands in DESIGN.md."""
+    rows = [f"| {start} | {end} | {cause} |" for (start, end), cause in TRANSITIONS.items()]
+    return "\n".join(["| from | to | by |", "|---|---|---|", *rows])

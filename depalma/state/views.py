@@ -1,0 +1,250 @@
+"""The state as programs and people see it. [pure]"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from depalma.codetree import CodeEntry
+from depalma.model import (
+    AttemptView,
+    CodeView,
+    HostView,
+    JobSpec,
+    JobView,
+    Load,
+    TaskState,
+    TaskView,
+)
+from depalma.state.cluster_state import ClusterState
+from depalma.state.completions import Finished
+from depalma.state.explain import explain, waiting_reason
+from depalma.state.hosts import Host
+from depalma.state.jobs import Attempt, Job, Story
+from depalma.state.task_states import QUEUED, WORDS
+
+__all__ = ["code_view", "explain", "host_view", "job_view", "task_view", "task_views"]
+
+
+def job_view(state: ClusterState, job: Job) -> JobView:
+    """Returns the job with its counts; `reason` says in one line why it waits or how it failed."""
+    spec = job.spec
+    return JobView(
+        id=job.id,
+        name=spec.name,
+        user=spec.user,
+        kind=spec.kind,
+        state=job.state(),
+        priority=spec.priority,
+        tags=spec.tags,
+        group=spec.group,
+        submitted_at=job.submitted_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        code_index=job.code_index,
+        tasks=job.counts(),
+        exit_code=job.exit_code,
+        reason=_job_reason(state, job),
+        open=job.open,
+        command=_command(spec),
+    )
+
+
+def _command(spec: JobSpec) -> str:
+    if spec.kind == "command":
+        return " ".join(spec.argv)
+    return spec.function or spec.name or "function"
+
+
+def _job_reason(state: ClusterState, job: Job) -> str:
+    if job.cancelled:
+        by = f" by {job.cancelled_by}" if job.cancelled_by else ""
+        return f"cancelled{by}" + ("" if job.is_final else f", {len(job.running)} tasks are being ended")
+    if not job.is_final:
+        return waiting_reason(state, job)
+    record = job.outcome(job.first_bad) if job.first_bad >= 0 else None
+    if record is None:
+        return ""
+    return f"task {job.id}.{job.first_bad} {record.state}{_why(record)}"
+
+
+def _why(record: Finished) -> str:
+    """Returns the short cause of an ending, with a colon before it."""
+    if record.error.strip():
+        return f": {record.error.strip().splitlines()[-1]}"
+    if record.signal:
+        return f": signal {record.signal}"
+    return f": exit code {record.exit_code}" if record.exit_code else ""
+
+
+def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
+    """Returns one task with its attempts. Errors: IndexError when the job has none of this index."""
+    word = job.state_of(index)
+    record = job.outcome(index)
+    story = job.stories.get(index - job.first) if job.stories else None
+    if record is not None:
+        return _final_view(state, job, index, record, story)
+    attempt = job.running.get(index)
+    if attempt is None:
+        reason = f"queued again: {story.attempts[-1].reason}" if story else ""
+        return _view(
+            job, index, word, story.last if story else 0, reason=waiting_reason(state, job) or reason, story=story
+        )
+    return TaskView(
+        id=f"{job.id}.{index}",
+        job=job.id,
+        index=index,
+        state=word,
+        attempt=attempt.number,
+        host=attempt.host,
+        exit_code=None,
+        signal=None,
+        started_at=attempt.started_at,
+        finished_at=None,
+        code_index=job.code_index,
+        code_digest=state.tree_digest(job.code_index),
+        reason=attempt.reason,
+        attempts=_attempts(story, _live(attempt, word)),
+    )
+
+
+def _view(job: Job, index: int, word: TaskState, attempt: int, *, reason: str, story: Story | None) -> TaskView:
+    return TaskView(
+        id=f"{job.id}.{index}",
+        job=job.id,
+        index=index,
+        state=word,
+        attempt=attempt,
+        host="",
+        exit_code=None,
+        signal=None,
+        started_at=None,
+        finished_at=None,
+        code_index=job.code_index,
+        code_digest="",
+        reason=reason,
+        attempts=_attempts(story, None),
+    )
+
+
+def _final_view(state: ClusterState, job: Job, index: int, record: Finished, story: Story | None) -> TaskView:
+    last = None
+    if record.host:
+        last = AttemptView(
+            number=record.attempt,
+            host=record.host,
+            state=record.state,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            reason=record.reason,
+        )
+    return TaskView(
+        id=f"{job.id}.{index}",
+        job=job.id,
+        index=index,
+        state=record.state,
+        attempt=record.attempt,
+        host=record.host,
+        exit_code=record.exit_code,
+        signal=record.signal,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        code_index=record.code_index or job.code_index,
+        code_digest=record.code_digest,
+        error=record.error,
+        reason=record.reason or ("" if record.host else "cancelled while it was queued"),
+        attempts=_attempts(story, last),
+    )
+
+
+def _live(attempt: Attempt, word: str) -> AttemptView:
+    return AttemptView(
+        number=attempt.number,
+        host=attempt.host,
+        state=word,
+        started_at=attempt.started_at,
+        finished_at=None,
+        reason=attempt.reason,
+    )
+
+
+def _attempts(story: Story | None, last: AttemptView | None) -> tuple[AttemptView, ...]:
+    past = (
+        ()
+        if story is None
+        else tuple(
+            AttemptView(
+                number=each.number,
+                host=each.host,
+                state=each.state,
+                started_at=each.started_at,
+                finished_at=each.finished_at,
+                reason=each.reason,
+            )
+            for each in story.attempts
+        )
+    )
+    return past if last is None else (*past, last)
+
+
+def task_views(
+    state: ClusterState, job: Job, state_filter: TaskState | None = None, after: int = -1, limit: int = 1000
+) -> list[TaskView]:
+    """Returns up to `limit` tasks with an index above `after`, in order of index; only those in `state_filter`."""
+    return [task_view(state, job, index) for index in islice(_indices(job, state_filter, after), max(0, limit))]
+
+
+def _indices(job: Job, state_filter: TaskState | None, after: int) -> Iterator[int]:
+    """Yields the indices of tasks in a state, at the cost of a byte search."""
+    start = max(0, after + 1 - job.first)
+    if state_filter is None:
+        yield from range(job.first + start, job.first + job.total)
+        return
+    if state_filter in ("held", "queued"):
+        code = QUEUED if (state_filter == "held") == job.held else -1
+    else:
+        code = WORDS.index(state_filter) if state_filter in WORDS else -1
+    position = job.states.find(code, start) if code >= 0 else -1
+    while position >= 0:
+        yield job.first + position
+        position = job.states.find(code, position + 1)
+
+
+def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | None) -> HostView:
+    """Returns the host; `load` and `last_seen_s` are what the leader knows besides the state."""
+    facts = host.facts
+    return HostView(
+        name=host.name,
+        state=host.state,
+        groups=host.groups,
+        labels=host.labels,
+        priority=host.priority,
+        slots=host.slots,
+        running=len(host.attempts),
+        code_index=host.code_index,
+        cpus=facts.cpus if facts else 0,
+        memory_bytes=facts.memory_bytes if facts else 0,
+        load=load,
+        last_seen_s=last_seen_s,
+        reason=host.reason,
+        version=facts.version if facts else "",
+        python=facts.python if facts else "",
+        address=facts.address if facts else "",
+        gpus=host.gpus or (facts.gpus if facts else 0),
+    )
+
+
+def code_view(state: ClusterState, entry: CodeEntry) -> CodeView:
+    """Returns the entry with the hosts that have it, and the live ones that do not."""
+    hosts = state.hosts.values()
+    return CodeView(
+        index=entry.index,
+        name=entry.name,
+        kind=entry.kind,
+        digest=entry.digest,
+        size=entry.size_bytes,
+        added_at=entry.added_at,
+        added_by=entry.added_by,
+        acknowledged=tuple(sorted(host.name for host in hosts if host.code_index >= entry.index)),
+        missing=tuple(sorted(h.name for h in hosts if h.code_index < entry.index and h.state in ("up", "suspect"))),
+    )
