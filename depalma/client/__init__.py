@@ -1,0 +1,1 @@
+"""What programs use: `Client`, `AsyncClient`, `Executor`. Import them from `depalma`."""

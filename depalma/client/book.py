@@ -1,0 +1,126 @@
+"""What is known of the results of each job: cursors, and who waits for them. No I/O, no thread of its own.
+
+Each result reaches its sink once, however often streams break: a batch says which results it holds (those up to
+`cursor`), and the book takes only what is new. Results of a job that nobody has claimed yet (they may overtake the
+answer to the submission) are kept until somebody does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from depalma.client.wire import ResultBatch, TaskResult
+
+
+class Sink(Protocol):
+    """Takes the results of one job. Calls come one at a time and must be quick."""
+
+    def deliver(self, results: Sequence[TaskResult]) -> None:
+        """Takes results, each once, in the order in which the tasks ended."""
+
+    def ended(self, state: str) -> None:
+        """The job is over and all its results were delivered; `unknown` if there is no such job (any more)."""
+
+    def broken(self, error: Exception) -> None:
+        """No more will come: the cluster cannot be reached, or refuses."""
+
+
+class _Entry:
+    """One job."""
+
+    __slots__ = ("cursor", "early", "final", "lock", "sink")
+
+    def __init__(self) -> None:
+        # Its own lock, held while the sink is called: a sink may run user code, which may start other jobs.
+        self.lock = threading.RLock()
+        self.sink: Sink | None = None
+        self.cursor = 0
+        self.early: list[TaskResult] = []
+        self.final = ""
+
+
+class Gap(Exception):
+    """A batch does not follow what is known: the stream must be opened again with the true cursors."""
+
+
+class Book:
+    """All jobs of one client whose results are awaited."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[int, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, job: int) -> bool:
+        return job in self._entries
+
+    def cursors(self) -> dict[int, int]:
+        """Returns how many results of each awaited job are known: what a stream is opened with."""
+        with self._lock:
+            return {job: entry.cursor for job, entry in self._entries.items() if not entry.final}
+
+    def cursor(self, job: int) -> int:
+        """Returns how many results of a job are known."""
+        entry = self._entries.get(job)
+        return entry.cursor if entry else 0
+
+    def claim(self, job: int, sink: Sink) -> None:
+        """Gives the job's results to `sink`, those that came early at once."""
+        entry = self._entry(job)
+        with entry.lock:
+            entry.sink = sink
+            early, entry.early = entry.early, []
+            if early:
+                sink.deliver(early)
+            if entry.final:
+                self.discard(job)
+                sink.ended(entry.final)
+
+    def discard(self, job: int) -> None:
+        """Forgets a job."""
+        with self._lock:
+            self._entries.pop(job, None)
+
+    def accept(self, batch: ResultBatch) -> None:
+        """Takes one batch of a stream. Errors: Gap."""
+        if batch.state == "unknown" and batch.job not in self._entries:
+            return
+        entry = self._entry(batch.job)
+        with entry.lock:
+            begin = batch.cursor - len(batch.results)
+            if begin > entry.cursor:
+                raise Gap(f"job {batch.job}: results from {begin} on, {entry.cursor} are known")
+            fresh = batch.results[entry.cursor - begin :]
+            entry.cursor = max(entry.cursor, batch.cursor)
+            if entry.sink is None:
+                entry.early += fresh
+                entry.final = batch.state if batch.final else ""
+                return
+            if fresh:
+                entry.sink.deliver(fresh)
+            if batch.final:
+                self.discard(batch.job)
+                entry.sink.ended(batch.state)
+
+    def fail(self, error: Exception) -> None:
+        """Tells everybody who waits that nothing will come."""
+        with self._lock:
+            entries, self._entries = self._entries, {}
+        for entry in entries.values():
+            with entry.lock:
+                if entry.sink is not None:
+                    entry.sink.broken(error)
+
+    def after_fork(self) -> None:
+        """Replaces the locks in a forked child: threads that are not there may have held them."""
+        self._lock = threading.Lock()
+        for entry in self._entries.values():
+            entry.lock = threading.RLock()
+
+    def _entry(self, job: int) -> _Entry:
+        with self._lock:
+            return self._entries.setdefault(job, _Entry())

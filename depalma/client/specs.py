@@ -1,0 +1,159 @@
+"""From what a user says to a JobSpec: options, arrays, sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from msgspec import Struct
+
+from depalma.client import functions
+from depalma.client.functions import Function
+from depalma.model import MAX_TASKS, JobSpec
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
+_ARRAY = re.compile(r"^(\d+)-(\d+)(?:%(\d+))?$")
+
+
+class JobOptions(TypedDict, total=False):
+    """Options of every kind of job. Times in seconds."""
+
+    name: str
+    user: str
+    priority: int  #: higher goes first
+    tags: Sequence[str]
+    group: str  #: only hosts of this group
+    on_host: str  #: only this host
+    env: Mapping[str, str]
+    cpus: float
+    memory: int | str  #: bytes, or like "2G"
+    max_running: int  #: at most this many tasks at once
+    retries: int  #: further attempts after a failure
+    timeout_s: float
+    grace_s: float  #: between SIGTERM and SIGKILL
+    restartable: bool
+    hold: bool
+    code_index: int
+    stdout: str
+    stderr: str
+
+
+_OPTIONS = frozenset(JobOptions.__annotations__)
+
+
+def fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options as fields of a JobSpec. Errors: TypeError for an unknown one, ValueError for a bad value."""
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; allowed: {', '.join(sorted(_OPTIONS))}")
+    values = {name: value for name, value in options.items() if value is not None}
+    if "memory" in values:
+        values["memory_bytes"] = size_bytes(values.pop("memory"))
+    if "tags" in values:
+        tags = values["tags"]
+        values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+    if "env" in values:
+        values["env"] = {str(name): str(value) for name, value in values["env"].items()}
+    values.setdefault("user", login_name())
+    return values
+
+
+def login_name() -> str:
+    """Returns the name of the user of this process, as the operating system knows it."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container without an entry for this user
+        return str(os.getuid())
+
+
+def size_bytes(size: int | str) -> int:
+    """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
+    if isinstance(size, int):
+        return size
+    match = _SIZE.match(size.strip())
+    if not match:
+        raise ValueError(f"memory: {size!r} given; allowed: bytes, or a number with K, M, G or T")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+class Array(Struct, frozen=True):
+    """Which indices an array job has, and how many may run at once (0 = no limit)."""
+
+    first: int = 0
+    count: int = 1
+    max_running: int = 0
+
+
+def array(text: int | str | None) -> Array:
+    """Returns the array that is meant: None is one task, 1000 is 0 to 999, `"5-9%2"` is 5 to 9, two at once.
+
+    Errors: ValueError.
+    """
+    if text is None:
+        return Array()
+    if isinstance(text, str) and text.isdigit():
+        text = int(text)
+    if isinstance(text, int):
+        made = Array(count=text)
+    else:
+        match = _ARRAY.match(text)
+        if not match:
+            raise ValueError(f"array: {text!r} given; allowed: a count, or like 0-99 or 0-99%10")
+        first, last, limit = int(match[1]), int(match[2]), int(match[3] or 0)
+        made = Array(first=first, count=last - first + 1, max_running=limit)
+    if not 1 <= made.count <= MAX_TASKS:
+        raise ValueError(f"array: {text!r} has {made.count} tasks; allowed: 1 to {MAX_TASKS}")
+    return made
+
+
+class Work(Struct, frozen=True):
+    """A job before it is sent: what goes beside the spec may be too large for it."""
+
+    spec: JobSpec
+    function: bytes = b""
+    arguments: Sequence[bytes] | None = None
+
+
+def command_work(
+    argv: Sequence[str],
+    *,
+    cwd: str = "",
+    indices: int | str | None = None,
+    arguments: Sequence[str] | None = None,
+    options: Mapping[str, Any],
+) -> Work:
+    """Returns a command job: one task an index, or one an argument (which replaces `{}`). Errors: ValueError."""
+    if isinstance(argv, str) or not argv:
+        raise ValueError(f"argv: {argv!r} given; allowed: a list of the program and its arguments")
+    values = fields(options)
+    values.update(argv=tuple(os.fspath(part) for part in argv), cwd=os.fspath(cwd))
+    if arguments is not None:
+        items = [argument.encode() for argument in arguments]
+        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items)
+    chosen = array(indices)
+    if chosen.max_running:
+        values["max_running"] = chosen.max_running
+    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values))
+
+
+def function_work(
+    function: Function,
+    arguments: Sequence[bytes],
+    *,
+    by_reference: bool = False,
+    is_open: bool = False,
+    options: Mapping[str, Any],
+) -> Work:
+    """Returns a function job with one task per packed call. Errors: ValueError, pickling errors."""
+    values = fields(options)
+    values.setdefault("name", functions.display_name(function))
+    values.update(count=len(arguments), open=is_open)
+    if isinstance(function, str) or by_reference:
+        spec = JobSpec(kind="function", function=functions.reference(function), **values)
+        return Work(spec, arguments=arguments)
+    spec = JobSpec(kind="function", python=functions.python_version(), **values)
+    return Work(spec, function=functions.dumps(function), arguments=arguments)
