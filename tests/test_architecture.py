@@ -28,7 +28,7 @@ HOMES = {
     "psutil": ("remote.py", "monitor.py", "agent/"),
     "click": ("ctl/",),
     "uvloop": ("master.py", "consensus/"),
-    "yaml": ("config.py", "ctl/", "local.py"),
+    "yaml": ("config.py", "client/contexts.py", "ctl/", "local.py"),
     "cloudpickle": ("client/", "agent/"),
 }
 #: Part → parts of depalma that it must not import.
