@@ -1,0 +1,364 @@
+"""One replica without a loop, a socket or a thread: the same code runs for real and in simulation.
+
+The driver hands in frames (`deliver`) and time (`tick`); the core hands frames to `send` and answers to callbacks,
+both only after everything they follow from is on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from depalma.clock import Clock
+from depalma.consensus import envelope
+from depalma.consensus.disk import Disk
+from depalma.consensus.election import Timing
+from depalma.consensus.engine import Engine, reconcile
+from depalma.consensus.errors import (
+    ApplyFailed,
+    CommandTooLarge,
+    JournalDamaged,
+    NotLeader,
+    OutcomeUnknown,
+    SnapshotDamaged,
+)
+from depalma.consensus.journal import Journal
+from depalma.consensus.log import FIRST_INDEX
+from depalma.consensus.messages import BadMessage, Message, decode, encode
+from depalma.consensus.settings import MIB, ReplicaSettings, StateMachine
+from depalma.consensus.snapshot import Snapshot, SnapshotStore
+from depalma.consensus.snapshotter import SnapshotWriter
+
+logger = logging.getLogger(__name__)
+
+#: called once with the answer of `apply`, or with the error
+Callback = Callable[[object, BaseException | None], None]
+
+#: how much of the log is kept behind a snapshot at most
+KEEP_BYTES = 32 * MIB
+#: appended but not yet committed; more proposals wait in memory
+UNCOMMITTED_BYTES = 32 * MIB
+SNAPSHOT_RETRY_S = 30.0
+
+
+class Core:
+    """One replica. Not thread safe; every method but `open` and `close` needs `open` first.
+
+    Any exception out of `tick` means that the replica must stop: it has then sent and answered nothing that is not
+    on disk, and whoever waits for an answer has to be told that the outcome is unknown (`fail_all`).
+    """
+
+    engine_class = Engine
+    journal_class = Journal
+
+    def __init__(
+        self,
+        settings: ReplicaSettings,
+        machine: StateMachine,
+        *,
+        disk: Disk,
+        clock: Clock,
+        random: Random,
+        send: Callable[[str, bytes], None],
+        snapshots: SnapshotWriter,
+    ) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._clock = clock
+        self._random = random
+        self._transmit = send
+        self._writer = snapshots
+        self._disk = disk
+        self._store = SnapshotStore(disk)
+        self._journal = self.journal_class(disk, segment_bytes=settings.segment_bytes)
+        self._engine: Engine
+        #: number of the last command applied
+        self.applied_index = 0
+        #: the term in which this replica leads and has applied all of its past; None while it does not
+        self.leads_term: int | None = None
+        self.on_leadership: Callable[[bool, int], None] = lambda leads, term: None
+        self.on_applied: Callable[[int], None] = lambda index: None
+        self._inbox: list[tuple[str, bytes]] = []
+        self._outbox: list[tuple[str, Message]] = []
+        self._queue: deque[tuple[bytes, Callback]] = deque()
+        #: log index → bytes and callbacks of the entry's commands, appended in the reign that lasts
+        self._pending: dict[int, tuple[int, list[Callback] | None]] = {}
+        self._uncommitted_bytes = 0
+        self._answers: list[tuple[Callback, object, BaseException | None]] = []
+        self._news: list[tuple[bool, int]] = []
+        #: readers not yet part of a round, those of the round under way, and those that wait for applying
+        self._readers: list[Callback] = []
+        self._round: tuple[int, int, list[Callback]] | None = None
+        self._confirmed: list[tuple[int, list[Callback]]] = []
+        self._writing: tuple[int, int, int] | None = None
+        self._bytes_at_snapshot = 0
+        self._retry_snapshot_at = float("-inf")
+
+    def open(self) -> None:
+        """Read snapshot and journal. Raises JournalDamaged, SnapshotDamaged, DiskFailed."""
+        state = self._store.open()
+        self._journal.open()
+        snapshot = self._store.newest
+        reached = snapshot.index if snapshot else FIRST_INDEX
+        if self._journal.log.base_index > reached:
+            raise JournalDamaged(
+                self._disk.path("journal"),
+                f"it begins after entry {self._journal.log.base_index}, but the snapshot ends at {reached}",
+            )
+        if snapshot is not None and state is not None:
+            self.restore(snapshot, state)
+            self.reconcile(snapshot)
+        self._engine = self.engine_class(
+            me=self._settings.id,
+            peers=self._settings.peers,
+            journal=self._journal,
+            snapshots=self._store,
+            clock=self._clock,
+            timing=Timing(
+                self._settings.election_s, self._settings.heartbeat_s, self._settings.fallback_s, self._random
+            ),
+            owner=self,
+        )
+        self._engine.start(snapshot)
+        self._bytes_at_snapshot = self._journal.written_bytes
+
+    def close(self) -> None:
+        """Close the files. Whoever waits for an answer is told by `fail_all`."""
+        self._writer.cancel()
+        self._store.close()
+        self._journal.close()
+
+    # -- what the driver reads -----------------------------------------------------------------------------------
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self._journal.term
+
+    @property
+    def leader_id(self) -> str | None:
+        """The leader of this term, if one is known and reachable."""
+        return self._engine.leader_id
+
+    @property
+    def commit_index(self) -> int:
+        """Number of the last command known to be committed."""
+        first, last = self._engine.applied + 1, self._engine.commit_index
+        entries = (self._journal.log.entry(index)[0] for index in range(first, last + 1))
+        return self.applied_index + sum(len(envelope.unpack(entry)) for entry in entries)
+
+    # -- what the driver does ------------------------------------------------------------------------------------
+
+    def connected(self, peer: str) -> None:
+        """Frames can go to the peer and come from it."""
+        self._engine.connected(peer)
+
+    def disconnected(self, peer: str) -> None:
+        """They can no longer. What was sent may or may not have arrived."""
+        self._engine.disconnected(peer)
+
+    def deliver(self, peer: str, frame: bytes) -> None:
+        """A frame from an authenticated member; taken up by the next tick."""
+        self._inbox.append((peer, frame))
+
+    def propose(self, command: bytes, callback: Callback) -> None:
+        """Ask for the command to be replicated; the callback comes out of a later tick, exactly once.
+
+        Raises CommandTooLarge, and NotLeader if this replica does not lead.
+        """
+        if len(command) > self._settings.max_command_bytes:
+            raise CommandTooLarge(len(command), self._settings.max_command_bytes)
+        if not self._engine.leading:
+            raise NotLeader(self._engine.leader_id)
+        self._queue.append((command, callback))
+
+    def barrier(self, callback: Callback) -> None:
+        """Call back with `applied_index` once all that was committed at this moment is applied here.
+
+        What the state machine then shows is linearizable. Raises NotLeader if this replica does not lead.
+        """
+        if not self._engine.leading:
+            raise NotLeader(self._engine.leader_id)
+        self._readers.append(callback)
+
+    def tick(self) -> bool:
+        """Take up what came in and let time pass; returns True if another tick is due at once."""
+        inbox, self._inbox = self._inbox, []
+        for peer, frame in inbox:
+            try:
+                message = decode(frame)
+            except BadMessage as error:
+                logger.error("dropping a frame of %s that is no message: %s", peer, error)
+                continue
+            self._engine.receive(peer, message)
+        applied = self.applied_index
+        self._start_round()
+        self._engine.tick()
+        self._journal.flush()
+        # Everything that happened up to here is on disk: now the world may know.
+        self._send_outbox()
+        self._finish_readers()
+        self._tell_leadership()
+        self._give_answers()
+        if self.applied_index != applied:
+            self.on_applied(self.applied_index)
+        self._maintain_snapshots()
+        return self._engine.needs_tick or bool(self._readers and self._round is None and self.leads_term)
+
+    def fail_all(self, reason: str) -> None:
+        """Tell everybody who waits that the outcome is unknown."""
+        self._fail_pending(reason)
+        self._fail_readers(OutcomeUnknown(reason))
+        for _, callback in self._queue:
+            self._answers.append((callback, None, OutcomeUnknown(reason)))
+        self._queue.clear()
+        self._give_answers()
+
+    # -- EngineOwner ---------------------------------------------------------------------------------------------
+
+    def send(self, peer: str, message: Message) -> None:
+        self._outbox.append((peer, message))
+
+    def append_proposals(self) -> None:
+        """Group commit: what was proposed since the last tick goes into as few entries as the limits allow."""
+        while self._queue and self._uncommitted_bytes < UNCOMMITTED_BYTES:
+            group = self._next_group()
+            index = self._engine.append(envelope.pack([command for command, _ in group]))
+            size = sum(len(command) for command, _ in group)
+            self._pending[index] = (size, [callback for _, callback in group])
+            self._uncommitted_bytes += size
+
+    def _next_group(self) -> list[tuple[bytes, Callback]]:
+        group = [self._queue.popleft()]
+        size = len(group[0][0])
+        while self._queue and len(group) < self._settings.group_commands:
+            size += len(self._queue[0][0])
+            if size > self._settings.group_bytes:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    def apply_entry(self, index: int, entry: bytes, term: int) -> None:
+        size, callbacks = self._pending.pop(index, (0, None))
+        self._uncommitted_bytes -= size
+        for position, command in enumerate(envelope.unpack(entry)):
+            try:
+                answer = self._machine.apply(command, self.applied_index + 1)
+            except Exception as error:
+                raise ApplyFailed(self.applied_index + 1, error) from error
+            self.applied_index += 1
+            if callbacks is not None:
+                self._answers.append((callbacks[position], answer, None))
+
+    def restore(self, snapshot: Snapshot, state: bytes) -> None:
+        try:
+            self._machine.restore(state)
+        except Exception as error:
+            raise SnapshotDamaged(
+                self._disk.path(snapshot.name), f"restoring it raised {type(error).__name__}: {error}"
+            ) from error
+        self.applied_index = snapshot.sequence
+        self._writer.cancel()
+        self._writing = None
+
+    def role_changed(self, leading: bool) -> None:
+        if leading:
+            return
+        if self.leads_term is not None:
+            self._news.append((False, self.leads_term))
+            self.leads_term = None
+        leader = self._engine.leader_id
+        self._fail_pending("leadership was lost before the command was committed")
+        for _, callback in self._queue:
+            self._answers.append((callback, None, NotLeader(leader)))
+        self._queue.clear()
+        self._fail_readers(NotLeader(leader))
+
+    # -- steps of a tick -----------------------------------------------------------------------------------------
+
+    def reconcile(self, snapshot: Snapshot) -> None:
+        """Make the journal go on after the snapshot that was found at the start."""
+        reconcile(self._journal, snapshot)
+
+    def _send_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for peer, message in outbox:
+            self._transmit(peer, encode(message))
+
+    def _tell_leadership(self) -> None:
+        if self._engine.established and self.leads_term is None:
+            self.leads_term = self._engine.term
+            self._news.append((True, self.leads_term))
+        news, self._news = self._news, []
+        for leads, term in news:
+            self.on_leadership(leads, term)
+
+    def _give_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for callback, answer, error in answers:
+            callback(answer, error)
+
+    def _fail_pending(self, reason: str) -> None:
+        for _, callbacks in self._pending.values():
+            self._answers.extend((callback, None, OutcomeUnknown(reason)) for callback in callbacks or ())
+        self._pending = {}
+        self._uncommitted_bytes = 0
+
+    # -- reads ---------------------------------------------------------------------------------------------------
+
+    def _start_round(self) -> None:
+        """One round of messages for all readers that wait: a majority that answers it knew no later leader."""
+        if self._readers and self._round is None and self._engine.established:
+            self._engine.round += 1
+            self._round = (self._engine.round, self._engine.commit_index, self._readers)
+            self._readers = []
+
+    def _finish_readers(self) -> None:
+        if self._round is not None and self._engine.answered_round >= self._round[0]:
+            self._confirmed.append(self._round[1:])
+            self._round = None
+        while self._confirmed and self._confirmed[0][0] <= self._engine.applied:
+            for callback in self._confirmed.pop(0)[1]:
+                self._answers.append((callback, self.applied_index, None))
+
+    def _fail_readers(self, error: BaseException) -> None:
+        waiting = [*self._readers, *(self._round[2] if self._round else [])]
+        for _, callbacks in self._confirmed:
+            waiting.extend(callbacks)
+        self._answers.extend((callback, None, error) for callback in waiting)
+        self._readers, self._round, self._confirmed = [], None, []
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def _maintain_snapshots(self) -> None:
+        if self._writing is not None:
+            self._finish_snapshot(self._writing)
+        elif self._snapshot_due():
+            index = self._engine.applied
+            self._writing = (index, self._journal.log.term_at(index), self.applied_index)
+            self._bytes_at_snapshot = self._journal.written_bytes
+            self._writer.begin(self._store, *self._writing, self._machine.snapshot)
+
+    def _snapshot_due(self) -> bool:
+        newest = self._store.newest
+        entries = self._engine.applied - (newest.index if newest else FIRST_INDEX)
+        if not entries or self._engine.transferring or self._clock.monotonic() < self._retry_snapshot_at:
+            return False
+        written = self._journal.written_bytes - self._bytes_at_snapshot
+        return entries >= self._settings.snapshot_every_entries or written >= self._settings.snapshot_every_bytes
+
+    def _finish_snapshot(self, writing: tuple[int, int, int]) -> None:
+        written = self._writer.poll()
+        if written is None:
+            return
+        self._writing = None
+        if not written:
+            self._retry_snapshot_at = self._clock.monotonic() + SNAPSHOT_RETRY_S
+            return
+        snapshot = self._store.publish(*writing)
+        if snapshot is not None:
+            self._journal.compact(
+                self._journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES)
+            )

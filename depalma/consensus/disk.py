@@ -1,0 +1,184 @@
+"""The few things a replica asks of a disk, and the real disk that does them.
+
+Journal and snapshots are written against `Disk` only, so the same code runs on a simulated disk that forgets
+what was not synced.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from depalma.consensus.errors import DirectoryInUse, DiskFailed
+
+_LOCK_FILE = "lock"
+
+
+class AppendFile(Protocol):
+    """A file that only grows."""
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`. Raises OSError; part of it may then be in the file."""
+        ...
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk. Raises OSError: then nothing is known about it."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back; does not sync."""
+        ...
+
+
+class Disk(Protocol):
+    """One directory of files. Every method may raise OSError."""
+
+    def names(self) -> list[str]:
+        """The files there, sorted."""
+        ...
+
+    def path(self, name: str) -> str:
+        """How people find the file."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        ...
+
+    def size(self, name: str) -> int:
+        """How many bytes the file has."""
+        ...
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on."""
+        ...
+
+    def create(self, name: str) -> AppendFile:
+        """A new empty file, replacing one of that name."""
+        ...
+
+    def append(self, name: str) -> AppendFile:
+        """An existing file, to go on at its end."""
+        ...
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut the file to `size` bytes, durably."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Move atomically; durable after `sync_dir`."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Take the name away; durable after `sync_dir`."""
+        ...
+
+    def sync_dir(self) -> None:
+        """Return when names made, moved and removed so far are on the disk."""
+        ...
+
+
+@contextmanager
+def disk_errors(action: str, path: str) -> Iterator[None]:
+    """Turn an OSError into DiskFailed, which stops the replica."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskFailed(action, path, error) from error
+
+
+class _File:
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FileDisk:
+    """A real directory, held by one process at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = -1
+
+    def open(self) -> None:
+        """Make the directory (mode 0700) if need be and lock it. Raises DirectoryInUse, OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(self._directory / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise DirectoryInUse(str(self._directory)) from None
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def names(self) -> list[str]:
+        return sorted(name for name in os.listdir(self._directory) if name != _LOCK_FILE)
+
+    def path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def read(self, name: str) -> bytes:
+        with open(self.path(name), "rb") as file:
+            return file.read()
+
+    def size(self, name: str) -> int:
+        return os.stat(self.path(name)).st_size
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
+
+    def create(self, name: str) -> _File:
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        return _File(os.open(self.path(name), flags, 0o600))
+
+    def append(self, name: str) -> _File:
+        return _File(os.open(self.path(name), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+
+    def truncate(self, name: str, size: int) -> None:
+        fd = os.open(self.path(name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(self.path(old), self.path(new))
+
+    def remove(self, name: str) -> None:
+        os.unlink(self.path(name))
+
+    def sync_dir(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

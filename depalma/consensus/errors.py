@@ -1,0 +1,89 @@
+"""What consensus can refuse or die of. Each message says what happened and what to do next."""
+
+from __future__ import annotations
+
+
+class ConsensusError(Exception):
+    """Any error of this package."""
+
+
+class NotLeader(ConsensusError):
+    """This replica does not lead, and the command was certainly not appended: send it to `leader_id`."""
+
+    def __init__(self, leader_id: str | None) -> None:
+        hint = f"the leader is {leader_id}" if leader_id else "no leader is known"
+        super().__init__(f"this replica is not the leader; {hint}")
+        self.leader_id = leader_id
+
+
+class OutcomeUnknown(ConsensusError):
+    """The command may or may not become part of the log: ask again with the same request id."""
+
+
+class CommandTooLarge(ConsensusError):
+    """One command exceeds the size limit of a log entry; nothing was appended."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"command of {size_bytes} bytes exceeds the limit of {limit_bytes}; put the payload into a blob"
+        )
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class DiskFailed(ConsensusError):
+    """A write or a sync failed. The replica stops: it must not acknowledge what it could not store."""
+
+    def __init__(self, action: str, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"{action} {path} failed: {cause.strerror or cause}; nothing more was acknowledged. "
+            "Free or repair the disk, then start this replica again"
+        )
+        self.path = path
+        self.errno = cause.errno
+
+
+_REBUILD = (
+    "If the other masters are healthy, move this replica's directory away and start it again: "
+    "it fetches everything from them. Do that on one replica at a time, never on a majority"
+)
+
+
+class JournalDamaged(ConsensusError):
+    """The journal is damaged before its end, so acknowledged entries may be missing."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"journal {path} is damaged: {what}. {_REBUILD}")
+        self.path = path
+
+
+class SnapshotDamaged(ConsensusError):
+    """A snapshot fails its checksum or cannot be restored."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"snapshot {path} is damaged: {what}. {_REBUILD}")
+        self.path = path
+
+
+class DirectoryInUse(ConsensusError):
+    """Another process has the replica's directory open."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is in use by another process; stop that one first")
+        self.path = path
+
+
+class InvariantBroken(ConsensusError):
+    """Something that Raft rules out has happened: the replica stops rather than guess."""
+
+
+class ApplyFailed(ConsensusError):
+    """The state machine raised while applying a committed command: the replica stops, it never skips."""
+
+    def __init__(self, index: int, cause: BaseException) -> None:
+        super().__init__(f"applying command {index} raised {type(cause).__name__}: {cause}")
+        self.index = index
+
+
+class ReplicaStopped(ConsensusError):
+    """The replica is not running."""

@@ -1,0 +1,99 @@
+"""What a replica is told when it is made, and what it replicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+MIB = 1 << 20
+#: shortest shared secret that a cluster of more than one replica accepts
+MIN_SECRET_BYTES = 16
+
+
+class StateMachine(Protocol):
+    """The state that is replicated. Every replica applies the same commands in the same order.
+
+    `index` is the number of the command: the first is 1, the next 2, …; the same on every replica, for ever.
+    """
+
+    def apply(self, command: bytes, index: int) -> object:
+        """Change the state by one command and answer. Pure: an exception means a broken invariant and stops us."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """The whole state as bytes. Called in a forked child (in simulation: in place)."""
+        ...
+
+    def restore(self, data: bytes) -> None:
+        """Become the state that `snapshot` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One replica of the cluster, and where the others reach it."""
+
+    id: str
+    host: str
+    raft_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """Everything that one replica needs to know. Sizes are in bytes, times in seconds."""
+
+    id: str
+    #: all replicas, this one included: 1, 3 or 5
+    members: tuple[Member, ...]
+    #: journal, vote and snapshots live here; mode 0700, one process at a time
+    directory: Path
+    #: shared by the members; proves membership until mutual TLS does
+    secret: bytes = field(repr=False)
+    #: a follower that hears no leader waits a random time in this range before it asks for votes
+    election_s: tuple[float, float] = (0.3, 0.6)
+    snapshot_every_entries: int = 20_000
+    snapshot_every_bytes: int = 64 * MIB
+    #: entries kept in the log behind a snapshot, so that a follower a little behind needs no snapshot
+    keep_entries: int = 1_000
+    segment_bytes: int = 16 * MIB
+    max_command_bytes: int = 4 * MIB
+    #: most commands and bytes that are put into one log entry
+    group_commands: int = 1_024
+    group_bytes: int = 1 * MIB
+    #: a connection on which nothing was heard for so long is closed
+    connection_timeout_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        ids = [member.id for member in self.members]
+        if len(set(ids)) != len(ids) or len(ids) not in (1, 3, 5):
+            raise ValueError(f"a cluster has 1, 3 or 5 members with different ids, not {ids}")
+        if self.id not in ids:
+            raise ValueError(f"member {self.id!r} is not one of {ids}")
+        if len(ids) > 1 and len(self.secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"the cluster secret has {len(self.secret)} bytes; at least {MIN_SECRET_BYTES} are needed")
+        shortest, longest = self.election_s
+        if not 0 < shortest < longest:
+            raise ValueError(f"election_s must be a growing pair of positive seconds, not {self.election_s}")
+        if self.max_command_bytes > 8 * MIB or self.group_bytes > 8 * MIB:
+            raise ValueError("max_command_bytes and group_bytes may be 8 MiB at most (a frame holds 16 MiB)")
+
+    @property
+    def me(self) -> Member:
+        """This replica's own entry."""
+        return next(member for member in self.members if member.id == self.id)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Ids of the other members, sorted."""
+        return tuple(sorted(member.id for member in self.members if member.id != self.id))
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a leader is heard: three times within the shortest election timeout."""
+        return self.election_s[0] * 0.3
+
+    @property
+    def fallback_s(self) -> float:
+        """A leader that no majority has answered for so long steps down."""
+        return self.election_s[1] * 1.5

@@ -1,0 +1,116 @@
+"""Who encodes a snapshot: a forked child, so that the leader does not stall, or (in simulation) we ourselves."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+from depalma.consensus.snapshot import SnapshotStore
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class SnapshotWriter(Protocol):
+    """Writes one snapshot at a time."""
+
+    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+        """Start to write the state as it is now."""
+        ...
+
+    def poll(self) -> bool | None:
+        """True once it is written and synced, False once it failed, None while neither is known."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up what is being written."""
+        ...
+
+
+class InlineSnapshots:
+    """Writes at once, in the caller's process."""
+
+    def __init__(self) -> None:
+        self._written = False
+
+    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+        store.write(index, term, sequence, encode())
+        self._written = True
+
+    def poll(self) -> bool | None:
+        done, self._written = self._written, False
+        return done or None
+
+    def cancel(self) -> None:
+        self._written = False
+
+
+class ForkedSnapshots:
+    """Writes in a child that has a copy of the state: it only encodes, writes, syncs and exits.
+
+    The child takes no lock that another thread might have held at the fork (no logging, no OpenSSL), holds none
+    of our sockets (a peer must see the connection close when we die), and dies with us.
+    """
+
+    #: a child that is not ready after so long is stuck
+    TIMEOUT_S = 600.0
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._started_at = 0.0
+
+    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: see the class
+            pid = os.fork()
+        if pid == 0:
+            _child(parent, lambda: store.write(index, term, sequence, encode()))
+        self._pid = pid
+        self._started_at = time.monotonic()
+
+    def poll(self) -> bool | None:
+        if not self._pid:
+            return None
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if pid:
+            self._pid = 0
+            if status:
+                logger.error("the child that writes a snapshot ended with status %d", status)
+            return status == 0
+        if time.monotonic() - self._started_at > self.TIMEOUT_S:
+            logger.error("the child that writes a snapshot is stuck; killing it")
+            self.cancel()
+            return False
+        return None
+
+    def cancel(self) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def _child(parent: int, work: Callable[[], None]) -> None:
+    """Do the work and exit, whatever happens: nothing of the parent's loop may run here."""
+    status = 1
+    try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            gc.disable()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            work()
+            status = 0
+    except BaseException as error:
+        os.write(2, f"writing a snapshot failed: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(status)
