@@ -1,0 +1,190 @@
+"""Click classes of `depalmactl`: commands found by name only when used, examples in every help, one way to fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import click
+
+from depalma.ctl import failures
+from depalma.ctl.session import FORMATS, Session
+
+Sections = Mapping[str, Mapping[str, tuple[str, str]]]
+#: Where a command finds its arguments as they were typed (click itself forgets whether there was a `--`).
+ARGUMENTS = "depalma.arguments"
+
+
+class Command(click.Command):
+    """A command whose help shows examples and which takes -o and -q after its name too."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+        taken = {option for parameter in self.params for option in parameter.opts}
+        for option in _shared_options():
+            if not taken & set(option.opts):
+                self.params.append(option)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        write_examples(formatter, self.examples)
+
+
+class SubGroup(click.Group):
+    """A group of commands such as `code`; mistyped names get a suggestion."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(_no_such_command(args[0], self.list_commands(ctx)), ctx) from error
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        write_examples(formatter, self.examples)
+
+
+class LazyGroup(SubGroup):
+    """Imports a command's module when the command is asked for."""
+
+    def __init__(self, *args: Any, sections: Sections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in self.sections.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for section in self.sections.values():
+            if cmd_name in section:
+                place, short_help = section[cmd_name]
+                module, attribute = place.split(":")
+                command = getattr(import_module(module), attribute)
+                assert isinstance(command, click.Command)
+                command.short_help = short_help
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, short_help) for name, (_, short_help) in section.items()])
+
+
+class Root(LazyGroup):
+    """`depalmactl` itself: turns every way to fail into one clear line and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *main_args: Any, **extra: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, *main_args, **extra)
+        except BrokenPipeError:
+            # The reader of our output went away (`| head`); point stdout elsewhere, so that the interpreter's
+            # own flush at exit does not complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        except (KeyboardInterrupt, click.Abort):
+            code = 130
+        except Exception as error:
+            code = failures.report(error, as_json=_wants_json(arguments))
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(
+            formatter,
+            (
+                "depalmactl dev --detach",
+                "depalmactl run -- echo hello",
+                "depalmactl map 'gzip -k {}' ::: *.log",
+                "depalmactl jobs",
+            ),
+        )
+
+
+def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Returns the decorator that makes a `Command`."""
+    return click.command(name, cls=Command, examples=examples, **settings)
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    """Writes the section `Examples`, one command a line, unwrapped so that each can be copied."""
+    if examples:
+        with formatter.section("Examples"):
+            for example in examples:
+                formatter.write(f"{' ' * formatter.current_indent}{example}\n")
+
+
+def _shared_options() -> list[click.Option]:
+    # The environment is read by the global options only: DEPALMA_OUTPUT, not DEPALMA_JOBS_OUTPUT.
+    return [
+        click.Option(
+            ["-o", "--output"],
+            type=click.Choice(FORMATS),
+            metavar="FORMAT",
+            expose_value=False,
+            allow_from_autoenv=False,
+            callback=_set_output,
+            help=f"How to print data: {', '.join(FORMATS)}.",
+        ),
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            allow_from_autoenv=False,
+            callback=_set_quiet,
+            help="No narration on stderr.",
+        ),
+    ]
+
+
+def _set_output(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    session = ctx.find_object(Session)
+    if value is not None and session is not None:
+        session.output = value
+
+
+def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    session = ctx.find_object(Session)
+    if value and session is not None:
+        session.quiet = True
+
+
+def _no_such_command(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+    return f"no such command: {name} ({hint})"
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Returns whether errors are to be JSON; works before (and without) parsing, for errors of the parser itself."""
+    wanted = os.environ.get("DEPALMA_OUTPUT", "")
+    previous = ""
+    for argument in arguments:
+        if argument == "--":
+            break
+        if previous in ("-o", "--output"):
+            wanted = argument
+        elif argument.startswith("--output="):
+            wanted = argument.removeprefix("--output=")
+        elif argument.startswith("-o") and not argument.startswith("--") and len(argument) > 2:
+            wanted = argument[2:]
+        previous = argument
+    return wanted in ("json", "jsonl")

@@ -1,0 +1,161 @@
+"""`host`, `group`, `load`, `ps`: the machines and what runs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from depalma.ctl import ids
+from depalma.ctl.command import SubGroup, command
+from depalma.ctl.output import Column, show_rows, show_value
+from depalma.ctl.session import Session
+from depalma.ctl.wording import clean, count, duration, listed, size
+
+Row = Mapping[str, Any]
+
+
+def percent(value: float) -> str:
+    """Returns `37%`."""
+    return f"{value:.0f}%"
+
+
+def since_heard(host: Row) -> str:
+    """Returns how long ago the leader heard the host."""
+    return "-" if host["last_seen_s"] is None else f"{duration(host['last_seen_s'])} ago"
+
+
+_HOST_COLUMNS = (
+    Column("NAME", lambda host: host["name"]),
+    Column("STATE", lambda host: host["state"]),
+    Column("SLOTS", lambda host: f"{host['running']}/{host['slots']}", right=True),
+    Column("CPU", lambda host: percent(host["load"]["cpu_percent"]), right=True),
+    Column("MEMORY", lambda host: percent(host["load"]["memory_percent"]), right=True),
+    Column("CODE", lambda host: host["code_index"], right=True),
+    Column("GROUPS", lambda host: listed(host["groups"])),
+    Column("HEARD", since_heard, right=True),
+    Column("REASON", lambda host: host.get("reason", "")),
+    Column("CPUS", lambda host: host["cpus"], right=True, wide=True),
+    Column("SIZE", lambda host: size(host["memory_bytes"]), right=True, wide=True),
+    Column("PRIORITY", lambda host: host["priority"], right=True, wide=True),
+    Column("LABELS", lambda host: listed(f"{k}={v}" for k, v in host["labels"].items()), wide=True),
+    Column("VERSION", lambda host: host.get("version", ""), wide=True),
+    Column("PYTHON", lambda host: host.get("python", ""), wide=True),
+    Column("ADDRESS", lambda host: host.get("address", ""), wide=True),
+)
+_LOAD_COLUMNS = (
+    Column("HOST", lambda row: row["host"]),
+    Column("STATE", lambda row: row["state"]),
+    Column("SLOTS", lambda row: f"{row['running']}/{row['slots']}", right=True),
+    Column("LOAD1", lambda row: f"{row['load']['load1']:.2f}", right=True),
+    Column("LOAD5", lambda row: f"{row['load']['load5']:.2f}", right=True),
+    Column("LOAD15", lambda row: f"{row['load']['load15']:.2f}", right=True),
+    Column("CPU", lambda row: percent(row["load"]["cpu_percent"]), right=True),
+    Column("MEMORY", lambda row: percent(row["load"]["memory_percent"]), right=True),
+    Column("USED", lambda row: size(row["load"]["memory_used_bytes"]), right=True),
+)
+_PROCESS_COLUMNS = (
+    Column("TASK", lambda row: row["task"], right=True),
+    Column("HOST", lambda row: row["host"]),
+    Column("PID", lambda row: row["pid"], right=True),
+    Column("PPID", lambda row: row["ppid"], right=True, wide=True),
+    Column("USER", lambda row: row["user"]),
+    Column("STATE", lambda row: row["state"]),
+    Column("CPU", lambda row: percent(row["cpu_percent"]), right=True),
+    Column("MEMORY", lambda row: size(row["rss_bytes"]), right=True),
+    Column("THREADS", lambda row: row["threads"], right=True, wide=True),
+    Column("TIME", lambda row: duration(row["elapsed_s"]), right=True),
+    Column("COMMAND", lambda row: row["command"]),
+)
+
+
+@click.group("host", cls=SubGroup, examples=("depalmactl host ls", "depalmactl host show h1"))
+def host() -> None:
+    """The machines that run tasks."""
+
+
+@host.command(
+    "ls", examples=("depalmactl host ls", "depalmactl host ls -o wide", "depalmactl host ls -o json | jq '.[].state'")
+)
+@click.pass_obj
+def host_ls(session: Session) -> None:
+    """List the hosts: state, slots in use, measured load, code index."""
+    show_rows(session, session.get("/v1/hosts")["hosts"], _HOST_COLUMNS, key="name")
+
+
+@host.command("show", examples=("depalmactl host show h1", "depalmactl host show h1 -o yaml"))
+@click.argument("name", metavar="HOST")
+@click.pass_obj
+def host_show(session: Session, name: str) -> None:
+    """Show one host."""
+    from depalma.client.transport import segment
+
+    view = session.get(f"/v1/hosts/{segment(name)}")
+    measured = view["load"]
+    lines = [
+        ("Host", view["name"]),
+        ("State", view["state"]),
+        ("Reason", view.get("reason")),
+        ("Slots", f"{view['running']} of {view['slots']} in use"),
+        ("Groups", listed(view["groups"])),
+        ("Labels", listed(f"{key}={value}" for key, value in view["labels"].items())),
+        ("Priority", view["priority"]),
+        ("Code index", view["code_index"]),
+        ("Machine", f"{count(view['cpus'], 'CPU')}, {size(view['memory_bytes'])}"),
+        ("Load", f"{measured['load1']:.2f} {measured['load5']:.2f} {measured['load15']:.2f}"),
+        ("CPU", percent(measured["cpu_percent"])),
+        ("Memory", f"{percent(measured['memory_percent'])} ({size(measured['memory_used_bytes'])})"),
+        ("Heard", since_heard(view)),
+        ("Address", view.get("address")),
+        ("Version", f"{view.get('version') or '?'}, Python {view.get('python') or '?'}"),
+    ]
+    show_value(session, view, [line for line in lines if line[1] not in (None, "")], key="name")
+
+
+@click.group("group", cls=SubGroup, examples=("depalmactl group ls",))
+def group() -> None:
+    """Named sets of hosts."""
+
+
+@group.command("ls", examples=("depalmactl group ls", "depalmactl group ls -o json"))
+@click.pass_obj
+def group_ls(session: Session) -> None:
+    """List the groups and their hosts."""
+    columns = (
+        Column("NAME", lambda row: row["name"]),
+        Column("SIZE", lambda row: len(row["hosts"]), right=True),
+        Column("HOSTS", lambda row: listed(row["hosts"])),
+    )
+    show_rows(session, session.get("/v1/groups")["groups"], columns, key="name")
+
+
+@command("load", examples=("depalmactl load", "depalmactl load h1", "depalmactl load -o json"))
+@click.argument("name", metavar="[HOST]", required=False)
+@click.pass_obj
+def load(session: Session, name: str | None) -> None:
+    """Show the measured load of the hosts: everything that runs there, not only tasks."""
+    rows = session.get("/v1/load")["hosts"]
+    if name is not None:
+        rows = [row for row in rows if row["host"] == name]
+        if not rows:
+            from depalma.client.transport import segment
+
+            session.get(f"/v1/hosts/{segment(name)}")  # refuses an unknown name in the cluster's own words
+    show_rows(session, rows, _LOAD_COLUMNS, key="host")
+
+
+@command(
+    "ps", examples=("depalmactl ps", "depalmactl ps 42", "depalmactl ps -o json | jq '.[] | select(.rss_bytes > 1e9)'")
+)
+@click.argument("job", metavar="[JOB]", required=False, type=ids.JOB)
+@click.pass_obj
+def ps(session: Session, job: str | None) -> None:
+    """List the processes of running tasks, of all jobs or of one, as the operating system sees them now."""
+    number = None if job is None else ids.job_id(session, job)
+    if number is not None:
+        session.get(f"/v1/jobs/{number}")  # an unknown job is an error, not an empty list
+    answer = session.get("/v1/ps", job=number)
+    show_rows(session, answer["processes"], _PROCESS_COLUMNS, key="pid")
+    if answer["missing"]:
+        session.warn(f"not shown: {clean(listed(answer['missing']))} did not answer in time")

@@ -1,0 +1,111 @@
+"""The entry point of `depalmactl`: the list of commands and the global options.
+
+Only click is imported here. Each command's module is imported when that command runs, so that a trivial command
+pays for nothing it does not use.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import click
+
+from depalma import __version__
+from depalma.ctl.command import LazyGroup, Root
+from depalma.ctl.session import FORMATS, Session
+
+#: Section → command → (where it is, its line in the overview). The line is also the command's short help.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run work": {
+        "submit": ("depalma.ctl.submit:submit", "Submit a command or a script as a job"),
+        "map": ("depalma.ctl.submit:map_command", "Submit a job with one task an argument"),
+        "run": ("depalma.ctl.run:run", "Submit a command, stream its output, exit with its code"),
+    },
+    "Watch and steer jobs": {
+        "jobs": ("depalma.ctl.jobs:jobs", "List jobs"),
+        "show": ("depalma.ctl.jobs:show", "Show a job or a task"),
+        "wait": ("depalma.ctl.wait:wait", "Wait until jobs are over; exit with the job's code"),
+        "logs": ("depalma.ctl.logs:logs", "Print what tasks wrote"),
+        "result": ("depalma.ctl.result:result", "Print what a function returned"),
+        "explain": ("depalma.ctl.jobs:explain", "Say why a job waits, or why it ended as it did"),
+        "cancel": ("depalma.ctl.jobs:cancel", "Cancel jobs"),
+        "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
+    },
+    "Look at the cluster": {
+        "top": ("depalma.ctl.top:top", "Live view of the whole cluster"),
+        "events": ("depalma.ctl.events:events", "Print what happened, one line an event"),
+        "load": ("depalma.ctl.hosts:load", "Show the measured load of hosts"),
+        "host": ("depalma.ctl.hosts:host", "Hosts: ls, show"),
+        "group": ("depalma.ctl.hosts:group", "Groups of hosts: ls"),
+        "master": ("depalma.ctl.masters:master", "Masters: ls"),
+        "code": ("depalma.ctl.code:code", "The code log: add, ls, show, status"),
+    },
+    "Set up": {
+        "dev": ("depalma.ctl.dev:dev", "Start a local cluster of real processes"),
+        "context": ("depalma.ctl.context:context", "Which cluster to talk to: add, use, ls, rm"),
+        "config": ("depalma.ctl.config:config", "The cluster file: check"),
+        "doctor": ("depalma.ctl.doctor:doctor", "Check that everything is in order"),
+        "completion": ("depalma.ctl.completion:completion", "Print the completion script for a shell"),
+        "version": ("depalma.ctl.version:version", "Print the version"),
+    },
+}
+
+
+@click.group(
+    cls=Root,
+    sections=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "DEPALMA"},
+)
+@click.version_option(__version__, prog_name="depalmactl", message="%(prog)s %(version)s")
+# The environment's twins of these three (DEPALMA_CONTEXT, DEPALMA_MASTERS, DEPALMA_TOKEN_FILE, DEPALMA_TOKEN) are
+# read where the cluster is resolved, so that an option always wins over all of them.
+@click.option("--context", metavar="NAME", help="Use this context, not the current one.", allow_from_autoenv=False)
+@click.option("--masters", metavar="URL,URL,…", help="Talk to these masters.", allow_from_autoenv=False)
+@click.option("--token-file", metavar="FILE", help="Read the access token from here.", allow_from_autoenv=False)
+@click.option(
+    "-o", "--output", type=click.Choice(FORMATS), default="table", help="How to print data.", metavar="FORMAT"
+)
+@click.option("-q", "--quiet", is_flag=True, help="No narration on stderr.")
+@click.option("--no-color", is_flag=True, help="No colours (NO_COLOR in the environment does the same).")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.05),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to try to reach a leader.",
+)
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    context: str | None,
+    masters: str | None,
+    token_file: str | None,
+    output: str,
+    quiet: bool,
+    no_color: bool,
+    timeout: float,
+) -> None:
+    """Everything a person does with a Depalma cluster.
+
+    Data goes to stdout, narration to stderr. With nothing given, the current context says which cluster.
+    """
+    ctx.obj = Session(
+        context=context,
+        masters=tuple(url.strip() for url in masters.split(",") if url.strip()) if masters else (),
+        token_file=token_file,
+        output=output,
+        quiet=quiet,
+        color=not (no_color or os.environ.get("NO_COLOR")),
+        timeout_s=timeout,
+    )
+
+
+def main() -> NoReturn:
+    """Runs `depalmactl` with the arguments of this process."""
+    cli.main(prog_name="depalmactl")
+    raise AssertionError("Root.main exits")
+
+
+__all__ = ["COMMANDS", "LazyGroup", "cli", "main"]

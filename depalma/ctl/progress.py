@@ -1,0 +1,37 @@
+"""A progress bar for a job that a person waits for, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_OVER = ("succeeded", "failed", "cancelled", "lost")
+
+
+class JobProgress:
+    """Call it with each view of the job; the last one (the finished job) takes the bar away."""
+
+    def __init__(self, *, color: bool = True) -> None:
+        console = Console(stderr=True, no_color=not color)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("", total=None)
+        self._progress.start()
+
+    def __call__(self, view: Mapping[str, Any]) -> None:
+        tasks = view["tasks"]
+        failed = f", {tasks['failed']} failed" if tasks["failed"] else ""
+        description = f"job {view['id']} {view['state']}{failed}"
+        done = sum(tasks[state] for state in _OVER)
+        self._progress.update(self._bar, description=description, completed=done, total=tasks["total"])
+        if view["finished_at"] is not None:
+            self._progress.stop()

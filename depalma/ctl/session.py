@@ -1,0 +1,154 @@
+"""One call of `depalmactl`: what the global options say, and the connections made from them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+from depalma.errors import NoLeader
+
+if TYPE_CHECKING:
+    from depalma.client.connections import Connections
+    from depalma.client.contexts import Connection
+    from depalma.client.transport import Answer, Request
+
+FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
+#: When not one master accepts a connection for this long, the cluster is not there; nobody waits out --timeout.
+NOBODY_S = 1.5
+#: Last words of a master that cannot have taken a write.
+_NOT_SENT = ("Connection refused", "No route to host", "Network is unreachable", "Name or service not known")
+
+
+class Session:
+    """Global options, and the connections of this call (made at the first use)."""
+
+    def __init__(
+        self,
+        *,
+        context: str | None = None,
+        masters: tuple[str, ...] = (),
+        token_file: str | None = None,
+        output: str = "table",
+        quiet: bool = False,
+        color: bool = True,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.context = context
+        self.masters = masters
+        self.token_file = token_file
+        self.output = output
+        self.quiet = quiet
+        self.color = color
+        self.timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._connections: Connections | None = None
+
+    @property
+    def structured(self) -> bool:
+        """Whether a program reads stdout."""
+        return self.output in ("json", "jsonl", "yaml")
+
+    def narrate(self, text: str) -> None:
+        """Prints a line for people on stderr, unless -q was given."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        """Prints a line on stderr that -q does not silence: data is missing from what was asked for."""
+        click.echo(f"warning: {text}", err=True)
+
+    # ------------------------------------------------------------ the cluster
+
+    @property
+    def connection(self) -> Connection:
+        """Which cluster is meant, and who says so. Errors: ConfigError."""
+        if self._connection is None:
+            from depalma.client.contexts import resolve
+
+            self._connection = resolve(masters=self.masters or None, token_file=self.token_file, context=self.context)
+        return self._connection
+
+    def connect_to(self, connection: Connection) -> None:
+        """Uses this cluster, whatever the options say."""
+        self._connection = connection
+
+    @property
+    def connections(self) -> Connections:
+        """The HTTP connections of this call. Errors: ConfigError."""
+        if self._connections is None:
+            from depalma.client.connections import Connections
+            from depalma.client.transport import Endpoints
+
+            connection = self.connection
+            self._connections = Connections(Endpoints(connection.masters), connection.token, deadline_s=self.timeout_s)
+        return self._connections
+
+    def call(self, request: Request) -> Answer:
+        """Returns the cluster's answer. Errors: NoLeader, Rejected.
+
+        A request that no master answers is tried until --timeout; but when nobody even listens, not so long.
+        """
+        connections = self.connections
+        first_s = min(NOBODY_S, self.timeout_s)
+        started = time.monotonic()
+        try:
+            return connections.call(request, deadline_s=first_s)
+        except NoLeader as error:
+            left_s = self.timeout_s - (time.monotonic() - started)
+            if left_s <= 0 or not any(_listens(url) for url in self.connection.masters):
+                raise _with_advice(error, request) from error
+        try:
+            return connections.call(request, deadline_s=left_s)
+        except NoLeader as error:
+            raise _with_advice(error, request) from error
+
+    def ask(self, path: str, *, raw: bool = False, **params: Any) -> Answer:
+        """Returns the answer to a read; `wait` among the params is how long the server may block (`30s`)."""
+        from depalma.client.transport import Request, with_query
+
+        wait = params.get("wait")
+        wait_s = float(str(wait).removesuffix("s")) if wait else 0.0
+        return self.call(Request("GET", with_query(path, params), raw=raw, wait_s=wait_s))
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Returns the decoded answer to a read."""
+        return self.ask(path, **params).json()
+
+    def post(self, path: str, body: object) -> Any:
+        """Returns the decoded answer to a write, done once however often it had to be sent."""
+        import json
+
+        from depalma.client.transport import JSON, Request, new_key
+
+        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        return self.call(Request("POST", path, data, content_type=JSON, key=new_key())).json()
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Stores a blob on a majority of masters."""
+        from depalma.client.transport import BYTES, Request, new_key
+
+        self.call(Request("PUT", f"/v1/blobs/{digest}", data, content_type=BYTES, key=new_key()))
+
+
+def _with_advice(error: NoLeader, request: Request) -> NoLeader:
+    """Says what became of a write, as far as that can be known from here, and what to do next."""
+    if request.method == "GET":
+        return NoLeader(f"{error}; see: depalmactl doctor")
+    # Each master's last words stand between parentheses, separated by semicolons.
+    said = str(error).partition("(")[2].rstrip(")").split("; ")
+    if all(words.endswith(_NOT_SENT) for words in said):
+        return NoLeader(f"{error}. Nothing was changed; see: depalmactl doctor")
+    return NoLeader(f"{error}. It is not known whether it was done: look before you repeat it")
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=0.5):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,97 @@
+"""From the options of `submit`, `map` and `run` to the job specification that goes to the cluster."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_env
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COMMON = (
+    click.option("--name", metavar="NAME", help="A name for people."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag to find it by; may be repeated."),
+    click.option("--priority", type=int, metavar="N", help="Higher runs first (0)."),
+    click.option("--group", metavar="GROUP", help="Only on hosts of this group."),
+    click.option("--on-host", metavar="HOST", help="Only on this host."),
+    click.option("--cpus", type=click.FloatRange(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
+    click.option("--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G."),
+    click.option("--retries", type=click.IntRange(0), metavar="N", help="Further attempts after a task failed (0)."),
+    click.option(
+        "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
+    ),
+    click.option("--env", multiple=True, metavar="K=V", help="A variable; a bare K copies yours. May be repeated."),
+    click.option("--cwd", metavar="DIR", help="Folder to run in, on the host (default: a scratch folder)."),
+    click.option("--user", metavar="USER", help="Whose job it is (your login name)."),
+    click.option("--not-restartable", is_flag=True, help="If its host is lost, a task ends as lost and is not re-run."),
+    click.option("--code-index", type=click.IntRange(0), metavar="N", help="Run with this code index (the newest)."),
+)
+_HOLD = click.option("--hold", is_flag=True, help="Do not start it yet.")
+_ARRAY = click.option("--array", type=ARRAY, metavar="A-B[%N]", help="One task an index; at most N at once.")
+_MAX_RUNNING = click.option(
+    "-j", "--max-running", type=click.IntRange(1), metavar="N", help="At most N tasks at once (no limit)."
+)
+
+
+def spec_options(*, hold: bool = False, array: bool = False, max_running: bool = False) -> Callable[[F], F]:
+    """Returns the decorator that adds the options that describe a job."""
+    wanted = [*_COMMON]
+    wanted += [_HOLD] * hold + [_ARRAY] * array + [_MAX_RUNNING] * max_running
+
+    def decorate(function: F) -> F:
+        for option in reversed(wanted):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: str) -> dict[str, Any]:
+    """Returns the specification of a command job as the API takes it; only what was asked for is in it.
+
+    Errors: click.UsageError.
+    """
+    try:
+        env = parse_env(options.get("env") or ())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--env'") from error
+    array: Array | None = options.get("array")
+    cwd = options.get("cwd")
+    spec = {
+        "kind": "command",
+        "argv": list(argv),
+        "name": options.get("name") or default_name[:200],
+        "user": options.get("user") or login_name(),
+        "tags": list(options.get("tags") or ()),
+        "priority": options.get("priority"),
+        "group": options.get("group"),
+        "on_host": options.get("on_host"),
+        "cpus": options.get("cpus"),
+        "memory_bytes": options.get("memory"),
+        "retries": options.get("retries"),
+        "timeout_s": options.get("time_limit"),
+        "env": env,
+        "cwd": os.path.abspath(os.path.expanduser(cwd)) if cwd else None,
+        "restartable": False if options.get("not_restartable") else None,
+        "hold": options.get("hold") or None,
+        "code_index": options.get("code_index"),
+        "max_running": options.get("max_running"),
+        "stdout": options.get("stdout"),
+        "stderr": options.get("stderr"),
+    }
+    if array is not None:
+        spec |= {"count": array.tasks, "first_index": array.first, "max_running": array.max_running or None}
+    return {name: value for name, value in spec.items() if value not in (None, [], {})}
+
+
+def login_name() -> str:
+    """Returns the name of the user of this process, or its number where it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

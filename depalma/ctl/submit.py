@@ -1,0 +1,226 @@
+"""`submit` and `map`: make jobs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from depalma import items
+from depalma.ctl import failures
+from depalma.ctl.command import ARGUMENTS, command
+from depalma.ctl.output import show_value
+from depalma.ctl.script import ScriptError, directives, script_argv
+from depalma.ctl.session import Session
+from depalma.ctl.spec import build_spec, spec_options
+from depalma.ctl.wording import count
+from depalma.model import INLINE_LIMIT_BYTES
+
+PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+_SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
+
+
+@command(
+    "submit",
+    context_settings=PASS_THROUGH,
+    examples=(
+        "depalmactl submit -- make -j2",
+        "depalmactl submit --name sim --array 0-99%10 --cpus 2 -- ./simulate",
+        "depalmactl submit train.sh --epochs 3      # reads #DEPALMA and #SBATCH lines",
+        "id=$(depalmactl submit -q -- sleep 60)",
+        "depalmactl submit --wait -- pytest && echo passed",
+    ),
+)
+@spec_options(hold=True, array=True)
+@click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
+@click.argument("words", nargs=-1, required=True, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
+@click.pass_context
+def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+    """Submit a job and print its id.
+
+    After `--`, or with more than a file's name, CMD runs as it stands (no shell). A single existing file is a
+    script: its text is sent, its `#DEPALMA --option` lines count as options, and a subset of `#SBATCH` is read too.
+    What stands on the command line wins over the script.
+    """
+    session = ctx.find_object(Session)
+    assert session is not None
+    failures.passes_job_code = wait
+    script = _script_of(ctx, words)
+    if script is None:
+        argv, name = list(words), Path(words[0]).name
+    else:
+        argv, options = _read_script(ctx, script, words[1:], options)
+        name = script.name
+    job = post_job(session, build_spec(argv, options, default_name=name))
+    announce(session, job, options["array"].tasks if options.get("array") else 1, waits=wait)
+    if wait:
+        from depalma.ctl.wait import wait_and_exit
+
+        wait_and_exit(session, [job], print_jobs=True)
+
+
+@command(
+    "map",
+    context_settings=PASS_THROUGH,
+    examples=(
+        "depalmactl map 'gzip -k {}' ::: /data/*.log",
+        "ls /data/*.png | depalmactl map --retries 2 'convert {} {}.jpg'",
+        "depalmactl map -j 4 --wait -- ./fetch --url {} ::: http://a http://b",
+        "depalmactl map 'echo $((2 * {}))' ::: $(seq 100)",
+    ),
+)
+@spec_options(hold=True, max_running=True)
+@click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
+@click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C]", type=click.UNPROCESSED)
+@click.pass_context
+def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+    """Submit one job with a task for each argument after `:::`, or for each line on stdin.
+
+    `{}` stands for the argument (at the end if it is nowhere). One word with spaces in it is a shell command, in
+    which the argument is always one safely quoted word; several words run as they stand, without a shell.
+    """
+    session = ctx.find_object(Session)
+    assert session is not None
+    failures.passes_job_code = wait
+    command_words, arguments = _split(ctx, words)
+    spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
+    spec |= {"count": len(arguments), "arguments": _payload(session, arguments)}
+    job = post_job(session, spec)
+    announce(session, job, len(arguments), waits=wait)
+    if wait:
+        from depalma.ctl.wait import wait_and_exit
+
+        wait_and_exit(session, [job], print_jobs=True)
+
+
+def post_job(session: Session, spec: dict[str, Any]) -> int:
+    """Submits and returns the id."""
+    return int(session.post("/v1/jobs", spec)["id"])
+
+
+def announce(session: Session, job: int, tasks: int, *, waits: bool = False) -> None:
+    """Prints the id on stdout; `--wait` with a program's format prints the finished job instead (one JSON value)."""
+    if not (waits and session.structured):
+        show_value(session, {"id": job, "tasks": tasks}, [], key="id")
+        if not session.structured and session.output != "name":
+            click.echo(job)
+    if not waits and not session.structured:
+        session.narrate(f"submitted job {job} ({count(tasks, 'task')}); see: depalmactl show {job}")
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def _script_of(ctx: click.Context, words: tuple[str, ...]) -> Path | None:
+    """Returns the script that is meant, or None for a command. Errors: click.UsageError."""
+    arguments: list[str] = ctx.meta[ARGUMENTS]
+    if len(arguments) > len(words) and arguments[-len(words) - 1] == "--":
+        return None
+    path = Path(words[0])
+    if path.is_file():
+        return path
+    if path.suffix or "/" in words[0]:
+        raise click.UsageError(f"no such script: {words[0]} (a command that is on the hosts goes after --)", ctx)
+    raise click.UsageError(f"put -- before a command: depalmactl submit -- {' '.join(words)}", ctx)
+
+
+def _read_script(
+    ctx: click.Context, path: Path, arguments: Sequence[str], options: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        argv = script_argv(text, path.name, arguments)
+        return argv, _merged(ctx, path, text, options)
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path}: not a text file (programs go after --)", ctx) from error
+    except ScriptError as error:
+        raise click.UsageError(f"{path}: {error}", ctx) from error
+
+
+def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the script's directives, under those of the command line and the environment (as in Slurm)."""
+    merged = dict(options)
+    for directive in directives(text):
+        try:
+            inner = submit.make_context("submit", [*directive.arguments, "--", "-"], parent=ctx.parent)
+        except click.UsageError as error:
+            message = error.format_message().rstrip(".")
+            raise click.UsageError(f"{path}: line {directive.line}: {message}", ctx) from error
+        if inner.params["words"] != ("-",) or inner.params["wait"]:
+            raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
+        for name, value in inner.params.items():
+            if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                if isinstance(value, tuple):
+                    merged[name] = (*value, *merged[name])
+                elif not _given(ctx, name):
+                    merged[name] = value
+    return merged
+
+
+def _given(ctx: click.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source in (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+
+
+# ---------------------------------------------------------------- map
+
+
+def _split(ctx: click.Context, words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    if ":::" in words:
+        at = words.index(":::")
+        command_words, arguments = list(words[:at]), list(words[at + 1 :])
+    else:
+        if sys.stdin.isatty():
+            raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
+        command_words, arguments = list(words), sys.stdin.read().splitlines()
+    if not command_words:
+        raise click.UsageError("no command before ':::'", ctx)
+    if not arguments:
+        raise click.UsageError("nothing to map over: no argument came, so no job was submitted", ctx)
+    return command_words, arguments
+
+
+def map_argv(words: Sequence[str]) -> list[str]:
+    """Returns the command line in which each `{}` becomes a task's argument on the host."""
+    if len(words) == 1 and _SHELL_CHARACTERS.search(words[0]):
+        return ["/bin/sh", "-c", _shell_text(words[0]), "sh", "{}"]
+    return list(words) if any("{}" in word for word in words) else [*words, "{}"]
+
+
+def _shell_text(text: str) -> str:
+    """Returns the shell command with `$1`, quoted as its place needs, for each `{}`."""
+    parts: list[str] = []
+    quote = ""
+    position = 0
+    seen = False
+    while position < len(text):
+        character = text[position]
+        if text.startswith("{}", position):
+            parts.append({"": '"$1"', '"': "$1", "'": "'\"$1\"'"}[quote])
+            position += 2
+            seen = True
+            continue
+        if character == "\\" and quote != "'":
+            parts.append(text[position : position + 2])
+            position += 2
+            continue
+        if character in "'\"":
+            quote = "" if quote == character else quote or character
+        parts.append(character)
+        position += 1
+    return "".join(parts) + ("" if seen else ' "$1"')
+
+
+def _payload(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
+    packed = items.pack([argument.encode("utf-8", "surrogateescape") for argument in arguments])
+    if len(packed) <= INLINE_LIMIT_BYTES:
+        return {"inline": base64.b64encode(packed).decode(), "size_bytes": len(packed)}
+    digest = hashlib.sha256(packed).hexdigest()
+    session.put_blob(digest, packed)
+    return {"digest": digest, "size_bytes": len(packed)}

@@ -1,0 +1,109 @@
+"""Option values: sizes, durations, arrays, environment entries. Each parser names what is allowed when it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?$", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_CLOCK = re.compile(r"^(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})$")
+_PARTS = re.compile(r"^(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
+_ARRAY = re.compile(r"^(\d{1,8})-(\d{1,8})(?:%(\d{1,8}))?$")
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+MAX_TASKS = 10_000_000
+
+if TYPE_CHECKING:
+    AnyType = click.ParamType[Any]
+else:  # generic in the newest click only
+    AnyType = click.ParamType
+
+
+class Array(NamedTuple):
+    """Tasks first … last (both included), at most `max_running` of them at once (0: no limit)."""
+
+    first: int
+    last: int
+    max_running: int
+
+    @property
+    def tasks(self) -> int:
+        """Returns how many tasks there are."""
+        return self.last - self.first + 1
+
+
+def parse_size(text: str) -> int:
+    """Returns bytes. Errors: ValueError."""
+    match = _SIZE.match(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size (such as 500M or 1.5G)")
+    return int(float(match.group(1)) * _FACTORS[match.group(2).upper()])
+
+
+def parse_duration(text: str) -> float:
+    """Returns seconds. Errors: ValueError."""
+    text = text.strip()
+    clock = _CLOCK.match(text)
+    if clock:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    parts = _PARTS.match(text)
+    if not text or not parts:
+        raise ValueError(f"{text!r} is not a duration (such as 90, 15m, 1h30m or 01:30:00)")
+    days_f, hours_f, minutes_f, seconds_f = (float(part or 0) for part in parts.groups())
+    return ((days_f * 24 + hours_f) * 60 + minutes_f) * 60 + seconds_f
+
+
+def parse_array(text: str) -> Array:
+    """Returns the tasks of `A-B` or `A-B%N`. Errors: ValueError."""
+    match = _ARRAY.match(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not an array (such as 0-99, or 0-99%10 for at most 10 at once)")
+    array = Array(int(match.group(1)), int(match.group(2)), int(match.group(3) or 0))
+    if array.last < array.first:
+        raise ValueError(f"{text!r}: an array rises from its first index to its last")
+    if array.tasks > MAX_TASKS:
+        raise ValueError(f"{text!r} has {array.tasks:,} tasks; allowed: {MAX_TASKS:,}")
+    if match.group(3) and array.max_running < 1:
+        raise ValueError(f"{text!r}: at least 1 task at once after the %")
+    return array
+
+
+def parse_env(entries: Sequence[str]) -> dict[str, str]:
+    """Returns the variables of `K=V` entries; a bare `K` takes its value from this process. Errors: ValueError."""
+    variables = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not _ENV_NAME.match(name):
+            raise ValueError(f"{entry!r} is not NAME=VALUE (a name has letters, digits and _)")
+        if not equals:
+            if name not in os.environ:
+                raise ValueError(f"{name!r} has no value, and is not set in this environment")
+            value = os.environ[name]
+        variables[name] = value
+    return variables
+
+
+class Parsed(AnyType):
+    """A click type made of one of the parsers above."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = Parsed("size", parse_size)
+DURATION = Parsed("duration", parse_duration)
+ARRAY = Parsed("array", parse_array)
