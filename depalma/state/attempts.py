@@ -19,7 +19,7 @@ from depalma.state.commands import (
 )
 from depalma.state.event_log import RETURNED, Detail
 from depalma.state.hosts import Host
-from depalma.state.jobs import Attempt, Job, PastAttempt
+from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
 
@@ -230,7 +230,7 @@ def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: 
     started = attempt.started_at if report.started_at is None else report.started_at
     finished = at if report.finished_at is None else report.finished_at
     word = WORDS[code] if counts else "returned"
-    past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error)
+    past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
     job.requeue(index, attempt, past, counts)
     endings.back.append(ref)
     endings.back_words.append(code if counts else RETURNED)
@@ -249,7 +249,7 @@ def lose_attempts(state: ClusterState, host: Host, reason: str, at: float) -> in
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
         index = ref[1]
         if job.spec.restartable and not job.cancelled:
-            past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason)
+            past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])
             job.requeue(index, attempt, past, counts=False)
             endings.back.append(ref)
             endings.back_words.append(LOST)

@@ -17,11 +17,13 @@ from depalma.state.commands import Rejected
 MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
+MAX_REQUEST = 200
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
 _MAX_TEXT_BYTES = 131_072
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_CODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PYTHON = re.compile(r"3\.[0-9]{1,3}")
 
@@ -39,6 +41,13 @@ def bad_name(field: str, name: str) -> Rejected | None:
     return bad_field(field, name, "letters, digits, '.', '_', '-', at most 63, no leading sign")
 
 
+def bad_code_name(field: str, name: str) -> Rejected | None:
+    """Refuses what cannot be the name of a file or folder of code."""
+    if _CODE_NAME.fullmatch(name):
+        return None
+    return bad_field(field, name, "letters, digits, '.', '_', '-', at most 100, no leading '.' or '-'")
+
+
 def bad_digest(field: str, digest: str) -> Rejected | None:
     """Refuses what is no SHA-256 in lower-case hex."""
     return None if _DIGEST.fullmatch(digest) else bad_field(field, digest, "64 lower-case hex digits")
@@ -49,9 +58,11 @@ def bad_range(field: str, value: float, low: float, high: float) -> Rejected | N
     return None if low <= value <= high else bad_field(field, value, f"{low} to {high}")
 
 
-def bad_time(at: float) -> Rejected | None:
-    """Refuses a command whose time is none."""
-    return None if isfinite(at) and at >= 0 else bad_field("at", at, "seconds since the epoch")
+def bad_common(at: float, request: str) -> Rejected | None:
+    """Refuses a command whose time is none, or whose request id is too long to be kept."""
+    if not (isfinite(at) and at >= 0):
+        return bad_field("at", at, "seconds since the epoch")
+    return None if len(request) <= MAX_REQUEST else bad_field("request", request, f"at most {MAX_REQUEST} characters")
 
 
 def bad_payload(field: str, payload: Payload) -> Rejected | None:

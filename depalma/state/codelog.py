@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depalma.codetree import CodeEntry
-from depalma.state.checks import bad_digest, bad_field, bad_name, bad_range
+from depalma.state.checks import bad_code_name, bad_digest, bad_field, bad_range
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AckCode, AddCode, Applied, Rejected
 from depalma.state.event_log import Detail
@@ -16,7 +16,7 @@ def add_code(state: ClusterState, command: AddCode) -> Applied | Rejected:
     """Appends an entry; the same content again is no change and answers the entry that is in force."""
     if known := state.answers.find("add_code", command.request):
         return Applied(known.value, state.version)
-    wrong = bad_name("name", command.name)
+    wrong = bad_code_name("name", command.name)
     if not wrong and command.kind not in _KINDS:
         wrong = bad_field("kind", command.kind, " or ".join(_KINDS))
     wrong = wrong or bad_digest("digest", command.digest) or bad_range("size_bytes", command.size_bytes, 0, 1 << 50)

@@ -115,6 +115,8 @@ class Completions(Sequence[int]):
     def __getitem__(self, place: slice) -> list[int]: ...
     def __getitem__(self, place: int | slice) -> int | list[int]:
         if isinstance(place, slice):
+            if not self.bulk_count:
+                return self._tasks[place].tolist()
             return [self[i] for i in range(*place.indices(len(self)))]
         size = len(self)
         if place < 0:
@@ -184,6 +186,11 @@ class Completions(Sequence[int]):
             note.code_digest,
             note.reason,
         )
+
+    def seal(self) -> None:
+        """Gives back what only further tasks would need."""
+        self._note_ids = {}
+        self._last_result = None
 
     def image(self) -> CompletionsImage:
         """Returns the columns for a snapshot."""

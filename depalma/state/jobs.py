@@ -28,6 +28,9 @@ from depalma.state.task_states import (
     WORDS,
 )
 
+#: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
+MAX_ERROR = 16_384
+MAX_PAST_ERROR = 1000
 #: Attempts that a story keeps; older ones are only counted.
 KEEP_ATTEMPTS = 20
 
@@ -277,7 +280,7 @@ class Job:
             attempt.host,
             report.exit_code,
             report.signal,
-            report.error,
+            report.error if len(report.error) <= MAX_ERROR else "…" + report.error[-MAX_ERROR:],
             report.code_index,
             report.code_digest,
             attempt.reason,
@@ -302,6 +305,12 @@ class Job:
         story.failures += counts
         story.attempts.append(past)
         del story.attempts[:-KEEP_ATTEMPTS]
+
+    def end(self, at: float) -> None:
+        """Records that nothing is left to do, and gives back what only a live job needs."""
+        self.finished_at = at
+        self.running = {}
+        self.done.seal()
 
     def cancel_queued(self, at: float) -> int:
         """Cancels everything that waits; returns how many that were. Cost: some bytes a task."""

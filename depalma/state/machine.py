@@ -15,7 +15,7 @@ import msgspec
 
 from depalma.errors import DepalmaError
 from depalma.state import attempts, codelog, commands, image, membership, submissions
-from depalma.state.checks import bad_time
+from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AnyCommand, Applied, Command, Rejected
 
@@ -50,7 +50,7 @@ class UnknownCommand(DepalmaError):
 def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rejected:
     """Applies a command in place. `index` is its place in the log, for messages only."""
     state.version += 1
-    return bad_time(command.at) or _HANDLERS[type(command)](state, command)
+    return bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
 
 
 def digest_of(state: ClusterState, *, version: bool = True) -> str:
