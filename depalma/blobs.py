@@ -7,6 +7,7 @@ of masters that survives has the bytes of everything in the log. Blobs are never
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import mmap
 from collections import OrderedDict
@@ -17,6 +18,9 @@ import aiohttp
 
 from depalma import items
 from depalma.blobstore import BadBlob, BlobStore, is_digest
+from depalma.config import ClusterConfig, Secrets
+
+__all__ = ["BadBlob", "BlobStore", "Blobs", "NoMajority", "UnknownBlob", "is_digest", "master_token"]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,11 @@ MAPPED_FILES = 64
 KNOWN_DIGESTS = 50_000
 _TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=1.0, sock_read=15.0)
 _HEAD_TIMEOUT = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
+
+
+def master_token(raft_secret: bytes) -> str:
+    """Returns the bearer token that masters show each other; derived, so that the Raft secret itself never travels."""
+    return hashlib.sha256(b"depalma-master\0" + raft_secret).hexdigest()
 
 
 class UnknownBlob(Exception):
@@ -64,6 +73,13 @@ class Blobs:
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cache_bytes = 0
         self._mapped: OrderedDict[str, memoryview] = OrderedDict()
+
+    @classmethod
+    def for_master(cls, config: ClusterConfig, secrets: Secrets, master_id: str, store: BlobStore) -> Blobs:
+        """Returns the blobs of one master of a cluster."""
+        peers = {master.id: master.url for master in config.masters if master.id != master_id}
+        limit_bytes = config.settings.max_blob_bytes
+        return cls(store, peers, master_token(secrets.raft_secret), limit_bytes=limit_bytes)
 
     def path(self, digest: str) -> Path:
         """Returns where the file is, or would be."""

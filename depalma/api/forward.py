@@ -1,0 +1,127 @@
+"""Carries a request from a follower to the leader and the answer back; one hop at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from depalma.api.inputs import query_wait_s, read_body
+from depalma.api.problems import Problem
+from depalma.api.services import Services
+from depalma.leader.hub import LEADER
+
+FORWARDED = "Depalma-Forwarded"
+#: Request headers that mean something to the leader; nothing else is passed on.
+_PASSED_ON = (
+    "Accept",
+    "Authorization",
+    "Content-Type",
+    "Depalma-Session",
+    "Idempotency-Key",
+)
+#: Answer headers that belong to one connection, or that this server sets itself.
+_OWN = frozenset(
+    {
+        "connection", "content-length", "date", "keep-alive", "proxy-authenticate", "proxy-authorization", "server",
+        "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+#: Answers up to this size are carried in one piece.
+_WHOLE_BYTES = 256 * 1024
+_ANSWER_S = 15.0
+
+
+class Forwarder:
+    """The connections of one master to the others, for requests it cannot answer itself."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._session: aiohttp.ClientSession | None = None
+        self._urls = {master.id: master.url for master in services.config.masters}
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def http(self) -> aiohttp.ClientSession:
+        """Returns the shared client session."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        return self._session
+
+    async def forward(self, request: web.Request, leader: str, *, write: bool) -> web.StreamResponse:
+        """Returns the leader's answer.
+
+        Errors: Problem no_leader (nothing happened), outcome_unknown (a write may have happened).
+        """
+        services = self._services
+        body = await read_body(request, services.config.settings.max_body_bytes)
+        url = URL(self._urls[leader] + request.rel_url.raw_path_qs, encoded=True)
+        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers[FORWARDED] = "1"
+        timeout = aiohttp.ClientTimeout(sock_connect=1.0, sock_read=query_wait_s(request) + _ANSWER_S)
+        response: web.StreamResponse | None = None
+        try:
+            async with asyncio.timeout(None) as until:
+
+                def leader_changed() -> None:
+                    if services.replica.leader_id != leader:
+                        until.reschedule(asyncio.get_running_loop().time())
+
+                unsubscribe = services.hub.subscribe(LEADER, leader_changed)
+                try:
+                    async with self.http().request(
+                        request.method, url, data=body or None, headers=headers, timeout=timeout, allow_redirects=False
+                    ) as answer:
+                        response = _shell(request, answer)
+                        return await _carry(request, answer, response)
+                finally:
+                    unsubscribe()
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if response is not None and response.prepared:
+                raise ConnectionResetError("the leader went away within its answer") from error
+            raise _problem(error, leader, write=write) from error
+
+
+def _problem(error: Exception, leader: str, *, write: bool) -> Problem:
+    why = "it was replaced" if isinstance(error, TimeoutError) and not str(error) else str(error)
+    if write and not isinstance(error, aiohttp.ClientConnectorError):
+        return Problem(
+            "outcome_unknown",
+            f"leader {leader} did not answer ({why}); ask again with the same Idempotency-Key to learn the outcome",
+        )
+    return Problem("no_leader", f"leader {leader} does not answer ({why}); nothing was changed, ask again")
+
+
+def _shell(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    headers = _kept(answer.headers)
+    length = answer.content_length
+    if request.method != "HEAD" and length is not None and length <= _WHOLE_BYTES:
+        return web.Response(status=answer.status, headers=headers)
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    response.content_length = length
+    return response
+
+
+async def _carry(
+    request: web.Request, answer: aiohttp.ClientResponse, response: web.StreamResponse
+) -> web.StreamResponse:
+    if isinstance(response, web.Response):
+        response.body = await answer.read()
+        return response
+    await response.prepare(request)
+    async for chunk in answer.content.iter_any():
+        await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    return {name: value for name, value in headers.items() if name.lower() not in _OWN | named}

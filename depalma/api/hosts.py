@@ -1,0 +1,72 @@
+"""/v1/hosts, /v1/groups, /v1/load, /v1/ps: the workstations."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from depalma.api.context import Api
+from depalma.api.jobs import find_job
+from depalma.api.problems import Problem, shown
+from depalma.api.route import READ_QUERY, Mode, Route
+from depalma.api.shapes import Group, GroupList, HostList, HostLoad, LoadList, ProcessList
+from depalma.model import HostView
+from depalma.state.hosts import Host
+from depalma.state.views import host_view
+
+ASK_PROCESSES_S = 1.0
+
+
+def view_of(api: Api, host: Host) -> HostView:
+    """Returns a host with what the leader measures of it."""
+    sessions = api.services.sessions
+    return host_view(api.state, host, sessions.load_of(host.name), sessions.last_seen_s(host.name))
+
+
+async def listing(api: Api, request: web.Request) -> web.StreamResponse:
+    """Lists the hosts."""
+    return api.reply(request, HostList([view_of(api, host) for host in api.state.hosts.values()]))
+
+
+async def show(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows a host."""
+    name = request.match_info["host"]
+    host = api.state.hosts.get(name)
+    if host is None:
+        names = ", ".join(list(api.state.hosts)[:20]) or "none"
+        raise Problem("unknown_host", f"there is no host {shown(name)}; there are: {names}")
+    return api.reply(request, view_of(api, host))
+
+
+async def groups(api: Api, request: web.Request) -> web.StreamResponse:
+    """Lists the groups."""
+    members: dict[str, list[str]] = {}
+    for host in api.state.hosts.values():
+        for group in host.groups:
+            members.setdefault(group, []).append(host.name)
+    return api.reply(request, GroupList([Group(name, members[name]) for name in sorted(members)]))
+
+
+async def load(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows the measured load of every host."""
+    views = (view_of(api, host) for host in api.state.hosts.values())
+    return api.reply(
+        request, LoadList([HostLoad(view.name, view.state, view.slots, view.running, view.load) for view in views])
+    )
+
+
+async def processes(api: Api, request: web.Request) -> web.StreamResponse:
+    """Asks the hosts for the processes of tasks."""
+    text = request.query.get("job")
+    job = find_job(api, text).id if text is not None else None
+    found, missing = await api.services.sessions.ask_processes(job, ASK_PROCESSES_S)
+    return api.reply(request, ProcessList(found, missing))
+
+
+ROUTES = (
+    Route("GET", "/v1/hosts", listing, Mode.READ, "List the hosts", query=READ_QUERY, returns=HostList),
+    Route("GET", "/v1/hosts/{host}", show, Mode.READ, "Show a host", query=READ_QUERY, returns=HostView),
+    Route("GET", "/v1/groups", groups, Mode.READ, "List the groups", query=READ_QUERY, returns=GroupList),
+    Route("GET", "/v1/load", load, Mode.READ, "Show the load of every host", query=READ_QUERY, returns=LoadList),
+    Route("GET", "/v1/ps", processes, Mode.READ, "Show processes of tasks as their hosts see them",
+          query=READ_QUERY | {"job"}, returns=ProcessList),
+)  # fmt: skip

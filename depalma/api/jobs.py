@@ -1,0 +1,183 @@
+"""/v1/jobs: submitting, listing, waiting, cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import get_args
+
+from aiohttp import web
+
+from depalma.api.context import Api, now
+from depalma.api.inputs import Body, idempotency_key, integer, query_choice, query_flag, query_integer, query_wait_s
+from depalma.api.problems import Problem, bad_field, shown
+from depalma.api.route import READ_QUERY, Mode, Route
+from depalma.api.shapes import (
+    Empty,
+    JobCreated,
+    JobList,
+    JobsCancelled,
+    JobsToCancel,
+    Lines,
+    TasksAdded,
+    TasksToAdd,
+)
+from depalma.api.specs import settled, settled_items
+from depalma.model import JobSpec, JobView, TaskState
+from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
+from depalma.state.jobs import Job
+from depalma.state.views import explain, job_view
+
+STATES: tuple[str, ...] = get_args(TaskState)
+#: Without `all`, jobs that ended longer ago are not listed.
+RECENT_S = 3600.0
+MAX_PAGE = 10_000
+_SPEC = Body(JobSpec)
+_ADD = Body(TasksToAdd)
+_CANCEL = Body(JobsToCancel)
+
+
+def find_job(api: Api, text: str) -> Job:
+    """Returns the job of an id, or the newest for `last`. Errors: Problem unknown_job, bad_field."""
+    jobs = api.state.jobs
+    if text == "last":
+        if not jobs:
+            raise Problem("unknown_job", "last: there is no job yet")
+        return jobs[next(reversed(jobs))]
+    job_id = integer(text, "job", least=1)
+    job = jobs.get(job_id)
+    if job is None:
+        raise Problem("unknown_job", f"there is no job {job_id}")
+    return job
+
+
+async def submit(api: Api, request: web.Request) -> web.StreamResponse:
+    """Creates a job."""
+    spec: JobSpec = _SPEC.decode(request, await api.body(request))
+    spec = await settled(spec, api.services.blobs)
+    applied = await api.execute(SubmitJob(idempotency_key(request), spec, now()))
+    job_id = applied.value
+    assert isinstance(job_id, int)
+    session = request.headers.get("Depalma-Session")
+    if session:
+        api.streams.attach(session, job_id)
+    headers = {"Location": f"/v1/jobs/{job_id}"}
+    return api.reply(request, JobCreated(job_id), status=201, version=applied.version, headers=headers)
+
+
+async def listing(api: Api, request: web.Request) -> web.StreamResponse:
+    """Lists jobs, newest first."""
+    limit = query_integer(request, "limit", 100, least=1, most=MAX_PAGE)
+    before = query_integer(request, "before", 2**53)
+    states = _states(request.query.get("state"))
+    recent = None if query_flag(request, "all") else now() - RECENT_S
+    query = request.query
+    found = list(
+        islice(
+            _matching(api, before, recent, states, query.get("tag"), query.get("name"), query.get("user")), limit + 1
+        )
+    )
+    state = api.state
+    return api.reply(request, JobList([job_view(state, job) for job in found[:limit]], len(found) > limit))
+
+
+def _states(text: str | None) -> frozenset[str]:
+    states = frozenset(text.split(",")) if text is not None else frozenset()
+    for state in states:
+        if state not in STATES:
+            raise bad_field("state", state, ", ".join(STATES))
+    return states
+
+
+def _matching(
+    api: Api,
+    before: int,
+    recent: float | None,
+    states: frozenset[str],
+    tag: str | None,
+    name: str | None,
+    user: str | None,
+) -> Iterator[Job]:
+    for job_id, job in reversed(api.state.jobs.items()):
+        if job_id >= before or (recent is not None and job.finished_at is not None and job.finished_at < recent):
+            continue
+        spec = job.spec
+        if (
+            (tag is None or tag in spec.tags)
+            and (name is None or name == spec.name)
+            and (user is None or user == spec.user)
+            and (not states or job.state() in states)
+        ):
+            yield job
+
+
+async def show(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows a job, now or once it is so far."""
+    job_id = find_job(api, request.match_info["job"]).id
+    until = query_choice(request, "until", ("final", "started"))
+    if until:
+
+        def ready() -> bool:
+            job = api.state.jobs.get(job_id)
+            return job is None or job.is_final or (until == "started" and job.started_at is not None)
+
+        await api.wait_until(ready, (("job", job_id),), query_wait_s(request))
+    return api.reply(request, job_view(api.state, find_job(api, str(job_id))))
+
+
+async def add_tasks(api: Api, request: web.Request) -> web.StreamResponse:
+    """Adds tasks to an open job."""
+    job_id = integer(request.match_info["job"], "job", least=1)
+    added: TasksToAdd = _ADD.decode(request, await api.body(request))
+    arguments = await settled_items(added.arguments, added.count, api.services.blobs)
+    applied = await api.execute(AddTasks(idempotency_key(request), job_id, arguments, added.count, now()))
+    assert isinstance(applied.value, int)
+    return api.reply(request, TasksAdded(applied.value), version=applied.version)
+
+
+async def close(api: Api, request: web.Request) -> web.StreamResponse:
+    """Says that an open job gets no more tasks."""
+    job_id = integer(request.match_info["job"], "job", least=1)
+    applied = await api.execute(CloseJob(idempotency_key(request), job_id, now()))
+    return api.reply(request, Empty(), version=applied.version)
+
+
+async def cancel(api: Api, request: web.Request) -> web.StreamResponse:
+    """Cancels jobs: all of those that are named, or none if one is unknown."""
+    wanted: JobsToCancel = _CANCEL.decode(request, await api.body(request))
+    if not wanted.jobs:
+        raise Problem("bad_field", "jobs: none given; allowed: one or more job ids")
+    if len(wanted.jobs) > MAX_PAGE:
+        raise bad_field("jobs", f"{len(wanted.jobs)} ids", f"up to {MAX_PAGE} in one request")
+    if len(wanted.by) > 200:
+        raise bad_field("by", shown(wanted.by), "up to 200 characters")
+    applied = await api.execute(CancelJobs(idempotency_key(request), wanted.jobs, now(), wanted.by))
+    live = applied.value
+    assert isinstance(live, tuple | list)
+    return api.reply(request, JobsCancelled(list(live)), version=applied.version)
+
+
+async def why(api: Api, request: web.Request) -> web.StreamResponse:
+    """Explains why a job is as it is."""
+    job = find_job(api, request.match_info["job"])
+    return api.reply(request, Lines(list(explain(api.state, job, None))))
+
+
+_LIST_QUERY = frozenset({"state", "tag", "name", "user", "all", "limit", "before"}) | READ_QUERY
+
+ROUTES = (
+    Route(
+        "POST", "/v1/jobs", submit, Mode.WRITE, "Submit a job", body=_SPEC, returns=JobCreated, status=201
+    ),
+    Route("GET", "/v1/jobs", listing, Mode.READ, "List jobs, newest first", query=_LIST_QUERY, returns=JobList),
+    Route("POST", "/v1/jobs/cancel", cancel, Mode.WRITE, "Cancel jobs", body=_CANCEL, returns=JobsCancelled),
+    Route(
+        "GET", "/v1/jobs/{job}", show, Mode.READ, "Show a job, or wait for it",
+        query=READ_QUERY | {"until"}, returns=JobView,
+    ),
+    Route("POST", "/v1/jobs/{job}/tasks", add_tasks, Mode.WRITE, "Add tasks to an open job", body=_ADD,
+          returns=TasksAdded),
+    Route("POST", "/v1/jobs/{job}/close", close, Mode.WRITE, "Say that an open job gets no more tasks", returns=Empty),
+    Route("GET", "/v1/jobs/{job}/explain", why, Mode.READ, "Explain the state of a job", query=READ_QUERY,
+          returns=Lines),
+)  # fmt: skip

@@ -1,0 +1,49 @@
+"""/metrics: Prometheus text of this master, whoever leads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from depalma.api.context import Api
+from depalma.api.route import Mode, Route
+
+
+async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
+    """Gives the numbers of this master."""
+    services = api.services
+    rates = services.rates
+    replica, state = services.replica, api.state
+    api.totals.refresh(state)
+    lines: list[str] = []
+    _add(lines, "depalma_leader", "gauge", "1 if this master leads", int(replica.is_leader))
+    _add(lines, "depalma_term", "gauge", "Newest term seen", replica.term)
+    _add(lines, "depalma_commit_index", "gauge", "Last log index that a majority has", replica.commit_index)
+    _add(lines, "depalma_applied_index", "gauge", "Last log index in the state", replica.applied_index)
+    _add(lines, "depalma_state_version", "gauge", "Commands applied", state.version)
+    _add(lines, "depalma_code_index", "gauge", "Newest entry of the code log", state.code_index)
+    _add_many(lines, "depalma_jobs", "gauge", "Jobs by state", "state", api.totals.jobs)
+    _add_many(lines, "depalma_tasks", "gauge", "Tasks by state", "state", api.totals.tasks)
+    hosts: Counter[str] = Counter(host.state for host in state.hosts.values())
+    _add_many(lines, "depalma_hosts", "gauge", "Hosts by state", "state", hosts)
+    _add(lines, "depalma_tasks_finished_total", "counter", "Tasks reported to this leader", rates.finished_total)
+    _add(lines, "depalma_tasks_submitted_total", "counter", "Tasks submitted here", rates.submitted_total)
+    _add(lines, "depalma_result_streams", "gauge", "Open result streams", len(api.streams))
+    requests = {str(status): number for status, number in sorted(api.requests.items())}
+    _add_many(lines, "depalma_http_requests_total", "counter", "Requests by status", "status", requests)
+    headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    return web.Response(body="".join(lines).encode(), headers=headers)
+
+
+def _add(lines: list[str], name: str, kind: str, help_text: str, value: float) -> None:
+    lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n{name} {value}\n")
+
+
+def _add_many(lines: list[str], name: str, kind: str, help_text: str, label: str, values: Mapping[str, int]) -> None:
+    lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n")
+    lines.extend(f'{name}{{{label}="{key}"}} {value}\n' for key, value in values.items())
+
+
+ROUTES = (Route("GET", "/metrics", metrics, Mode.LOCAL, "Prometheus metrics of this master"),)

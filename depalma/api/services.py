@@ -1,0 +1,147 @@
+"""What the HTTP interface needs of the master around it (declared here, where it is used)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+from depalma.blobs import Blobs
+from depalma.config import ClusterConfig, Secrets
+from depalma.leader.hub import Hub
+from depalma.model import AttemptRef, Load, ProcessView
+from depalma.protocol import Output
+from depalma.state.cluster_state import ClusterState
+from depalma.state.commands import AnyCommand, Applied
+
+
+class Replica(Protocol):
+    """This master's part in the consensus."""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether it leads, as far as it knows."""
+
+    @property
+    def term(self) -> int:
+        """The newest term it has seen."""
+
+    @property
+    def leader_id(self) -> str | None:
+        """The leader it follows, itself included."""
+
+    @property
+    def commit_index(self) -> int:
+        """The last log index that a majority has."""
+
+    @property
+    def applied_index(self) -> int:
+        """The last log index that is in the state."""
+
+    def contacts(self) -> Mapping[str, float | None]:
+        """Returns seconds since each other master was heard."""
+
+
+class Machine(Protocol):
+    """The replicated state."""
+
+    @property
+    def state(self) -> ClusterState:
+        """To be read on the loop's thread only."""
+
+    @property
+    def state_hash(self) -> str:
+        """Equal on all masters at equal versions."""
+
+
+class Sessions(Protocol):
+    """The agents' connections; only a leader has any."""
+
+    def load_of(self, host: str) -> Load:
+        """Returns the last load that the host told; zeros if it is not connected."""
+
+    def last_seen_s(self, host: str) -> float | None:
+        """Returns for how long the host has been silent; None if this leader never heard it."""
+
+    async def ask_processes(self, job: int | None, timeout_s: float) -> tuple[list[ProcessView], list[str]]:
+        """Returns the processes on all connected hosts, and the hosts that did not answer in time."""
+
+    async def ask_output(
+        self, host: str, ref: AttemptRef, stream: str, offset: int, limit_bytes: int, timeout_s: float
+    ) -> Output | None:
+        """Returns a piece of an attempt's output, or None if its host is not there or does not answer."""
+
+    async def serve(self, websocket: web.WebSocketResponse, host: str) -> None:
+        """Runs one agent's connection to its end."""
+
+    async def gone(self, host: str, incarnation: str, reason: str) -> None:
+        """Returns when it is committed that this incarnation of the host is lost (or was already)."""
+
+
+class Rates(Protocol):
+    """How much goes through this master, over the last seconds."""
+
+    finished_total: int
+    submitted_total: int
+
+    def finished_per_s(self) -> float:
+        """Returns tasks finished a second."""
+
+    def submitted_per_s(self) -> float:
+        """Returns tasks submitted a second."""
+
+    def note_submitted(self, tasks: int) -> None:
+        """Counts tasks that were submitted."""
+
+
+class Services(Protocol):
+    """One master process, seen by its HTTP interface."""
+
+    @property
+    def master_id(self) -> str:
+        """Its id in the cluster file."""
+
+    @property
+    def config(self) -> ClusterConfig:
+        """The cluster file."""
+
+    @property
+    def secrets(self) -> Secrets:
+        """Tokens; never shown, never logged."""
+
+    @property
+    def replica(self) -> Replica:
+        """Its part in the consensus."""
+
+    @property
+    def machine(self) -> Machine:
+        """The replicated state."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """Large values."""
+
+    @property
+    def hub(self) -> Hub:
+        """Wake-ups at changes."""
+
+    @property
+    def sessions(self) -> Sessions:
+        """The agents' connections."""
+
+    @property
+    def rates(self) -> Rates:
+        """Soft counters."""
+
+    async def execute(self, command: AnyCommand) -> Applied:
+        """Returns when the command is committed and applied here.
+
+        Errors: Rejected (by the state), NotLeader (not proposed), OutcomeUnknown (ask again, same request id).
+        """
+
+    async def barrier(self) -> None:
+        """Returns when the state here is at least as new as every write acknowledged before the call.
+
+        Errors: NotLeader, OutcomeUnknown.
+        """

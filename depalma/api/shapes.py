@@ -1,0 +1,169 @@
+"""Bodies and answers that only the HTTP interface knows; everything else is in depalma.model."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from depalma.model import (
+    CodeView,
+    EventView,
+    HostState,
+    HostView,
+    JobView,
+    Load,
+    MasterView,
+    Payload,
+    ProcessView,
+    TaskView,
+)
+
+
+class JobCreated(Struct, frozen=True):
+    id: int
+
+
+class JobList(Struct, frozen=True):
+    jobs: list[JobView]
+    more: bool
+
+
+class TaskList(Struct, frozen=True):
+    tasks: list[TaskView]
+    more: bool
+
+
+class TasksAdded(Struct, frozen=True):
+    first: int
+
+
+class TasksToAdd(Struct, frozen=True, forbid_unknown_fields=True):
+    arguments: Payload
+    count: int
+
+
+class JobsToCancel(Struct, frozen=True, forbid_unknown_fields=True):
+    jobs: tuple[int, ...]
+    by: str = ""
+
+
+class JobsCancelled(Struct, frozen=True):
+    cancelled: list[int]
+
+
+class Lines(Struct, frozen=True):
+    lines: list[str]
+
+
+class Empty(Struct, frozen=True):
+    pass
+
+
+class CodeToAdd(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    kind: str
+    digest: str
+    size_bytes: int
+    by: str = ""
+
+
+class CodeAdded(Struct, frozen=True):
+    index: int
+
+
+class CodeList(Struct, frozen=True):
+    entries: list[CodeView]
+
+
+class HostCode(Struct, frozen=True):
+    host: str
+    state: HostState
+    code_index: int
+    lag: int  #: entries it has not acknowledged
+
+
+class CodeStatus(Struct, frozen=True):
+    index: int
+    hosts: list[HostCode]
+
+
+class HostList(Struct, frozen=True):
+    hosts: list[HostView]
+
+
+class Group(Struct, frozen=True):
+    name: str
+    hosts: list[str]
+
+
+class GroupList(Struct, frozen=True):
+    groups: list[Group]
+
+
+class MasterList(Struct, frozen=True):
+    masters: list[MasterView]
+
+
+class MasterStatus(Struct, frozen=True):
+    """What masters tell each other."""
+
+    view: MasterView
+    contacts: dict[str, float | None]
+
+
+class EventList(Struct, frozen=True):
+    events: list[EventView]
+    oldest: int
+    latest: int
+
+
+class HostLoad(Struct, frozen=True):
+    host: str
+    state: HostState
+    slots: int
+    running: int
+    load: Load
+
+
+class LoadList(Struct, frozen=True):
+    hosts: list[HostLoad]
+
+
+class ProcessList(Struct, frozen=True):
+    processes: list[ProcessView]
+    missing: list[str]
+
+
+class RatesView(Struct, frozen=True):
+    finished_per_s: float
+    submitted_per_s: float
+
+
+class Overview(Struct, frozen=True):
+    """One look at the whole cluster, for `top`."""
+
+    cluster: str
+    leader: str
+    term: int
+    index: int
+    masters: list[MasterView]
+    hosts: list[HostView]
+    tasks: dict[str, int]
+    jobs: dict[str, int]
+    rates: RatesView
+    events: list[EventView]
+
+
+class AgentGone(Struct, frozen=True, forbid_unknown_fields=True):
+    host: str
+    incarnation: str
+    reason: str = ""
+
+
+class BlobStored(Struct, frozen=True):
+    digest: str
+    size_bytes: int
+
+
+class Health(Struct, frozen=True):
+    ok: bool
+    detail: str = ""

@@ -1,0 +1,80 @@
+"""How many jobs and tasks are in which state, over all jobs, at a cost that the finished ones do not add to."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from depalma.state.cluster_state import ClusterState
+from depalma.state.jobs import Job
+
+#: An answer is used again for this long, or for this many times what it took to make.
+_FRESH_S = 0.2
+_FRESH_FACTOR = 20.0
+_TASK_FIELDS = ("queued", "running", "succeeded", "failed", "cancelled", "lost")
+
+
+class Totals:
+    """Counts that are at most moments old. Jobs that ended are counted once; only live ones are looked at again."""
+
+    def __init__(self) -> None:
+        self._seen = 0  #: highest job id that was looked at
+        self._live: dict[int, None] = {}
+        self._ended = 0
+        self._ended_jobs: Counter[str] = Counter()
+        self._ended_tasks: Counter[str] = Counter()
+        self._fresh_until = 0.0
+        self._state: ClusterState | None = None
+        self.jobs: Mapping[str, int] = {}
+        self.tasks: Mapping[str, int] = {}
+
+    def refresh(self, state: ClusterState) -> None:
+        """Brings `jobs` and `tasks` up to date, if they are not recent anyway."""
+        start = time.monotonic()
+        if state is self._state and start < self._fresh_until:
+            return
+        if state is not self._state:
+            self._start_again(state)
+        self._take_new(state)
+        if self._ended + len(self._live) != len(state.jobs):  # old jobs were dropped
+            self._start_again(state)
+            self._take_new(state)
+        jobs, tasks = Counter(self._ended_jobs), Counter(self._ended_tasks)
+        for job_id in tuple(self._live):
+            job = state.jobs.get(job_id)
+            if job is None:
+                del self._live[job_id]
+                continue
+            if job.is_final:
+                del self._live[job_id]
+                self._ended += 1
+                _count(job, self._ended_jobs, self._ended_tasks)
+            _count(job, jobs, tasks)
+        self.jobs = dict(jobs)
+        self.tasks = {field: tasks[field] for field in _TASK_FIELDS}
+        end = time.monotonic()
+        self._fresh_until = end + max(_FRESH_S, _FRESH_FACTOR * (end - start))
+
+    def _take_new(self, state: ClusterState) -> None:
+        for job_id in reversed(state.jobs):
+            if job_id <= self._seen:
+                break
+            self._live[job_id] = None
+        self._seen = next(reversed(state.jobs), self._seen)
+
+    def _start_again(self, state: ClusterState) -> None:
+        self._state = state
+        self._seen = self._ended = 0
+        self._live.clear()
+        self._ended_jobs.clear()
+        self._ended_tasks.clear()
+
+
+def _count(job: Job, jobs: Counter[str], tasks: Counter[str]) -> None:
+    jobs[job.state()] += 1
+    counts = job.counts()
+    for field in _TASK_FIELDS:
+        number = getattr(counts, field)
+        if number:
+            tasks[field] += number
