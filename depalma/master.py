@@ -30,10 +30,10 @@ from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
 from depalma.leader.reign import Reign
 from depalma.leader.sessions import Sessions
-from depalma.state.cluster_state import ClusterState
+from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AddTasks, AnyCommand, Applied, SubmitJob, encode
 from depalma.state.commands import Rejected as RefusedCommand
-from depalma.state.machine import Changes, Machine
+from depalma.state.machine import Machine
 
 log = logging.getLogger("depalma.master")
 
@@ -181,15 +181,14 @@ async def serve(config: ClusterConfig, secrets: Secrets, master_id: str) -> int:
     except Exception as error:  # the last line an operator sees must say which master and why
         log.critical("master %s cannot start: %s", master_id, error, exc_info=not isinstance(error, OSError))
         return 1
-    waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait({waiting, master.failed}, return_when=asyncio.FIRST_COMPLETED)
+    master.failed.add_done_callback(lambda _: stopping.set())
+    await stopping.wait()
     if master.failed.done():
-        error = master.failed.result()
-        log.critical("master %s stops: %s: %s", master_id, type(error).__name__, error, exc_info=error)
+        fatal = master.failed.result()
+        log.critical("master %s stops: %s: %s", master_id, type(fatal).__name__, fatal, exc_info=fatal)
         return 1
     log.info("master %s stops in order", master_id)
     await master.stop()
-    waiting.cancel()
     return 0
 
 

@@ -16,7 +16,7 @@ from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.model import AttemptRef
 from depalma.state.commands import AddHost, AnyCommand, ForgetJobs, HostLost, HostSuspect
-from depalma.state.machine import Changes
+from depalma.state.cluster_state import Changes
 
 log = logging.getLogger(__name__)
 
