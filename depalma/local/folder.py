@@ -1,0 +1,193 @@
+"""The folder of a local cluster: secrets, cluster file, logs, and `cluster.json`, which says what runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings
+from depalma.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+CLUSTER_FILE = "cluster.yaml"
+STATE_FILE = "cluster.json"
+#: Fast enough to watch on one machine, slow enough for a busy one.
+SETTINGS: dict[str, Any] = {"lease_s": 3.0, "heartbeat_s": 0.5}
+
+
+class ProcessEntry(Struct, kw_only=True, omit_defaults=True):
+    """One daemon, as `cluster.json` tells it. Running `argv` again restarts it where it was."""
+
+    role: str  #: master or agent
+    id: str
+    pid: int | None  #: None while it does not run
+    argv: list[str]
+    dir: str
+    started: int = 0  #: start time as the kernel counts it: tells a reused pid
+    url: str = ""
+    raft: str = ""  #: host:port
+
+
+class ClusterState(Struct, kw_only=True):
+    """The whole of `cluster.json`."""
+
+    processes: list[ProcessEntry]
+    masters: list[str]
+    token_file: str
+
+
+def make(
+    directory: Path, *, masters: int, agents: int, slots: int, settings: dict[str, Any] | None = None
+) -> ClusterConfig:
+    """Writes secrets (unless there are some) and the cluster file; returns its contents. Errors: ConfigError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / "log").mkdir(mode=0o700, exist_ok=True)
+    make_secrets(directory / "secrets")
+    ports = free_ports(2 * masters)
+    config = ClusterConfig(
+        cluster="local",
+        masters=tuple(
+            MasterConfig(
+                id=f"m{n + 1}",
+                host=LOOPBACK,
+                port=ports[2 * n],
+                raft_port=ports[2 * n + 1],
+                dir=str(directory / f"m{n + 1}"),
+            )
+            for n in range(masters)
+        ),
+        hosts=tuple(
+            HostConfig(name=f"h{n + 1}", host=LOOPBACK, slots=slots, dir=str(directory / f"h{n + 1}"))
+            for n in range(agents)
+        ),
+        secrets=str(directory / "secrets"),
+        settings=_settings(settings or {}),
+    )
+    data = msgspec.yaml.encode(_without_defaults(config))
+    write(directory / CLUSTER_FILE, data)
+    return config
+
+
+def _settings(chosen: dict[str, Any]) -> Settings:
+    try:
+        return msgspec.convert({**SETTINGS, **chosen}, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings: {error}") from error
+
+
+def _without_defaults(config: ClusterConfig) -> dict[str, Any]:
+    raw: dict[str, Any] = msgspec.to_builtins(config)
+    defaults = msgspec.to_builtins(Settings())
+    raw["settings"] = {key: value for key, value in raw["settings"].items() if value != defaults[key]}
+    plain = msgspec.to_builtins(HostConfig(name=""))
+    raw["hosts"] = [{k: v for k, v in host.items() if k == "name" or v != plain[k]} for host in raw["hosts"]]
+    return raw
+
+
+def make_secrets(folder: Path) -> None:
+    """Makes random secrets that only this user can read; keeps those that exist."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name in ("token", "agent.token", "raft.secret"):
+        if not (folder / name).exists():
+            write(folder / name, secrets.token_urlsafe(32).encode() + b"\n")
+
+
+def write(file: Path, data: bytes) -> None:
+    """Replaces a file as a whole, mode 0600."""
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports of loopback that nobody listens on.
+
+    They lie below those that the kernel gives to outgoing connections: a port stays free while its process is dead,
+    so that it can be started again.
+    """
+    low = _ephemeral_begin()
+    candidates = range(10_000, low) if low > 11_000 else range(20_000, 32_000)
+    chooser = random.SystemRandom()
+    found: list[int] = []
+    for _ in range(50 * count + 100):
+        if len(found) == count:
+            return found
+        port = chooser.choice(candidates)
+        if port not in found and _is_free(port):
+            found.append(port)
+    raise ConfigError(f"no {count} free ports on {LOOPBACK}")
+
+
+def _ephemeral_begin() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:
+    """Returns the daemons of a cluster file, masters first, none of them started."""
+    file = str(directory / CLUSTER_FILE)
+    made = [
+        ProcessEntry(
+            role="master",
+            id=master.id,
+            pid=None,
+            argv=[sys.executable, "-m", "depalma.master", "--config", file, "--id", master.id],
+            dir=master.dir,
+            url=master.url,
+            raft=f"{master.host}:{master.raft_port}",
+        )
+        for master in config.masters
+    ]
+    made += [
+        ProcessEntry(
+            role="agent",
+            id=host.name,
+            pid=None,
+            argv=[sys.executable, "-m", "depalma.remote", "--config", file, "--name", host.name],
+            dir=host.dir,
+        )
+        for host in config.hosts
+    ]
+    return made
+
+
+def save_state(directory: Path, state: ClusterState) -> None:
+    """Writes `cluster.json`."""
+    write(directory / STATE_FILE, msgspec.json.format(msgspec.json.encode(state), indent=2))
+
+
+def load_state(directory: Path) -> ClusterState:
+    """Reads `cluster.json`. Errors: ConfigError."""
+    file = directory / STATE_FILE
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=ClusterState)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; is {directory} a local cluster?") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{file}: {error}") from error
