@@ -1,0 +1,81 @@
+"""Option values: what is understood, and how the rest is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("1K", 1024),
+        ("500M", 500 << 20),
+        ("1.5g", 3 << 29),
+        ("2GiB", 2 << 30),
+        ("3TB", 3 << 40),
+    ],
+)
+def test_size(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "2X", "1,5G", "two"])
+def test_bad_size_names_the_value(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size") as caught:
+        parse_size(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90), ("0.5", 0.5), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("2d", 172800), ("1h0m5s", 3605),
+        ("01:30:00", 5400), ("10:00", 600), ("1-02:03:04", 93784),
+    ],
+)  # fmt: skip
+def test_duration(text: str, expected: float) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "1m1h", "soon", "-5", "1:2:3:4"])
+def test_bad_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0-99", Array(0, 99, 0)), ("5-5", Array(5, 5, 0)), ("1-100%10", Array(1, 100, 10))]
+)
+def test_array(text: str, expected: Array) -> None:
+    assert parse_array(text) == expected
+
+
+def test_array_counts_both_ends() -> None:
+    assert parse_array("5-9").tasks == 5
+
+
+@pytest.mark.parametrize("text", ["5", "9-5", "0-99%0", "1,2,3", "0-99:2", "a-b", "0-99999999"])
+def test_bad_array_names_the_value(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_array(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_env_takes_values_and_copies_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COPIED", "here=there")
+    assert parse_env(["A=1", "EMPTY=", "B=x=y", "COPIED"]) == {
+        "A": "1",
+        "EMPTY": "",
+        "B": "x=y",
+        "COPIED": "here=there",
+    }
+
+
+@pytest.mark.parametrize("entry", ["=1", "a b=1", "1A=2", "NOT_SET_ANYWHERE_AT_ALL"])
+def test_bad_env(entry: str) -> None:
+    with pytest.raises(ValueError):
+        parse_env([entry])
