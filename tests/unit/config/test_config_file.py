@@ -1,0 +1,94 @@
+"""The cluster file: what is accepted, and that a refusal names the place, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from depalma import config
+from depalma.errors import ConfigError
+
+MASTER = "{id: m1, host: 10.0.0.1, dir: /var/lib/depalma}"
+ROOT = Path(__file__).parents[3]
+
+
+def refusal_of(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, where="lab.yaml")
+    return str(caught.value)
+
+
+def with_settings(settings: str) -> str:
+    return f"masters: [{MASTER}]\nsettings: {{{settings}}}"
+
+
+def test_the_smallest_file_gets_every_default() -> None:
+    parsed = config.parse(f"masters: [{MASTER}]")
+
+    assert parsed.settings == config.Settings()
+    assert (parsed.masters[0].port, parsed.masters[0].raft_port) == (7070, 7071)
+    assert parsed.masters[0].url == "http://10.0.0.1:7070"
+    assert parsed.hosts == ()
+
+
+def test_the_example_file_is_valid() -> None:
+    parsed = config.load(ROOT / "examples" / "example.yaml")
+
+    assert len(parsed.masters) == 3
+    assert parsed.host("ada").groups
+
+
+def test_a_home_folder_is_expanded() -> None:
+    parsed = config.parse("masters: [{id: m1, host: localhost, dir: ~/m1}]")
+
+    assert parsed.masters[0].directory == Path.home() / "m1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("masters: []", ["masters: 0 given", "1, 3 or 5"]),
+        (f"masters: [{MASTER}, {MASTER.replace('m1', 'm2')}]", ["masters: 2 given", "1, 3 or 5"]),
+        ("cluster: lab", ["masters", "required"]),
+        ("masters: [{id: m1, host: a, dir: b, prot: 1}]", ["prot", "masters[0]"]),
+        (with_settings("leas_s: 3"), ["leas_s", "settings"]),
+        (with_settings("lease_s: soon"), ["lease_s", "float", "str"]),
+        (with_settings("lease_s: 0.1"), ["lease_s: 0.1", "0.5 to 3600"]),
+        (with_settings("lease_margin: 0"), ["lease_margin: 0", "0.15 to 10"]),
+        (with_settings("heartbeat_s: 9"), ["heartbeat_s: 9", "third of lease_s"]),
+        (with_settings("election_s: [0.6, 0.3]"), ["election_s", "rising"]),
+        (with_settings("election_s: [0.3]"), ["election_s"]),
+        (with_settings("on_cut_off: panic"), ["'panic'", "exit, rejoin"]),
+        (f"masters: [{MASTER}]\nhosts: [{{name: h1}}, {{name: h1}}]", ["hosts.name", "'h1' is given twice"]),
+        (f"masters: [{MASTER}]\nhosts: [{{name: 'a b'}}]", ["hosts.name", "'a b'", "allowed"]),
+        ("masters: [{id: m1, host: a, dir: b, port: 70000}]", ["70000", "1 to 65535"]),
+        ("masters: [{id: m1, host: a, dir: b, port: 7071}]", ["a:7071", "twice"]),
+        ("masters: [", ["not YAML"]),
+        ("", ["object"]),
+        ("- a", ["object", "array"]),
+    ],
+)
+def test_a_refusal_names_the_field_and_what_is_allowed(text: str, words: list[str]) -> None:
+    message = refusal_of(text)
+
+    assert message.startswith("lab.yaml: ")
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_a_yaml_tag_cannot_make_objects() -> None:
+    assert "not YAML" in refusal_of("masters: !!python/object/apply:os.getcwd []")
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    parsed = config.parse(f"masters: [{MASTER}]\nhosts: [{{name: h1}}, {{name: h2}}]")
+
+    with pytest.raises(ConfigError, match=r"no host 'h3'.*h1, h2"):
+        parsed.host("h3")
+    with pytest.raises(ConfigError, match=r"no master 'm2'.*m1"):
+        parsed.master("m2")
