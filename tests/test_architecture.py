@@ -28,7 +28,7 @@ HOMES = {
     "psutil": ("remote.py", "monitor.py", "agent/"),
     "click": ("ctl/",),
     "uvloop": ("master.py", "consensus/"),
-    "yaml": ("config.py", "client/contexts.py", "ctl/", "local.py"),
+    "yaml": ("config.py", "client/contexts.py", "ctl/", "local/"),
     "cloudpickle": ("client/", "agent/"),
 }
 #: Part → parts of depalma that it must not import.
@@ -38,7 +38,7 @@ CLOSED = {
     "agent/": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
     "remote.py": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
     "monitor.py": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
-    "local.py": ("consensus", "state", "master", "leader", "api", "ctl", "testing"),
+    "local/": ("consensus", "state", "master", "leader", "api", "ctl", "testing"),
     "state/": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "dispatcher", "master", "config"),
     "consensus/": ("state", "leader", "api", "agent", "client", "ctl", "dispatcher", "master", "model", "testing"),
     "dispatcher.py": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "master"),
