@@ -196,6 +196,8 @@ class Sessions:
         context = self._context
         host = context.state.hosts.get(hello.host)
         if host is None:
+            if any(listed.name == hello.host for listed in context.config.hosts):
+                raise _Goodbye(Refused("the hosts of the cluster file are not recorded yet"))  # first moments
             known = f"host {hello.host!r} is not in the cluster; add it to the cluster file"
             raise _Goodbye(Refused(known, stop=True))
         current = self.by_host.get(hello.host)
