@@ -6,7 +6,7 @@ a whole job is looked at once a stretch of equal jobs, and a job is settled once
 
 from __future__ import annotations
 
-from depalma.model import AttemptRef, Report
+from depalma.model import MAX_TASKS, AttemptRef, Report
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import (
     Applied,
@@ -106,7 +106,7 @@ def _job_terms(job: Job | None, host: Host) -> tuple[str, int, int]:
     if misfit(job.shape, host, host.slots or job.shape.weight):
         return "constraint", 0, weight
     limit = job.spec.max_running
-    return "", limit - len(job.running) if limit else len(job.states), weight
+    return "", limit - len(job.running) if limit else MAX_TASKS, weight
 
 
 def _task_problem(job: Job, index: int, number: int) -> str:

@@ -1,0 +1,99 @@
+"""Random commands, plausible and absurd: nothing raises, refusals change nothing, replicas agree."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+
+from depalma.state import commands
+from depalma.state.machine import Machine, UnknownCommand, digest_of
+from depalma.state.task_states import TRANSITIONS
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_commands(seed, make_bench, make_fuzzer):
+    """The bench checks every rule after every command; here the replica is also rebuilt from snapshots on the way."""
+    bench = make_bench()
+    fuzzer = make_fuzzer(bench, random.Random(seed))
+    outcomes = Counter()
+
+    for step in range(400):
+        outcome = bench.do(fuzzer.step())
+        outcomes[type(outcome).__name__] += 1
+        if step % 97 == 0:
+            bench.check_snapshot()
+
+    assert outcomes["Applied"] > 100, "the fuzzer is too wild to reach anything"
+    assert outcomes["Rejected"] > 20, "the fuzzer is too tame"
+
+
+def test_the_fuzzer_reaches_every_legal_move(make_bench, make_fuzzer):
+    """Or the runs above would prove little."""
+    seen = set()
+    for seed in range(100, 140):
+        bench = make_bench()
+        fuzzer = make_fuzzer(bench, random.Random(seed))
+        for _ in range(250):
+            bench.do(fuzzer.step())
+        seen |= bench.seen
+        if seen == set(TRANSITIONS):
+            return
+
+    assert seen == set(TRANSITIONS)
+
+
+def test_damaged_bytes_are_refused_alike(make_bench, make_fuzzer):
+    """Damaged commands are refused, or stop the replica as unknown; two replicas do the same, and nothing else."""
+    rng = random.Random(7)
+    bench = make_bench()
+    fuzzer = make_fuzzer(bench, rng)
+    one, two = Machine(), Machine()
+    refused = unknown = 0
+
+    for _ in range(3000):
+        data = bytearray(commands.encode(fuzzer.step()))
+        for _ in range(rng.randint(0, 3)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        data = bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data) + 1)])])
+        try:
+            outcome = one.apply(data, 1)
+        except UnknownCommand:
+            with pytest.raises(UnknownCommand):
+                two.apply(data, 1)
+            unknown += 1
+            continue
+        assert two.apply(data, 1) == outcome
+        refused += isinstance(outcome, commands.Rejected) and outcome.code == "bad_command"
+        one.state.check_invariants()
+
+    assert one.state_hash == two.state_hash
+    assert digest_of(one.state) == digest_of(two.state)
+    assert refused > 100
+    assert unknown > 10
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x00", b"\x90", b"\x91\x05", b"\x80", b"\x91\xa9job.close", b"\xff" * 40]
+)
+def test_bytes_that_are_no_command(data):
+    """They count as a version and change nothing else."""
+    machine = Machine()
+    before = digest_of(machine.state, version=False)
+
+    outcome = machine.apply(data, 5)
+
+    assert isinstance(outcome, commands.Rejected)
+    assert outcome.code == "bad_command"
+    assert machine.state.version == 1
+    assert digest_of(machine.state, version=False) == before
+
+
+def test_a_kind_from_the_future_stops_the_replica():
+    """To skip it would make this replica differ for ever."""
+    machine = Machine()
+
+    with pytest.raises(UnknownCommand, match=r"entry 9.*job\.dance"):
+        machine.apply(msgspec.msgpack.encode(["job.dance", 1]), 9)

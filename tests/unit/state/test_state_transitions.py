@@ -1,0 +1,102 @@
+"""Every pair of task states: the legal ones happen, by the command the table names, and no other ever does."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import depalma.state
+from depalma import items
+from depalma.model import HostFacts, Payload, Report, TaskState
+from depalma.state import commands as c
+from depalma.state.task_states import TRANSITIONS, transitions_markdown
+
+REACHABLE = ("held", "queued", "assigned", "running", "succeeded", "failed", "cancelled", "timed_out", "lost")
+REF = (1, 0, 1)
+
+
+def bring(bench, word: str, *, retries: int, restartable: bool, cancelled: bool) -> None:
+    """Brings task 1.0 into a state; task 1.1 keeps its job alive."""
+    bench.host("h1")
+    bench.submit(2, retries=retries, restartable=restartable, hold=word == "held", open=True)
+    if word in ("held", "queued"):
+        return
+    bench.assign(REF, (1, 1, 1))
+    if word in ("running", "lost"):
+        bench.start(REF)
+    if cancelled:
+        bench.cancel(1)
+    if word in ("succeeded", "failed", "timed_out", "cancelled"):
+        bench.finish(REF, outcome=word)
+    if word == "lost":
+        bench.lose()
+
+
+def battery() -> dict[str, c.AnyCommand]:
+    """Every command, aimed at task 1.0, with right and wrong attempts."""
+    host, life, at = "h1", "h1-1", 5000.0
+    made: dict[str, c.AnyCommand] = {
+        "submit": c.SubmitJob("", c.JobSpec(kind="command", argv=("x",)), at),
+        "add": c.AddTasks("", 1, Payload(inline=items.pack([b"a"])), 1, at),
+        "close": c.CloseJob("", 1, at),
+        "cancel": c.CancelJobs("", (1,), at),
+        "forget": c.ForgetJobs((1,), at),
+        "start": c.StartTasks(host, life, ((*REF, at),), at),
+        "start late": c.StartTasks(host, life, ((1, 0, 2, at),), at),
+        "suspect": c.HostSuspect(host, life, "x", at),
+        "recovered": c.HostRecovered(host, life, at),
+        "host lost": c.HostLost(host, life, "x", at),
+        "up": c.HostUp(host, life, HostFacts(2, 2, 1, 0, "", "", ""), at),
+        "up anew": c.HostUp(host, "h1-2", HostFacts(2, 2, 1, 0, "", "", ""), at),
+        "add host": c.AddHost("", "h9", (), {}, 0, 1, 0, at),
+        "code": c.AddCode("", "pkg", "module", "a" * 64, 1, "ann", at),
+        "ack": c.AckCode(host, life, 0, "", "sig", at),
+    }
+    for number in (1, 2):
+        made[f"assign {number}"] = c.AssignTasks(1, host, life, ((1, 0, number),), at)
+        for outcome in ("succeeded", "failed", "timed_out", "cancelled", "returned", "nonsense"):
+            report = Report(1, 0, number, outcome)
+            made[f"{outcome} {number}"] = c.FinishTasks(host, life, (report,), at)
+    return made
+
+
+def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
+    """Returns all moves that any one command can make from a state."""
+    found = set()
+    for retries, restartable, cancelled in product((0, 1), (True, False), (False, True)):
+        if (word == "lost" and (restartable or cancelled)) or (word in ("failed", "timed_out") and retries):
+            continue
+        for command in battery().values():
+            bench = make_bench()
+            bring(bench, word, retries=retries, restartable=restartable, cancelled=cancelled)
+            assert bench.state.jobs[1].state_of(0) == word
+            bench.do(command)
+            if 1 in bench.state.jobs:
+                found.add((word, bench.state.jobs[1].state_of(0)))
+    return found
+
+
+@pytest.mark.parametrize("word", REACHABLE)
+def test_moves(word, make_bench):
+    """What happens from a state, over all commands and kinds of job, is exactly what the table says."""
+    legal = {pair for pair in TRANSITIONS if pair[0] == word}
+
+    assert moves_from(make_bench, word) - {(word, word)} == legal
+
+
+def test_the_table_speaks_of_known_states():
+    """And final states are final."""
+    words = set(get_args(TaskState))
+    for start, end in TRANSITIONS:
+        assert {start, end} <= words
+        assert start in ("held", "queued", "assigned", "running")
+
+
+def test_design_shows_the_table():
+    """DESIGN.md carries what `transitions_markdown` makes."""
+    text = (Path(depalma.state.__file__).parent / "DESIGN.md").read_text()
+
+    assert transitions_markdown() in text
