@@ -54,7 +54,8 @@ class BlobStore:
         for number in range(256):
             folder = self._directory / f"{number:02x}"
             folder.mkdir(exist_ok=True, mode=0o700)
-            _sync_directory(folder)
+            if any(folder.iterdir()):
+                _sync_directory(folder)
         _sync_directory(self._directory)
         _sync_directory(self._directory.parent)
 

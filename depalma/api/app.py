@@ -102,6 +102,8 @@ def _guard(api: Api) -> Middleware:
                 response = await handler(request)  # raises: there is no such path or method
             else:
                 response = await _serve(api, route, request, handler)
+        except ConnectionError:
+            raise  # the other end is gone, or the answer is broken off: nothing can be told there any more
         except Exception as error:
             problem = _problem(error, request, route)
             response = problem.response(api.leader_url())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from depalma.api.totals import Totals
 
 LEADER_WAIT_S = 2.0
+LOOK_S = 0.02
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
 
@@ -61,9 +62,15 @@ class Api:
 
     async def leader(self) -> str:
         """Returns the leader's id, after waiting a moment for one if there is none. Errors: Problem no_leader."""
-        replica = self.services.replica
-        await self.services.hub.wait_until(lambda: replica.leader_id is not None, (LEADER,), LEADER_WAIT_S)
-        if replica.leader_id is None:
+        replica, own = self.services.replica, self.services.master_id
+        deadline = time.monotonic() + LEADER_WAIT_S
+        # Itself counts only once it has applied its past: until then it cannot answer either.
+        while not replica.is_leader and replica.leader_id in (None, own) and time.monotonic() < deadline:
+            # The hub tells of this master's own reigns only; who else was elected has to be looked at.
+            await self.services.hub.wait((LEADER,), LOOK_S)
+        if replica.is_leader:
+            return own
+        if replica.leader_id in (None, own):
             masters = len(self._urls)
             raise Problem("no_leader", f"no leader among the {masters} masters now; a majority of them must be up")
         return replica.leader_id

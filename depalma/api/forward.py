@@ -12,7 +12,6 @@ from yarl import URL
 from depalma.api.inputs import query_wait_s, read_body
 from depalma.api.problems import Problem
 from depalma.api.services import Services
-from depalma.leader.hub import LEADER
 
 FORWARDED = "Depalma-Forwarded"
 #: Request headers that mean something to the leader; nothing else is passed on.
@@ -33,6 +32,8 @@ _OWN = frozenset(
 #: Answers up to this size are carried in one piece.
 _WHOLE_BYTES = 256 * 1024
 _ANSWER_S = 15.0
+#: How often it is looked whether the leader that was asked still leads.
+_LOOK_S = 0.05
 
 
 class Forwarder:
@@ -42,9 +43,13 @@ class Forwarder:
         self._services = services
         self._session: aiohttp.ClientSession | None = None
         self._urls = {master.id: master.url for master in services.config.masters}
+        self._asked: dict[asyncio.Timeout, str] = {}  #: requests under way → the leader they went to
+        self._looking: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
         """Closes the connections."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -69,12 +74,7 @@ class Forwarder:
         response: web.StreamResponse | None = None
         try:
             async with asyncio.timeout(None) as until:
-
-                def leader_changed() -> None:
-                    if services.replica.leader_id != leader:
-                        until.reschedule(asyncio.get_running_loop().time())
-
-                unsubscribe = services.hub.subscribe(LEADER, leader_changed)
+                self._watch(until, leader)
                 try:
                     async with self.http().request(
                         request.method, url, data=body or None, headers=headers, timeout=timeout, allow_redirects=False
@@ -82,11 +82,25 @@ class Forwarder:
                         response = _shell(request, answer)
                         return await _carry(request, answer, response)
                 finally:
-                    unsubscribe()
+                    del self._asked[until]
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             if response is not None and response.prepared:
                 raise ConnectionResetError("the leader went away within its answer") from error
             raise _problem(error, leader, write=write) from error
+
+    def _watch(self, until: asyncio.Timeout, leader: str) -> None:
+        """Ends the request when its leader leads no more: a frozen master answers nobody."""
+        self._asked[until] = leader
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = self._services.replica.leader_id
+        for until, leader in self._asked.items():
+            if leader != now and until.when() is None:
+                until.reschedule(loop.time())
+        self._looking = loop.call_later(_LOOK_S, self._look) if self._asked else None
 
 
 def _problem(error: Exception, leader: str, *, write: bool) -> Problem:

@@ -72,11 +72,22 @@ class Body:
         try:
             return (self._msgpack if packed else self._json).decode(data)
         except msgspec.ValidationError as error:
-            raw = msgspec.msgpack.decode(data) if packed else msgspec.json.decode(data)
-            raise Problem("bad_field", _explain(str(error), raw, self._type)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem("bad_field", _explain(str(error), _raw(data, packed), self._type)) from None
+        except _UNREADABLE as error:
             kind = "msgpack" if packed else "JSON"
             raise Problem("bad_json", f"body: not {kind}: {error}") from None
+
+
+#: What decoders raise for bytes that are no JSON or msgpack; nesting without end is one of it.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _raw(data: bytes, packed: bool) -> Any:
+    """Returns the plain value, to show what was given; nothing if there is another error further on."""
+    try:
+        return msgspec.msgpack.decode(data) if packed else msgspec.json.decode(data)
+    except _UNREADABLE:
+        return None
 
 
 def _explain(message: str, raw: Any, type_: type) -> str:
@@ -93,7 +104,8 @@ def _explain(message: str, raw: Any, type_: type) -> str:
         return f"{name}: {_lower(what)}; allowed: {fields}"
     if "missing required field" in what:
         return f"{name}: {_lower(what)}"
-    return f"{name}: {_lower(what)}; {shown(value)} given"
+    given = "" if raw is None else f"; {shown(value)} given"
+    return f"{name}: {_lower(what)}{given}"
 
 
 def _lower(text: str) -> str:

@@ -1,0 +1,248 @@
+"""A whole HTTP interface over a state that applies commands at once, on a port of its own.
+
+Real are: the state machine, the blobs, the sessions of agents, aiohttp. Only the log is left out: one process, no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from depalma import protocol
+from depalma.api.app import make_app
+from depalma.blobs import Blobs, BlobStore
+from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
+from depalma.consensus import NotLeader
+from depalma.errors import Rejected
+from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
+from depalma.leader.leases import Leases
+from depalma.leader.rates import Rates
+from depalma.leader.sessions import Sessions
+from depalma.model import HostFacts, JobSpec, Report
+from depalma.protocol import AskOutput, AskProcesses, Hello, Output, Processes
+from depalma.state.cluster_state import ClusterState
+from depalma.state.commands import (
+    AddHost,
+    AnyCommand,
+    Applied,
+    AssignTasks,
+    FinishTasks,
+    HostUp,
+    StartTasks,
+    SubmitJob,
+    encode,
+)
+from depalma.state.commands import Rejected as RefusedCommand
+from depalma.state.machine import Machine
+
+SECRETS = Secrets(token="u" * 40, agent_token="a" * 40, raft_secret=b"r" * 40)
+FACTS = HostFacts(slots=4, cpus=4, memory_bytes=2**33, gpus=0, version="0", python="3.11", address="127.0.0.1")
+
+
+@dataclass
+class LoneReplica:
+    """The consensus of one: what is proposed is committed."""
+
+    is_leader: bool = True
+    term: int = 1
+    leader_id: str | None = "m1"
+    commit_index: int = 0
+    applied_index: int = 0
+
+    def contacts(self) -> dict[str, float | None]:
+        return {}
+
+
+class OneMaster:
+    """Implements the services of the API, and the context of the agents' sessions."""
+
+    def __init__(self, directory: Path, port: int, settings: Settings) -> None:
+        self.master_id = "m1"
+        self.config = ClusterConfig(
+            masters=(MasterConfig(id="m1", host="127.0.0.1", port=port, dir=str(directory)),), settings=settings
+        )
+        self.secrets = SECRETS
+        self.replica = LoneReplica()
+        self.machine = Machine()
+        self.hub = Hub()
+        self.rates = Rates(time.monotonic)
+        self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))
+        self.clock: Callable[[], float] = time.monotonic
+        self.wall: Callable[[], float] = time.time
+        self.sessions = Sessions(self, Leases(lease_s=10, margin=0.25, suspect_after_s=3))
+        self.barriers = 0
+
+    @property
+    def state(self) -> ClusterState:
+        return self.machine.state
+
+    @property
+    def term(self) -> int:
+        return self.replica.term
+
+    @property
+    def leading(self) -> bool:
+        return self.replica.is_leader
+
+    async def execute(self, command: AnyCommand) -> Applied:
+        if not self.replica.is_leader:
+            raise NotLeader(self.replica.leader_id)
+        await asyncio.sleep(0)
+        return self.apply(command)
+
+    async def barrier(self) -> None:
+        if not self.replica.is_leader:
+            raise NotLeader(self.replica.leader_id)
+        self.barriers += 1
+
+    def apply(self, command: AnyCommand) -> Applied:
+        self.replica.applied_index += 1
+        self.replica.commit_index += 1
+        outcome = self.machine.apply(encode(command), self.replica.applied_index)
+        changes = self.machine.drain_changes()
+        keys: list[Key] = [("job", job) for job in changes.jobs]
+        self.hub.publish([*keys, *([HOSTS] if changes.hosts else []), *([CODE] if changes.code else [])])
+        if isinstance(outcome, RefusedCommand):
+            raise Rejected(outcome.message, code=outcome.code)
+        return outcome
+
+    def stop_leading(self, leader: str | None = None) -> None:
+        self.replica.is_leader, self.replica.leader_id = False, leader
+        self.hub.publish([LEADER])
+
+
+@dataclass
+class Bench:
+    """What a test works with: the master, a client of it, and short ways to make things happen."""
+
+    master: OneMaster
+    http: aiohttp.ClientSession
+    url: str
+    app: web.Application
+    _attempts: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    async def get(self, path: str, status: int = 200, **kwargs: Any) -> Any:
+        return await self.call("GET", path, status, **kwargs)
+
+    async def post(self, path: str, body: Any = None, status: int = 200, **kwargs: Any) -> Any:
+        return await self.call("POST", path, status, json=body, **kwargs)
+
+    async def call(self, method: str, path: str, status: int, **kwargs: Any) -> Any:
+        async with self.http.request(method, self.url + path, **kwargs) as answer:
+            data = await answer.read()
+            assert answer.status == status, (answer.status, data)
+            if status >= 400:
+                assert answer.content_type == "application/problem+json"
+            return msgspec.json.decode(data) if data else None
+
+    def submit(self, **spec: Any) -> int:
+        job = JobSpec(**{"kind": "command", "argv": ("true",), **spec})
+        value = self.master.apply(SubmitJob("", job, time.time())).value
+        assert isinstance(value, int)
+        return value
+
+    def host_up(self, name: str = "h1", groups: tuple[str, ...] = ()) -> None:
+        self.master.apply(AddHost("", name, groups, {}, 0, 4, 0, time.time()))
+        self.master.apply(HostUp(name, f"{name}-1", FACTS, time.time()))
+
+    def assign(self, job: int, *tasks: int, host: str = "h1") -> None:
+        refs = []
+        for task in tasks:
+            number = self._attempts[job, task] = self._attempts.get((job, task), 0) + 1
+            refs.append((job, task, number))
+        self.master.apply(AssignTasks(1, host, f"{host}-1", tuple(refs), time.time()))
+
+    def start(self, job: int, task: int, host: str = "h1") -> None:
+        ref = (job, task, self._attempts[job, task], time.time())
+        self.master.apply(StartTasks(host, f"{host}-1", (ref,), time.time()))
+
+    def finish(self, job: int, *tasks: int, host: str = "h1", outcome: str = "succeeded", **report: Any) -> None:
+        reports = tuple(Report(job, task, self._attempts[job, task], outcome, **report) for task in tasks)
+        self.master.apply(FinishTasks(host, f"{host}-1", reports, time.time()))
+
+
+@dataclass
+class Agent:
+    """A connected agent that answers questions about processes and output."""
+
+    websocket: aiohttp.ClientWebSocketResponse
+    output: bytes = b""
+    ended: bool = False
+    processes: tuple[Any, ...] = ()
+    asked: list[AskOutput] = field(default_factory=list)
+    silent: bool = False
+
+    async def serve(self) -> None:
+        async for message in self.websocket:
+            frame = protocol.decode_to_agent(message.data)
+            if self.silent:
+                continue
+            if isinstance(frame, AskProcesses):
+                await self._say(Processes(frame.request, self.processes))
+            elif isinstance(frame, AskOutput):
+                self.asked.append(frame)
+                data = self.output[frame.offset : frame.offset + frame.limit_bytes]
+                await self._say(Output(frame.request, data, len(self.output), self.ended))
+
+    async def _say(self, frame: Any) -> None:
+        await self.websocket.send_bytes(protocol.encode(frame))
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(max_body_bytes=256 * 1024, max_blob_bytes=4 * 1024 * 1024)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, settings: Settings) -> AsyncIterator[Bench]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    master = OneMaster(tmp_path, port, settings)
+    app = make_app(master)
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    headers = {"Authorization": f"Bearer {SECRETS.token}"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+        yield Bench(master, http, f"http://127.0.0.1:{port}", app)
+    await runner.cleanup()
+    await master.blobs.close()
+
+
+@pytest.fixture
+async def agent(bench: Bench) -> AsyncIterator[Agent]:
+    bench.host_up()
+    headers = {"Authorization": f"Bearer {SECRETS.agent_token}", protocol.HOST_HEADER: "h1"}
+    async with bench.http.ws_connect(f"{bench.url}/v1/agent", headers=headers) as websocket:
+        hello = Hello(protocol.PROTOCOL_VERSION, "h1", "h1-1", FACTS, 0, (), ())
+        await websocket.send_bytes(protocol.encode(hello))
+        welcome = protocol.decode_to_agent((await websocket.receive()).data)
+        assert isinstance(welcome, protocol.Welcome), welcome
+        agent = Agent(websocket)
+        serving = asyncio.create_task(agent.serve())
+        yield agent
+        serving.cancel()
+
+
+async def wait_until(look: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+    """Returns the first true value of `look()`. Fails with the last one it saw."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"last seen: {seen!r}"
+        await asyncio.sleep(0.005)
+    return seen
+
+
+@pytest.fixture(name="wait_until")
+def wait_until_fixture() -> Callable[..., Any]:
+    return wait_until

@@ -1,0 +1,194 @@
+"""Tasks over HTTP: views, output from their host, results."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from depalma.model import Payload, ProcessView
+
+if TYPE_CHECKING:
+    from conftest import Agent, Bench  # type: ignore[import-not-found]
+
+
+async def test_tasks_are_listed_by_index_and_paged(bench: Bench) -> None:
+    bench.host_up()
+    job = bench.submit(count=5)
+    bench.assign(job, 1)
+    page = await bench.get(f"/v1/jobs/{job}/tasks?limit=2")
+    assert ([task["id"] for task in page["tasks"]], page["more"]) == ([f"{job}.0", f"{job}.1"], True)
+    page = await bench.get(f"/v1/jobs/{job}/tasks?after=2")
+    assert ([task["index"] for task in page["tasks"]], page["more"]) == ([3, 4], False)
+    assert [task["index"] for task in (await bench.get(f"/v1/jobs/{job}/tasks?state=assigned"))["tasks"]] == [1]
+    task = await bench.get(f"/v1/tasks/{job}.1")
+    assert (task["state"], task["host"], task["attempt"]) == ("assigned", "h1", 1)
+
+
+async def test_a_task_outside_the_job_is_unknown(bench: Bench) -> None:
+    job = bench.submit(count=5, first_index=10)
+    problem = await bench.get(f"/v1/tasks/{job}.15", 404)
+    assert (problem["code"], problem["detail"]) == ("unknown_task", f"job {job} has no task 15; it has 10 to 14")
+    assert (await bench.get(f"/v1/tasks/{job}.14"))["index"] == 14
+
+
+async def test_waiting_for_the_end_of_a_task(bench: Bench) -> None:
+    bench.host_up()
+    job = bench.submit(count=2)
+    bench.assign(job, 0, 1)
+    waiting = asyncio.create_task(bench.get(f"/v1/tasks/{job}.1?wait=20s&until=final"))
+    bench.finish(job, 0)
+    await bench.get(f"/v1/tasks/{job}.0")
+    assert not waiting.done()
+    bench.finish(job, 1, outcome="failed", exit_code=3)
+    assert (await waiting)["exit_code"] == 3
+
+
+# ---------------------------------------------------------------- results
+
+
+async def test_result_bytes_come_from_the_log_or_from_a_blob(bench: Bench) -> None:
+    bench.host_up()
+    job = bench.submit(kind="function", argv=(), function="m:f", count=4)
+    bench.assign(job, 0, 1, 2, 3)
+    problem = await bench.get(f"/v1/tasks/{job}.0/result", 409)
+    assert (problem["code"], problem["detail"]) == (
+        "not_finished", f"task {job}.0 is assigned; it has no result yet",
+    )  # fmt: skip
+    large = b"y" * 10_000
+    digest = await bench.master.blobs.put_bytes(large)
+    bench.finish(job, 0, result=Payload(inline=b"pickle", size_bytes=6))
+    bench.finish(job, 1, result=Payload(digest=digest, size_bytes=10_000))
+    bench.finish(job, 2, outcome="failed", result=Payload(inline=b"error", size_bytes=5))
+    bench.finish(job, 3)
+    for index, state, data in ((0, "succeeded", b"pickle"), (1, "succeeded", large), (2, "failed", b"error")):
+        async with bench.http.get(f"{bench.url}/v1/tasks/{job}.{index}/result") as answer:
+            assert (answer.status, answer.headers["Depalma-State"]) == (200, state)
+            assert answer.content_type == "application/octet-stream"
+            assert await answer.read() == data
+    problem = await bench.get(f"/v1/tasks/{job}.3/result", 404)
+    assert problem["code"] == "no_result"
+
+
+# ---------------------------------------------------------------- output
+
+
+async def read(bench: Bench, path: str) -> tuple[bytes, Any]:
+    async with bench.http.get(f"{bench.url}/v1/tasks/{path}") as answer:
+        assert answer.status == 200, await answer.text()
+        assert answer.content_type == "application/octet-stream"
+        return await answer.read(), answer.headers
+
+
+async def test_output_comes_from_the_host_piece_by_piece(bench: Bench, agent: Agent) -> None:
+    job = bench.submit()
+    bench.assign(job, 0)
+    bench.start(job, 0)
+    agent.output = b"hello world"
+    data, headers = await read(bench, f"{job}.0/logs?limit=5")
+    assert (data, headers["Depalma-Next-Offset"], headers["Depalma-Ended"]) == (b"hello", "5", "false")
+    assert headers["Depalma-Attempt"] == "1"
+    agent.ended = True
+    data, headers = await read(bench, f"{job}.0/logs?offset=5&stream=stderr")
+    assert (data, headers["Depalma-Next-Offset"], headers["Depalma-Ended"]) == (b" world", "11", "true")
+    assert [ask.stream for ask in agent.asked] == ["stdout", "stderr"]
+    assert (agent.asked[1].job, agent.asked[1].task, agent.asked[1].attempt) == (job, 0, 1)
+
+
+async def test_ended_is_said_only_with_the_last_bytes(bench: Bench, agent: Agent) -> None:
+    job = bench.submit()
+    bench.assign(job, 0)
+    bench.finish(job, 0)
+    agent.output, agent.ended = b"hello world", True
+    _, headers = await read(bench, f"{job}.0/logs?limit=5")
+    assert headers["Depalma-Ended"] == "false"
+    data, headers = await read(bench, f"{job}.0/logs?offset=11")
+    assert (data, headers["Depalma-Ended"]) == (b"", "true")
+
+
+async def test_reading_blocks_until_there_is_output(bench: Bench, agent: Agent, wait_until: Any) -> None:
+    job = bench.submit()
+    reading = asyncio.create_task(read(bench, f"{job}.0/logs?wait=20s"))
+    bench.assign(job, 0)
+    bench.start(job, 0)
+    await wait_until(lambda: agent.asked)
+    assert not reading.done()
+    agent.output = b"now"
+    assert (await reading)[0] == b"now"
+
+
+async def test_reading_returns_empty_when_the_wait_is_over(bench: Bench, agent: Agent) -> None:
+    job = bench.submit()
+    data, headers = await read(bench, f"{job}.0/logs?wait=20ms")
+    assert (data, headers["Depalma-Ended"], headers["Depalma-Attempt"]) == (b"", "false", "0")
+    bench.assign(job, 0)
+    data, headers = await read(bench, f"{job}.0/logs?wait=20ms")
+    assert (data, headers["Depalma-Ended"], headers["Depalma-Attempt"]) == (b"", "false", "1")
+
+
+async def test_a_task_that_never_ran_has_ended_output(bench: Bench) -> None:
+    job = bench.submit()
+    await bench.post("/v1/jobs/cancel", {"jobs": [job]})
+    data, headers = await read(bench, f"{job}.0/logs?wait=20s")
+    assert (data, headers["Depalma-Ended"]) == (b"", "true")
+
+
+async def test_output_of_an_earlier_attempt(bench: Bench, agent: Agent) -> None:
+    job = bench.submit(retries=1)
+    bench.assign(job, 0)
+    bench.finish(job, 0, outcome="failed", exit_code=1)
+    bench.assign(job, 0)
+    agent.output = b"x"
+    _, headers = await read(bench, f"{job}.0/logs?attempt=1")
+    assert headers["Depalma-Attempt"] == "1"
+    _, headers = await read(bench, f"{job}.0/logs")
+    assert headers["Depalma-Attempt"] == "2"
+    assert [ask.attempt for ask in agent.asked] == [1, 2]
+    problem = await bench.get(f"/v1/tasks/{job}.0/logs?attempt=3", 404)
+    assert (problem["code"], problem["detail"]) == (
+        "log_unavailable", f"task {job}.0 has no attempt 3; its last is 2",
+    )  # fmt: skip
+
+
+async def test_output_on_a_host_that_is_gone_names_the_host(bench: Bench) -> None:
+    bench.host_up("h7")
+    job = bench.submit()
+    bench.assign(job, 0, host="h7")
+    problem = await bench.get(f"/v1/tasks/{job}.0/logs", 404)
+    assert problem["code"] == "log_unavailable"
+    assert "is on host h7, which does not answer now" in problem["detail"]
+
+
+@pytest.mark.parametrize("query", ["stream=both", "offset=-1", "limit=9999999", "attempt=x"])
+async def test_bad_parameters_are_named(bench: Bench, query: str) -> None:
+    job = bench.submit()
+    problem = await bench.get(f"/v1/tasks/{job}.0/logs?{query}", 400)
+    assert problem["detail"].startswith(query.partition("=")[0] + ": ")
+
+
+# ---------------------------------------------------------------- processes
+
+
+async def test_ps_asks_the_hosts(bench: Bench, agent: Agent) -> None:
+    process = ProcessView(
+        task="1.0", host="h1", pid=7, ppid=1, user="ann", state="R", cpu_percent=1.5, rss_bytes=4096, threads=1,
+        elapsed_s=0.5, command="make",
+    )  # fmt: skip
+    agent.processes = (process,)
+    answer = await bench.get("/v1/ps")
+    assert answer["missing"] == []
+    assert answer["processes"][0]["pid"] == 7
+    problem = await bench.get("/v1/ps?job=5", 404)
+    assert problem["code"] == "unknown_job"
+
+
+async def test_ps_names_the_hosts_that_do_not_answer(bench: Bench, agent: Agent) -> None:
+    agent.silent = True
+    assert await bench.get("/v1/ps") == {"processes": [], "missing": ["h1"]}
+
+
+async def test_digest_of_a_large_result_is_what_was_stored(bench: Bench) -> None:
+    digest = await bench.master.blobs.put_bytes(b"z" * 300_000)
+    assert digest == hashlib.sha256(b"z" * 300_000).hexdigest()
