@@ -1,0 +1,138 @@
+"""Blobs between this host and the masters: arguments, functions and code archives come, large results go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import aiohttp
+
+from depalma.errors import DepalmaError
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 256 * 1024
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+_STALL_S = 10.0
+
+
+class BlobUnavailable(DepalmaError):
+    """No master has the blob, or none could be reached in time."""
+
+
+class Blobs:
+    """Fetches blobs into a bounded folder and uploads files. `masters` gives the base URLs, the leader first."""
+
+    def __init__(
+        self, root: Path, session: aiohttp.ClientSession, masters: Callable[[], list[str]], limit_bytes: int
+    ) -> None:
+        self._cache = root / "blobs" / "cache"
+        self._out = root / "blobs" / "out"
+        self._session = session
+        self._masters = masters
+        self._limit_bytes = limit_bytes
+        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self._cache.glob("*.part"):
+            left.unlink()
+
+    async def have(self, digest: str, for_s: float) -> Path:
+        """Returns the file of a blob, fetched if need be and verified. Errors: BlobUnavailable after `for_s`."""
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise BlobUnavailable(f"{digest[:80]!r} is not a SHA-256")
+        path = self._cache / digest
+        if path.exists():
+            os.utime(path)
+            return path
+        await self.fetch(digest, path, for_s)
+        return path
+
+    async def fetch(self, digest: str, target: Path, for_s: float) -> None:
+        """Brings a blob to `target`, verified. Errors: BlobUnavailable after `for_s` seconds."""
+        end = asyncio.get_running_loop().time() + for_s
+        pause_s, problem = _FIRST_PAUSE_S, "no master is known"
+        while True:
+            for url in self._masters():
+                try:
+                    await self._fetch_from(url, digest, target)
+                    return
+                except (aiohttp.ClientError, OSError, TimeoutError, BlobUnavailable) as error:
+                    problem = f"{url}: {error or type(error).__name__}"
+            if asyncio.get_running_loop().time() + pause_s > end:
+                raise BlobUnavailable(f"blob {digest[:12]} cannot be fetched: {problem}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+
+    async def _fetch_from(self, url: str, digest: str, target: Path) -> None:
+        part = target.with_name(target.name + ".part")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=_STALL_S)
+        seen = hashlib.sha256()
+        async with self._session.get(f"{url}/v1/blobs/{digest}", timeout=timeout) as answer:
+            if answer.status != 200:
+                raise BlobUnavailable(f"HTTP {answer.status}")
+            with open(part, "wb") as file:  # noqa: ASYNC230 - writes to the page cache, in small pieces
+                async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                    seen.update(chunk)
+                    file.write(chunk)
+        if seen.hexdigest() != digest:
+            part.unlink()
+            raise BlobUnavailable("what came has another SHA-256")
+        os.rename(part, target)
+
+    def evict(self, in_use: Callable[[str], bool]) -> list[str]:
+        """Removes the longest unused blobs until the folder is within its limit. Returns their digests."""
+        entries = []
+        for path in self._cache.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        evicted = []
+        for _, size, path in sorted(entries):
+            if total <= self._limit_bytes:
+                break
+            if path.suffix != ".part" and not in_use(path.name):
+                path.unlink(missing_ok=True)
+                evicted.append(path.name)
+                total -= size
+        return evicted
+
+    async def upload(self, digest: str) -> None:
+        """Brings the file `blobs/out/DIGEST` to a majority of masters, however long it takes, then removes it."""
+        path = self._out / digest
+        pause_s = _FIRST_PAUSE_S
+        while not await self._upload_once(path, digest):
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+        path.unlink(missing_ok=True)
+
+    async def _upload_once(self, path: Path, digest: str) -> bool:
+        urls = self._masters()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=30)
+        headers = {"Content-Length": str(path.stat().st_size), "Content-Type": "application/octet-stream"}
+        for url in urls:
+            try:
+                put = self._session.put(
+                    f"{url}/v1/blobs/{digest}", data=_chunks(path), timeout=timeout, headers=headers
+                )
+                async with put as answer:
+                    if 200 <= answer.status < 300:
+                        return True
+                    leader = answer.headers.get("Depalma-Leader", "").rstrip("/")
+                    log.info("result blob %s: %s answers HTTP %d", digest[:12], url, answer.status)
+                    if answer.status == 421 and leader and leader not in urls:
+                        urls.append(leader)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                log.info("result blob %s: %s: %s", digest[:12], url, error or type(error).__name__)
+        return False
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with open(path, "rb") as file:  # noqa: ASYNC230
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,363 @@
+"""The agent: everything that touches the world, around the core."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from depalma.agent import events as ev
+from depalma.agent import proctree
+from depalma.agent.blobs import Blobs, BlobUnavailable
+from depalma.agent.codesync import CodeFolder, CodeSync, sign
+from depalma.agent.connection import Finder
+from depalma.agent.core import AgentCore
+from depalma.agent.link import MonitorLink
+from depalma.agent.measure import ProcessTable, facts, python_version
+from depalma.agent.runner import Runner
+from depalma.agent.session import Session
+from depalma.agent.store import ReportJournal, empty_folder, lock_folder, read_slice
+from depalma.archive import ArchiveError
+from depalma.codetree import CodeEntry
+from depalma.config import ClusterConfig, HostConfig
+from depalma.model import AttemptRef
+from depalma.monitor import boottime
+from depalma.protocol import (
+    AskOutput,
+    AskProcesses,
+    CodeAcknowledged,
+    Output,
+    Processes,
+    Refused,
+    Started,
+    ToAgent,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
+_TICK_S = 0.1
+_CHORES_S = 1.0
+_PRUNE_S = 3600.0
+_FETCH_FOR_S = 30.0
+_STOP_GRACE_S = 2.0
+_LOCK_WAIT_S = 15.0
+_OUTPUT_BYTES = 1024 * 1024
+
+
+class Agent:
+    """One agent process. `run` is its whole life."""
+
+    def __init__(self, config: ClusterConfig, host: HostConfig, token: str) -> None:
+        self._config = config
+        self._settings = config.settings
+        self._host = host
+        self._token = token
+        slots = host.slots or os.cpu_count() or 1
+        self._root = Path(host.dir or f"~/.local/state/depalma/agent-{host.name}").expanduser().absolute()
+        self._facts = facts(slots, host.gpus, host.host)
+        self._core = AgentCore(slots=slots, python=python_version(), incarnation=secrets.token_hex(8))
+        self._events: deque[ev.AnyEvent] = deque()
+        self._handling = False
+        self._processes = ProcessTable(host.name)
+        self._asked: dict[int, int | None] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._uploads: dict[AttemptRef, asyncio.Task[Any]] = {}
+        self._exit = asyncio.Event()
+        self._exit_code = 0
+        self._dead = asyncio.Event()
+        self._do = self._action_table()
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> int:
+        """Runs until told to stop. Returns the exit code."""
+        proctree.become_subreaper()
+        self._lock = await asyncio.to_thread(lock_folder, self._root, _LOCK_WAIT_S)
+        await asyncio.to_thread(self._kill_strays)
+        self._journal = ReportJournal(self._root / "reports")
+        self._link = MonitorLink(self._from_monitor, self._monitor_died)
+        self._runner = Runner(self._root, self._host.name, self._link, self.deliver)
+        headers = {"Authorization": f"Bearer {self._token}"}
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
+            self._finder = Finder(http, [master.url for master in self._config.masters], self._host.name)
+            self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
+            self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
+            self._code = CodeSync(CodeFolder(self._root), self._blobs)
+            self._core.code_index = self._code.folder.index
+            self._adopt_old_reports()
+            self._start_monitor()
+            for work in (self._tick_forever(), self._session.beat(), self._session.run()):
+                self._spawn(work)
+            log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
+            await self._exit.wait()
+            await self._end()
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Orderly stop (SIGTERM): what has not started goes back, what runs is ended, nothing stays behind."""
+        if not self._core.stopping:
+            log.info("told to stop")
+            self.deliver(ev.Stopping())
+            self._spawn(self._leave_orderly())
+
+    async def _leave_orderly(self) -> None:
+        for _ in range(50):  # a second at most for the last reports
+            if not (self._core.connected and self._core.pending):
+                break
+            await asyncio.sleep(0.02)
+        self._exit.set()
+
+    async def _end(self) -> None:
+        """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
+        self._link.send(("stop", "stopped" if self._exit_code == 0 else "the agent left", _STOP_GRACE_S))
+        self._link.flush()
+        if not await asyncio.to_thread(self._link.wait, 15.0):
+            log.warning("the monitor (process %d) still tries to reach a master", self._link.pid)
+        self._link.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._session.close()
+        await self._session.ended()
+        self._journal.close()
+        os.close(self._lock)
+
+    def _kill_strays(self) -> None:
+        """Ends what an agent of this folder left, if it was killed together with its monitor."""
+        while pids := proctree.strays(str(self._root)):
+            log.warning("killing %d processes that an earlier agent left behind", len(pids))
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def _adopt_old_reports(self) -> None:
+        """Reports of an earlier life are sent once more: a master that can still use them does."""
+        for report in self._journal.load():
+            self._core.pending[(report.job, report.task, report.attempt)] = report
+        if self._core.pending:
+            log.info("%d reports of an earlier life were not confirmed; they are sent again", len(self._core.pending))
+
+    def _start_monitor(self) -> None:
+        self._link.start(self._root, self._lock)
+        self._tell_identity()
+
+    def _tell_identity(self) -> None:
+        """Tells the monitor whom to tell what if this process dies."""
+        who = {"host": self._host.name, "incarnation": self._core.incarnation, "token": self._token}
+        self._link.send(("identity", {**who, "masters": self._finder.ordered()}))
+        self._link.flush()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a part of the agent failed: it ends", exc_info=task.exception())
+            self._exit_code = EXIT_FAULT
+            self._exit.set()
+
+    # ------------------------------------------------------------ events and actions
+
+    def deliver(self, event: ev.AnyEvent) -> None:
+        """Gives an event to the core and does what it answers; events that come of that are handled after it."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for action in self._core.handle(self._events.popleft(), boottime()):
+                    self._do[type(action)](action)
+        finally:
+            self._handling = False
+        self._link.flush()
+
+    def _action_table(self) -> dict[type, Callable[[Any], object]]:
+        return {
+            ev.Launch: lambda a: self._runner.launch(a.attempt),
+            ev.StopCommand: lambda a: self._runner.stop_command(a.attempt, a.grace_s),
+            ev.StartWorker: lambda a: self._runner.start_worker(
+                a.worker, a.code_index, self._code.folder.digest(a.code_index)
+            ),
+            ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
+            ev.Recall: lambda a: self._runner.recall(a.worker),
+            ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
+            ev.Prepare: lambda a: self._spawn(self._prepare(a.need)),
+            ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
+            ev.KeepReports: self._keep_reports,
+            ev.SendReports: lambda a: self._session.report(a.reports),
+            ev.Announce: self._announce,
+            ev.RenewLease: lambda a: self._link.send(("lease", a.until_s)),
+            ev.ApplyCode: lambda a: self._spawn(self._apply_code(a.entries)),
+            ev.Reconnect: self._reconnect,
+            ev.CutOff: self._cut_off,
+            ev.Leave: self._leave,
+        }
+
+    def _keep_reports(self, action: ev.KeepReports) -> None:
+        self._journal.keep(action.reports)
+        if action.send:
+            self._session.report(action.reports)
+
+    def _announce(self, action: ev.Announce) -> None:
+        now = time.time()
+        frame = Started(tuple((job, task, attempt, now - age_s) for job, task, attempt, age_s in action.tasks))
+        self._session.send(frame)
+
+    def _reconnect(self, action: ev.Reconnect) -> None:
+        log.warning("closing the connection: %s", action.reason)
+        self._session.close()
+
+    def _leave(self, action: ev.Leave) -> None:
+        log.error("the cluster refuses this agent: %s", action.reason)
+        self._exit_code = EXIT_REFUSED
+        self._exit.set()
+
+    async def _upload(self, action: ev.Upload) -> None:
+        await self._blobs.upload(action.digest)
+        self._uploads.pop(action.attempt, None)
+        self.deliver(ev.Uploaded(action.attempt))
+
+    async def _prepare(self, need: str) -> None:
+        digest = ""
+        try:
+            if need.startswith("tree:"):
+                digest = await self._code.have(int(need[5:]), _FETCH_FOR_S)
+            else:
+                await self._blobs.have(need, _FETCH_FOR_S)
+        except (BlobUnavailable, ArchiveError, TimeoutError, OSError) as error:
+            log.warning("%s cannot be had: %s", need[:20], error)
+            self.deliver(ev.Unprepared(need, f"{need[:20]}: {error or type(error).__name__}"))
+            return
+        self.deliver(ev.Prepared(need, digest))
+        for evicted in self._blobs.evict(self._core.uses_blob):
+            self.deliver(ev.Evicted(evicted))
+
+    async def _apply_code(self, entries: tuple[CodeEntry, ...]) -> None:
+        try:
+            await self._code.apply(entries)
+        except (BlobUnavailable, ArchiveError, ValueError, OSError) as error:
+            log.error("code log: %s", error)
+            return
+        index = self._code.folder.index
+        digest = self._code.folder.digest(index)
+        self.deliver(ev.CodeReached(index))
+        self._session.send(CodeAcknowledged(index, digest, sign(self._token, self._host.name, index, digest)))
+
+    # ------------------------------------------------------------ the end of an incarnation
+
+    def _cut_off(self, action: ev.CutOff) -> None:
+        rejoin = action.must_rejoin or self._settings.on_cut_off == "rejoin"
+        then = "rejoins as a new incarnation" if rejoin else "exits"
+        log.error("cut off: %s: everything is killed, the agent %s", action.reason, then)
+        self._session.whole.clear()
+        self._session.close()
+        self._dead.clear()
+        self._runner.forget_all()
+        for upload in self._uploads.values():
+            upload.cancel()
+        self._uploads.clear()
+        self._journal.committed(())
+        if not rejoin:
+            self._exit_code = EXIT_CUT_OFF
+            self._exit.set()
+            return
+        self._link.send(("kill_all", 0))
+        self._spawn(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        await self._dead.wait()
+        self.deliver(ev.Rejoined(secrets.token_hex(8)))
+        self._tell_identity()
+        self._session.whole.set()
+        log.info("nothing is left; going on as incarnation %s", self._core.incarnation)
+
+    def _monitor_died(self) -> None:
+        if self._exit.is_set():
+            return
+        log.error("the monitor is dead: its processes are killed, a new one is started")
+        reaped: set[int] = set()
+        proctree.kill_descendants(reaped)
+        self._link.reaped(reaped)
+        self._start_monitor()
+        self.deliver(ev.LeaseLost("the monitor died"))
+        self._dead.set()
+
+    def _from_monitor(self, messages: list[tuple[Any, ...]]) -> None:
+        for message in messages:
+            if message[0] == "exits":
+                self._runner.exits(message[1])
+            elif message[0] == "expired":
+                self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
+            elif message[0] == "all_dead":
+                self._dead.set()
+            elif message[0] == "trees":
+                self._spawn(self._answer_processes(message[1], message[2]))
+
+    # ------------------------------------------------------------ the leader
+
+    def _receive(self, url: str, frame: ToAgent) -> None:
+        if isinstance(frame, AskProcesses):
+            self._asked[frame.request] = frame.job
+            self._link.send(("trees", frame.request))
+            self._link.flush()
+        elif isinstance(frame, AskOutput):
+            self._session.send(self._read_output(frame))
+        else:
+            if isinstance(frame, Refused):
+                log.warning("%s refuses: %s", url, frame.reason)
+            self.deliver(frame)
+            self._journal.committed(self._core.pending.values())
+            if isinstance(frame, Welcome):
+                self._tell_identity()
+
+    async def _answer_processes(self, request: int, trees: list[tuple[int, list[int]]]) -> None:
+        job = self._asked.pop(request, None)
+        tasks = self._runner.tasks_of(trees)
+        if job is not None:
+            tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
+        views = await asyncio.to_thread(self._processes.look, tasks)
+        self._session.send(Processes(request, tuple(views)))
+
+    def _read_output(self, ask: AskOutput) -> Output:
+        ref = (ask.job, ask.task, ask.attempt)
+        path = self._runner.live_output(ref, ask.stream) or self._runner.output.final(*ref, ask.stream)
+        try:
+            data, size = read_slice(path, max(0, ask.offset), min(max(0, ask.limit_bytes), _OUTPUT_BYTES))
+        except OSError as error:
+            return Output(ask.request, b"", 0, ended=True, error=f"output cannot be read: {error.strerror}")
+        return Output(ask.request, data, size, ended=ref not in self._core.attempts)
+
+    # ------------------------------------------------------------ time
+
+    async def _tick_forever(self) -> None:
+        chores_s = prune_s = 0.0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = boottime()
+            self.deliver(ev.Tick())
+            if now >= chores_s:
+                chores_s = now + _CHORES_S
+                self._runner.cut_output(self._settings.output_limit_bytes)
+                await asyncio.to_thread(empty_folder, self._root / "trash")
+            if now >= prune_s:
+                prune_s = now + _PRUNE_S
+                await asyncio.to_thread(self._runner.output.prune, self._settings.history_days * 86400)

@@ -1,0 +1,314 @@
+"""What can happen to an agent and what it can be made to do. [pure]
+
+The core takes the leader's frames and the events below, and answers with the actions below; the driver carries those
+out in order. Times are seconds of the agent's own clock (CLOCK_BOOTTIME), except in reports.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from depalma.codetree import CodeEntry
+from depalma.model import AttemptRef, JobSpec, Report
+from depalma.protocol import (
+    Assign,
+    Assignment,
+    CodeLog,
+    Forget,
+    HeartbeatAnswer,
+    JobTemplate,
+    Kill,
+    Refused,
+    ReportsCommitted,
+    Welcome,
+)
+
+
+class Event(Struct, frozen=True, gc=False):
+    """Base of what happened on this host."""
+
+
+class Connected(Event, frozen=True):
+    """A Hello was sent, at `sent_s`."""
+
+    sent_s: float
+
+
+class Disconnected(Event, frozen=True):
+    """The connection is gone; everything goes on until the lease is over."""
+
+
+class BeatSent(Event, frozen=True):
+    sequence: int
+    sent_s: float
+
+
+class Ended(Event, frozen=True):
+    """Attempts ended by themselves or because they were told to. A result that is a digest is still to be uploaded."""
+
+    reports: tuple[Report, ...]
+
+
+class Uploaded(Event, frozen=True):
+    """The result of an attempt is with the masters."""
+
+    attempt: AttemptRef
+
+
+class Recalled(Event, frozen=True):
+    """These had been sent to the worker and had not been read: they have not started."""
+
+    worker: int
+    attempts: tuple[AttemptRef, ...]
+
+
+class WorkerReady(Event, frozen=True):
+    worker: int
+
+
+class WorkerEnded(Event, frozen=True):
+    """A worker process is gone. `unread` had not started; of the others, all results were delivered before this."""
+
+    worker: int
+    unread: tuple[AttemptRef, ...]
+    reason: str
+    exit_code: int | None
+    signal: int | None
+    at: float  #: wall clock
+
+
+class Prepared(Event, frozen=True):
+    """A blob (its digest) or a tree (`tree:N`) is on this disk; `digest` is the tree's."""
+
+    need: str
+    digest: str = ""
+
+
+class Unprepared(Event, frozen=True):
+    """A blob or a tree could not be had; what waits for it goes back to the leader."""
+
+    need: str
+    error: str
+
+
+class Evicted(Event, frozen=True):
+    """A blob was removed from the cache."""
+
+    need: str
+
+
+class CodeReached(Event, frozen=True):
+    """The tree of `index`, the newest known here, is complete."""
+
+    index: int
+
+
+class LeaseLost(Event, frozen=True):
+    """The monitor saw the lease end, or is dead: everything was or has to be killed."""
+
+    reason: str
+
+
+class Rejoined(Event, frozen=True):
+    """Everything is dead; the agent goes on as a new incarnation."""
+
+    incarnation: str
+
+
+class Stopping(Event, frozen=True):
+    """The agent was told to stop."""
+
+
+class Tick(Event, frozen=True):
+    """Some time has passed (about 0.1 s while anything is there)."""
+
+
+AnyEvent = (
+    Connected
+    | Disconnected
+    | BeatSent
+    | Ended
+    | Uploaded
+    | Recalled
+    | WorkerReady
+    | WorkerEnded
+    | Prepared
+    | Unprepared
+    | Evicted
+    | CodeReached
+    | LeaseLost
+    | Rejoined
+    | Stopping
+    | Tick
+    | Welcome
+    | Refused
+    | HeartbeatAnswer
+    | Assign
+    | Kill
+    | Forget
+    | ReportsCommitted
+    | CodeLog
+)
+
+
+class Job:
+    """What the attempts of a job share here."""
+
+    __slots__ = (
+        "average_s", "code_index", "depth", "id", "is_function", "live", "needs", "problem", "spec", "template",
+    )  # fmt: skip
+
+    def __init__(self, template: JobTemplate, needs: tuple[str, ...], problem: str) -> None:
+        self.template = template
+        self.id: int = template.job
+        self.spec: JobSpec = template.spec
+        self.is_function = template.spec.kind == "function"
+        self.code_index: int = max(0, template.code_index)
+        self.needs = needs  #: blobs and trees that every attempt waits for
+        self.problem = problem  #: why this host cannot run it; empty = it can
+        self.average_s = -1.0  #: how long its tasks take; negative = not known yet
+        self.depth = 1  #: how many of them a worker may be given at once
+        self.live = 0
+
+
+class Attempt:
+    """One attempt that this host knows and that has not been reported."""
+
+    __slots__ = (
+        "announced", "argument", "assigned_s", "doomed", "job", "missing", "reason", "ref", "slot", "started_s",
+        "state", "worker",
+    )  # fmt: skip
+
+    def __init__(self, ref: AttemptRef, job: Job, argument: Assignment, assigned_s: float) -> None:
+        self.ref = ref
+        self.job = job
+        self.argument = argument
+        self.assigned_s = assigned_s
+        self.state = "preparing"  #: preparing, waiting, sent (to a worker), running (a command), uploading
+        self.missing = 0  #: needs that are not here yet
+        self.worker = -1
+        self.slot = -1
+        self.started_s = 0.0  #: 0 = as far as is known it has not started
+        self.announced = False  #: the leader was told that it runs
+        self.doomed = ""  #: the outcome to report once it is dead; `forget` = report nothing
+        self.reason = ""
+
+
+class Action(Struct, frozen=True, gc=False):
+    """Base of what the driver is to do."""
+
+
+class Launch(Action, frozen=True):
+    """Start a command attempt on its slot."""
+
+    attempt: Attempt
+
+
+class StopCommand(Action, frozen=True):
+    attempt: AttemptRef
+    grace_s: float
+
+
+class StartWorker(Action, frozen=True):
+    """Start a worker process that serves one code index."""
+
+    worker: int
+    code_index: int
+
+
+class SendTasks(Action, frozen=True):
+    """Hand attempts to a worker, in this order; those that do not fit come back as Recalled."""
+
+    worker: int
+    attempts: tuple[Attempt, ...]
+
+
+class Recall(Action, frozen=True):
+    """Take back what the worker has not read; answered by Recalled, always."""
+
+    worker: int
+
+
+class StopWorker(Action, frozen=True):
+    worker: int
+    grace_s: float
+
+
+class Prepare(Action, frozen=True):
+    """Get a blob or build a tree; answered by Prepared or Unprepared."""
+
+    need: str
+
+
+class Upload(Action, frozen=True):
+    """Bring a result to the masters; answered by Uploaded."""
+
+    attempt: AttemptRef
+    digest: str
+    size_bytes: int
+
+
+class KeepReports(Action, frozen=True):
+    """Write reports down until they are committed; `send`: and send them."""
+
+    reports: tuple[Report, ...]
+    send: bool
+
+
+class SendReports(Action, frozen=True):
+    """Send reports that are kept already."""
+
+    reports: tuple[Report, ...]
+
+
+class Announce(Action, frozen=True):
+    """Tell the leader that these run; the last value is for how many seconds."""
+
+    tasks: tuple[tuple[int, int, int, float], ...]
+
+
+class RenewLease(Action, frozen=True):
+    until_s: float
+
+
+class ApplyCode(Action, frozen=True):
+    entries: tuple[CodeEntry, ...]
+
+
+class Reconnect(Action, frozen=True):
+    """Close this connection and come back."""
+
+    reason: str
+
+
+class CutOff(Action, frozen=True):
+    """Kill everything, then exit or come back as a new incarnation, as configured (`must_rejoin`: come back)."""
+
+    reason: str
+    must_rejoin: bool
+
+
+class Leave(Action, frozen=True):
+    """Kill everything and exit: this cluster does not want this agent."""
+
+    reason: str
+
+
+AnyAction = (
+    Launch
+    | StopCommand
+    | StartWorker
+    | SendTasks
+    | Recall
+    | StopWorker
+    | Prepare
+    | Upload
+    | KeepReports
+    | SendReports
+    | Announce
+    | RenewLease
+    | ApplyCode
+    | Reconnect
+    | CutOff
+    | Leave
+)

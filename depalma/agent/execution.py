@@ -1,0 +1,277 @@
+"""The attempts on this host and how each comes to its end: the half of the core that knows no leader. [pure]"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from depalma.agent.events import (
+    Announce,
+    AnyAction,
+    Attempt,
+    Prepare,
+    Recall,
+    Recalled,
+    StopCommand,
+    Upload,
+    WorkerEnded,
+    WorkerReady,
+)
+from depalma.agent.lanes import Lanes, Worker, learn_duration
+from depalma.model import AttemptRef, Report
+
+#: Attempts that run longer than this are announced.
+ANNOUNCE_AFTER_S = 0.2
+#: Attempts that wait longer than this while every slot is busy go back to the leader.
+GIVE_BACK_AFTER_S = 2.0
+#: What was handed ahead to a worker is taken back when the task before it takes longer than this.
+STALLED_AFTER_S = 0.1
+#: Workers of one code index that may die before they are ready, until a task pays for it.
+START_FAILURES = 3
+
+
+class Execution:
+    """Attempts, needs and lanes. Reports collect in `ready_reports`, actions in `out`."""
+
+    def __init__(self, slots: int) -> None:
+        self.lanes = Lanes(slots)
+        self.attempts: dict[AttemptRef, Attempt] = {}
+        self.needs: dict[str, list[Attempt] | None] = {}  #: who waits for a blob or a tree; None = it is here
+        self.uploading: dict[AttemptRef, Report] = {}
+        self.ready_reports: list[Report] = []
+        self.out: list[AnyAction] = []
+        self.stopping = False
+        self._start_failures: dict[int, int] = {}
+        self._unqueued: list[Attempt] = []
+
+    def _execution_handlers(self) -> dict[type, Callable[[Any, float], None]]:
+        return {Recalled: self._on_recalled, WorkerReady: self._on_worker_ready, WorkerEnded: self._on_worker_ended}
+
+    def forget_execution(self) -> None:
+        """Forgets every attempt and worker: they are killed by other means."""
+        self.lanes = Lanes(self.lanes.slots)
+        self.attempts.clear()
+        self.uploading.clear()
+        self.ready_reports.clear()
+        self._start_failures.clear()
+        self._unqueued.clear()
+        self.needs = {need: None for need, waiting in self.needs.items() if waiting is None}
+
+    def _flush(self, now: float) -> None:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ ends
+
+    def report_unstarted(self, attempt: Attempt, outcome: str, reason: str) -> None:
+        """Ends an attempt that never started."""
+        self.drop(attempt)
+        if outcome != "forget":
+            self.ready_reports.append(self._report(attempt, outcome, reason))
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forgets an attempt that no lane holds any more."""
+        del self.attempts[attempt.ref]
+        attempt.job.live -= 1
+
+    def end(self, attempt: Attempt, outcome: str, reason: str) -> None:
+        """Brings an attempt to an end as ordered; one that has started is not taken back."""
+        grace_s = attempt.job.spec.grace_s
+        if attempt.state in ("preparing", "waiting"):
+            if attempt.state == "waiting":
+                self._unqueued.append(attempt)
+            attempt.state = "dropped"
+            self.report_unstarted(attempt, outcome, reason)
+        elif attempt.state == "uploading":
+            if outcome == "forget":
+                self.uploading.pop(attempt.ref, None)
+                self.drop(attempt)
+        elif attempt.state == "sent":
+            if outcome == "returned" and attempt.doomed:
+                return
+            attempt.doomed, attempt.reason = outcome, reason
+            self._recall(self.lanes.workers[attempt.worker])
+        elif outcome != "returned" and (not attempt.doomed or outcome == "forget"):
+            if not attempt.doomed:
+                self.out.append(StopCommand(attempt.ref, grace_s))
+            attempt.doomed, attempt.reason = outcome, reason
+
+    def settle(self) -> None:
+        """Takes out of the queue what was ended while it waited."""
+        if self._unqueued:
+            self.lanes.drop_waiting(self._unqueued)
+            self._unqueued.clear()
+
+    def finished(self, attempt: Attempt, report: Report, now: float) -> None:
+        """Takes an attempt off its lane with the outcome that was seen."""
+        is_command = attempt.state == "running"
+        self.lanes.ended(attempt, now)
+        if report.started_at is not None and report.finished_at is not None:
+            learn_duration(attempt.job, report.finished_at - report.started_at)
+        if attempt.doomed == "forget":
+            self.drop(attempt)
+            return
+        if attempt.doomed and is_command:
+            # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
+            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason)
+        if report.result is not None and report.result.digest:
+            attempt.state = "uploading"
+            self.uploading[attempt.ref] = report
+            self.out.append(Upload(attempt.ref, report.result.digest, report.result.size_bytes))
+            return
+        self.drop(attempt)
+        self.ready_reports.append(report)
+
+    @staticmethod
+    def _report(attempt: Attempt, outcome: str, error: str) -> Report:
+        job, task, number = attempt.ref
+        digest = attempt.job.template.tree_digest
+        return Report(job, task, number, outcome, error=error, code_index=attempt.job.code_index, code_digest=digest)
+
+    # ------------------------------------------------------------ workers
+
+    def _recall(self, worker: Worker) -> None:
+        if not worker.recalling:
+            worker.recalling = True
+            self.out.append(Recall(worker.id))
+
+    def _on_recalled(self, event: Recalled, now: float) -> None:
+        worker = self.lanes.workers.get(event.worker)
+        if worker is None:
+            return
+        worker.recalling = False
+        back = self._take_back(worker, event.attempts, now)
+        for attempt in worker.queue:
+            if attempt.doomed == "returned":
+                attempt.doomed = ""  # too late: it has started
+        # All of the queue was read, in order: whatever is not the last has ended, its result is on the way.
+        if worker.queue and worker.queue[-1].doomed:
+            self.lanes.stop(worker, worker.queue[-1].job.spec.grace_s, self.out)
+        if back:
+            self._flush(now)
+
+    def _take_back(self, worker: Worker, refs: tuple[AttemptRef, ...], now: float) -> list[Attempt]:
+        """Puts unread attempts back into the queue; those that are doomed end here."""
+        unread = set(refs)
+        back = [attempt for attempt in worker.queue if attempt.ref in unread]
+        self.lanes.take_back(worker, back, now)
+        for attempt in back:
+            if attempt.doomed:
+                self.report_unstarted(attempt, attempt.doomed, attempt.reason)
+            elif self.stopping:
+                attempt.state = "waiting"
+                self.end(attempt, "returned", "the agent is stopping")
+        return back
+
+    def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
+        worker = self.lanes.workers.get(event.worker)
+        if worker is not None:
+            worker.ready = True
+            self._start_failures.pop(worker.code_index, None)
+
+    def _on_worker_ended(self, event: WorkerEnded, now: float) -> None:
+        worker = self.lanes.workers.get(event.worker)
+        if worker is None:
+            return
+        self._take_back(worker, event.unread, now)
+        self.lanes.remove_worker(worker.id)
+        for attempt in worker.queue:
+            self.drop(attempt)
+            if attempt.doomed != "forget":
+                self.ready_reports.append(self._death(attempt, event, now - worker.head_s))
+        if not worker.ready and not worker.stopping and not worker.queue:
+            self._count_start_failure(worker, event.reason)
+        self._flush(now)
+
+    def _death(self, attempt: Attempt, event: WorkerEnded, age_s: float) -> Report:
+        outcome, error = attempt.doomed or "failed", attempt.reason if attempt.doomed else event.reason
+        return msgspec.structs.replace(
+            self._report(attempt, outcome, error),
+            exit_code=event.exit_code,
+            signal=event.signal,
+            started_at=event.at - age_s,
+            finished_at=event.at,
+        )
+
+    def _count_start_failure(self, worker: Worker, reason: str) -> None:
+        """Ends one task if workers of its code cannot even start, so that it does not go round for ever."""
+        failures = self._start_failures.get(worker.code_index, 0) + 1
+        self._start_failures[worker.code_index] = failures
+        if failures < START_FAILURES:
+            return
+        for attempt in self.lanes.waiting:
+            if attempt.job.is_function and attempt.job.code_index == worker.code_index:
+                self._unqueued.append(attempt)
+                self.report_unstarted(attempt, "failed", f"no worker process could be started: {reason}")
+                break
+
+    # ------------------------------------------------------------ needs
+
+    def await_need(self, need: str, attempt: Attempt) -> None:
+        """Makes an attempt wait until a blob or a tree is here."""
+        if need not in self.needs:
+            self.needs[need] = []
+            self.out.append(Prepare(need))
+        waiting = self.needs[need]
+        if waiting is not None:
+            waiting.append(attempt)
+            attempt.missing += 1
+
+    def need_met(self, need: str) -> list[Attempt]:
+        """Returns the attempts that wait for nothing more."""
+        waiting = self.needs.get(need) or []
+        self.needs[need] = None
+        for attempt in waiting:
+            attempt.missing -= 1
+        return [attempt for attempt in waiting if not attempt.missing and attempt.state == "preparing"]
+
+    def need_failed(self, need: str, error: str) -> None:
+        """Gives back what cannot be prepared here."""
+        for attempt in self.needs.pop(need, None) or []:
+            if attempt.state == "preparing":
+                attempt.state = "dropped"
+                self.report_unstarted(attempt, "returned", error)
+
+    # ------------------------------------------------------------ time
+
+    def look(self, now: float, *, announce: bool) -> None:
+        """Looks at everything that depends on time."""
+        started: list[tuple[int, int, int, float]] = []
+        for attempt in list(self.lanes.commands.values()):
+            self._look_at(attempt, attempt.started_s, now, started if announce else None)
+        idle = len(self.lanes.free)
+        for worker in list(self.lanes.workers.values()):
+            if not worker.queue or worker.stopping:
+                continue
+            self._look_at(worker.queue[0], worker.head_s, now, started if announce else None)
+            stalled_s = STALLED_AFTER_S / 2 if idle else STALLED_AFTER_S
+            if len(worker.queue) > 1 and now - worker.head_s > stalled_s:
+                # The task at the head is longer than its like: what was handed ahead must not wait for it.
+                job = worker.queue[0].job
+                job.average_s, job.depth = max(job.average_s, now - worker.head_s), 1
+                self._recall(worker)
+        if started:
+            self.out.append(Announce(tuple(started)))
+        if not self.lanes.free:
+            self._give_back(now)
+
+    def _look_at(self, attempt: Attempt, since_s: float, now: float, started: list[Any] | None) -> None:
+        """Announces an attempt that has been running for a moment, and ends one whose time is up."""
+        age_s = now - since_s
+        if age_s < ANNOUNCE_AFTER_S:
+            return
+        if started is not None and not attempt.announced:
+            attempt.announced = True
+            started.append((*attempt.ref, age_s))
+        limit_s = attempt.job.spec.timeout_s
+        if limit_s and age_s >= limit_s and not attempt.doomed:
+            self.end(attempt, "timed_out", f"ran longer than its limit of {limit_s:g} s")
+
+    def _give_back(self, now: float) -> None:
+        for attempt in self.lanes.waiting:
+            if now - attempt.assigned_s <= GIVE_BACK_AFTER_S:
+                break
+            attempt.state = "dropped"
+            self._unqueued.append(attempt)
+            self.report_unstarted(attempt, "returned", "no slot became free")

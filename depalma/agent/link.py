@@ -1,0 +1,116 @@
+"""The agent's side of the monitor: starts it, talks with it, notices its death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import depalma.monitor
+from depalma.agent.channel import Channel, Message
+
+log = logging.getLogger(__name__)
+
+
+class MonitorLink:
+    """One monitor process. `on_message` gets what it says, `on_death` is called once when it is gone."""
+
+    def __init__(self, on_messages: Callable[[list[Message]], None], on_death: Callable[[], None]) -> None:
+        self._on_messages = on_messages
+        self._on_death = on_death
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._waits_for_room = False
+
+    def start(self, root: Path, lock_fd: int) -> None:
+        """Starts the monitor. It shares the lock on the agent's folder and keeps it until everything is dead."""
+        near, far = socket.socketpair()
+        argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(lock_fd), str(root)]
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(far.fileno(), lock_fd),
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            far.close()
+        self._channel = Channel(near)
+        asyncio.get_running_loop().add_reader(near, self._readable)
+
+    @property
+    def pid(self) -> int:
+        """Returns the monitor's process id, 0 if there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def send(self, message: Message, fd: int = -1) -> None:
+        """Queues a message; `flush` sends it. A descriptor is closed here in any case."""
+        if self._channel is not None:
+            self._channel.queue(message, fd)
+        elif fd >= 0:
+            os.close(fd)
+
+    def flush(self) -> None:
+        """Sends what is queued, the rest when there is room."""
+        if self._channel is None or self._waits_for_room:
+            return
+        try:
+            if not self._channel.flush():
+                self._waits_for_room = True
+                asyncio.get_running_loop().add_writer(self._channel.sock, self._writable)
+        except OSError:
+            self._died()
+
+    def _writable(self) -> None:
+        assert self._channel is not None
+        asyncio.get_running_loop().remove_writer(self._channel.sock)
+        self._waits_for_room = False
+        self.flush()
+
+    def _readable(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            messages = self._channel.receive()
+        except (EOFError, OSError, ValueError):
+            self._died()
+            return
+        if messages:
+            self._on_messages(messages)
+
+    def _died(self) -> None:
+        self.close()
+        self._on_death()
+
+    def close(self) -> None:
+        """Closes the channel; the monitor then kills everything, tells the masters and ends."""
+        if self._channel is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._channel.sock)
+            if self._waits_for_room:
+                loop.remove_writer(self._channel.sock)
+                self._waits_for_room = False
+            self._channel.close()
+            self._channel = None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits for the process to end (blocks). Returns whether it has."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def reaped(self, pids: set[int]) -> None:
+        """Takes note that the process was reaped by somebody else."""
+        if self._process is not None and self._process.pid in pids:
+            self._process.returncode = -9

@@ -1,0 +1,109 @@
+"""What the operating system says about this host and about the processes of tasks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterable
+
+import psutil
+
+import depalma
+from depalma.model import HostFacts, Load, ProcessView
+
+#: A sample is good for so long; heartbeats may come more often.
+_SAMPLE_S = 0.9
+
+
+def facts(slots: int, gpus: int, address: str) -> HostFacts:
+    """Returns what does not change while the agent runs."""
+    return HostFacts(
+        slots=slots,
+        cpus=os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+        version=depalma.__version__,
+        python=python_version(),
+        address=address or socket.gethostname(),
+    )
+
+
+def python_version() -> str:
+    """Returns `3.11`."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+class LoadMeter:
+    """Samples the load of the whole host, at most about once a second."""
+
+    def __init__(self) -> None:
+        psutil.cpu_percent(interval=None)  # the first call only sets the starting point
+        self._load = Load()
+        self._until_s = 0.0
+
+    def load(self) -> Load:
+        """Returns the newest sample."""
+        now = time.monotonic()
+        if now >= self._until_s:
+            memory = psutil.virtual_memory()
+            load1, load5, load15 = os.getloadavg()
+            self._load = Load(
+                load1=round(load1, 2),
+                load5=round(load5, 2),
+                load15=round(load15, 2),
+                cpu_percent=psutil.cpu_percent(interval=None),
+                memory_percent=memory.percent,
+                memory_used_bytes=memory.total - memory.available,
+            )
+            self._until_s = now + _SAMPLE_S
+        return self._load
+
+
+class ProcessTable:
+    """Looks at processes by their ids; remembers them, so that the next look knows their CPU use since this one."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._known: dict[int, psutil.Process] = {}
+
+    def look(self, tasks: Iterable[tuple[str, list[int]]]) -> list[ProcessView]:
+        """Returns one view a process that is still there (blocks: it reads /proc)."""
+        views, known = [], {}
+        for task, pids in tasks:
+            for pid in pids:
+                try:
+                    process = self._process(pid)
+                    views.append(self._view(task, process))
+                    known[pid] = process
+                except psutil.Error:
+                    continue
+        self._known = known
+        return views
+
+    def _process(self, pid: int) -> psutil.Process:
+        known = self._known.get(pid)
+        return known if known is not None and known.is_running() else psutil.Process(pid)
+
+    def _view(self, task: str, process: psutil.Process) -> ProcessView:
+        first = process.pid not in self._known
+        with process.oneshot():
+            elapsed_s = max(0.0, time.time() - process.create_time())
+            percent = process.cpu_percent(interval=None)
+            if first and elapsed_s > 0:
+                times = process.cpu_times()
+                percent = 100 * (times.user + times.system) / elapsed_s
+            return ProcessView(
+                task=task,
+                host=self._host,
+                pid=process.pid,
+                ppid=process.ppid() or 0,
+                user=process.username(),
+                state=process.status(),
+                cpu_percent=round(percent, 1),
+                rss_bytes=process.memory_info().rss,
+                threads=process.num_threads(),
+                elapsed_s=round(elapsed_s, 2),
+                command=" ".join(process.cmdline())[:4096] or f"[{process.name()}]",
+            )

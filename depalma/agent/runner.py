@@ -1,0 +1,352 @@
+"""Carries out what the core decides about processes: commands and workers, through the monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal as signals
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from depalma.agent import worker as worker_program
+from depalma.agent.channel import Message
+from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
+from depalma.agent.link import MonitorLink
+from depalma.agent.proctree import OWNER
+from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
+from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message
+from depalma.items import read
+from depalma.model import AttemptRef, Report
+
+log = logging.getLogger(__name__)
+
+#: Environments of jobs that the monitor knows; -1 is that of the workers.
+_KNOWN_JOBS = 256
+_WORKERS = -1
+#: Answers that come soon after others wait for company this long.
+_COALESCE_S = 0.001
+
+
+class Runner:
+    """Processes of attempts. `emit` takes the events that they cause."""
+
+    def __init__(self, root: Path, host: str, link: MonitorLink, emit: Callable[[AnyEvent], None]) -> None:
+        self.root = root
+        self.host = host
+        self.link = link
+        self.emit = emit
+        self.output = OutputFiles(root)
+        self.commands: dict[AttemptRef, tuple[int, Attempt]] = {}
+        self.workers: dict[int, WorkerHandle] = {}
+        self.keys: dict[int, AttemptRef | WorkerHandle] = {}
+        self._next_key = 1
+        self._known_jobs: dict[int, None] = {}
+        self._drained_s = 0.0
+        self._paused: list[WorkerHandle] = []
+        for name in ("blobs/out", "blobs/cache", "code/trees/0"):
+            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty_folder(root / "blobs/out")
+        for name in ("spool", "scratch", "trash"):
+            empty_folder(root / name)
+
+    def _key(self, meaning: AttemptRef | WorkerHandle) -> int:
+        key = self._next_key
+        self._next_key += 1
+        self.keys[key] = meaning
+        return key
+
+    def _environment(self, number: int, variables: dict[str, str]) -> None:
+        """Tells the monitor the environment that the tasks of a job share."""
+        if number in self._known_jobs:
+            return
+        self._known_jobs[number] = None
+        whole = {**os.environ, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
+        self.link.send(("environment", number, {os.fsencode(k): os.fsencode(v) for k, v in whole.items()}))
+        if len(self._known_jobs) > _KNOWN_JOBS:
+            live = {attempt.job.id for _, attempt in self.commands.values()} | {_WORKERS, number}
+            for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
+                del self._known_jobs[old]
+                self.link.send(("environment", old, None))
+
+    def code_dir(self, index: int) -> str:
+        """Returns the folder of the tree at a code index."""
+        return f"{self.root}/code/trees/{index}"
+
+    def job_environment(self, job: Job) -> dict[str, str]:
+        """Returns the variables of a job that all its tasks share, the user's last."""
+        cpus = job.spec.cpus
+        return {
+            "DEPALMA_JOB_ID": str(job.id),
+            "DEPALMA_CPUS": f"{cpus:g}",
+            "DEPALMA_CODE_INDEX": str(job.code_index),
+            "DEPALMA_CODE_DIR": self.code_dir(job.code_index),
+            **job.spec.env,
+        }
+
+    # ------------------------------------------------------------ commands
+
+    def launch(self, attempt: Attempt) -> None:
+        """Starts a command attempt; its end comes as an event."""
+        job = attempt.job
+        if job.id not in self._known_jobs:
+            variables = self.job_environment(job)
+            paths = [self.code_dir(job.code_index), variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")]
+            if job.code_index > 0:
+                variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            self._environment(job.id, variables)
+        try:
+            argv = self._argv(attempt)
+        except (OSError, ValueError, IndexError) as error:
+            now = time.time()
+            self.emit(Ended((self._report(attempt, "failed", None, None, f"argument: {error}", now, now),)))
+            return
+        number, task, count = attempt.ref
+        extra = {
+            b"DEPALMA_TASK_INDEX": b"%d" % task,
+            b"DEPALMA_ATTEMPT": b"%d" % count,
+            b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
+            b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{attempt.slot}"),
+        }
+        files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
+        key = self._key(attempt.ref)
+        self.commands[attempt.ref] = (key, attempt)
+        self.link.send(("spawn", key, argv, number, extra, job.spec.cwd, files, attempt.slot, False))
+
+    def _argv(self, attempt: Attempt) -> list[bytes]:
+        words = attempt.job.spec.argv
+        argument = attempt.argument.argument
+        if attempt.argument.argument_blob:
+            argument = Path(self.blob_path(attempt.argument.argument_blob)).read_bytes()
+            if attempt.argument.argument_item >= 0:
+                argument = read(argument, attempt.argument.argument_item)
+        if argument is None:
+            return [os.fsencode(word) for word in words]
+        text = argument.decode("utf-8", "surrogateescape")
+        filled = [word.replace("{}", text) for word in words]
+        if filled == list(words) and not any("{}" in word for word in words):
+            filled.append(text)
+        return [os.fsencode(word) for word in filled]
+
+    def _target(self, wanted: str, attempt: Attempt, ending: str) -> str:
+        job, task, count = attempt.ref
+        if not wanted:
+            return f"{self.output.root}/{job}/{task}.{count}{ending}"
+        return ">" + wanted.replace("%j", str(job)).replace("%t", str(task)).replace("%a", str(count))
+
+    def stop_command(self, ref: AttemptRef, grace_s: float) -> None:
+        """SIGTERM to the tree of a command, after the grace SIGKILL."""
+        if ref in self.commands:
+            self.link.send(("kill", self.commands[ref][0], grace_s))
+
+    def _command_ended(self, ref: AttemptRef, status: int, started: float, ended: float, error: str) -> Report | None:
+        known = self.commands.pop(ref, None)
+        if known is None:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return self._report(known[1], "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
+        if code:
+            return self._report(known[1], "failed", code, None, error or f"exit code {code}", started, ended)
+        return self._report(known[1], "succeeded", 0, None, error, started, ended)
+
+    def _report(
+        self, attempt: Attempt, outcome: str, code: int | None, number: int | None, error: str, start: float, end: float
+    ) -> Report:
+        digest = attempt.job.template.tree_digest
+        return Report(*attempt.ref, outcome, code, number, error, None, start, end, attempt.job.code_index, digest)
+
+    # ------------------------------------------------------------ workers
+
+    def start_worker(self, number: int, code_index: int, code_digest: str) -> None:
+        """Starts a worker process."""
+        handle = self.workers[number] = WorkerHandle(number, code_index, code_digest)
+        self._environment(_WORKERS, {})
+        handle.key = self._key(handle)
+        code_dir = self.code_dir(code_index)
+        argv = [sys.executable, worker_program.__file__, str(self.root), str(number), code_dir]
+        spool = f">{self.root}/spool/w{number}"
+        files = (f"{spool}.out", f"{spool}.err")
+        message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True)
+        self.link.send(message, handle.descriptor_for_child())
+        asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
+
+    def send_tasks(self, number: int, attempts: tuple[Attempt, ...]) -> None:
+        """Hands attempts to a worker; what does not fit comes back at once."""
+        handle = self.workers[number]
+        for position, attempt in enumerate(attempts):
+            job = attempt.job
+            message: Message | None = None
+            if job.id not in handle.jobs:
+                pickled = job.spec.function_pickle
+                path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
+                message = job_message(job, path, self.job_environment(job))
+            if not handle.send(attempt, self._argument(attempt), message):
+                self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:])))
+                return
+
+    def _argument(self, attempt: Attempt) -> tuple[bytes | None, str, int]:
+        """Returns (bytes, path, item): where the worker finds the argument."""
+        given = attempt.argument
+        if given.argument_blob:
+            return None, self.blob_path(given.argument_blob), given.argument_item
+        if given.argument is not None and len(given.argument) > ARGUMENT_LIMIT_BYTES:
+            path = f"{self.root}/blobs/out/argument.{'.'.join(map(str, attempt.ref))}"
+            Path(path).write_bytes(given.argument)
+            return None, path, -1
+        return given.argument, "", -1
+
+    def blob_path(self, digest: str) -> str:
+        """Returns where a fetched blob is."""
+        return f"{self.root}/blobs/cache/{digest}"
+
+    def recall(self, number: int) -> None:
+        """Takes back what a worker has not read."""
+        handle = self.workers.get(number)
+        self.emit(Recalled(number, handle.recall() if handle is not None else ()))
+
+    def stop_worker(self, number: int, grace_s: float) -> None:
+        """Ends a worker process and everything below it."""
+        handle = self.workers.get(number)
+        if handle is not None:
+            self.link.send(("kill", handle.key, grace_s))
+
+    def _readable(self, handle: WorkerHandle) -> None:
+        now = time.monotonic()
+        if now - self._drained_s > 2 * _COALESCE_S:
+            self._drained_s = now
+            self._drain(handle)
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(handle.near)
+        if not self._paused:
+            loop.call_later(_COALESCE_S, self._drain_paused)
+        self._paused.append(handle)
+
+    def _drain_paused(self) -> None:
+        self._drained_s = time.monotonic()
+        paused, self._paused = self._paused, []
+        reports: list[Report] = []
+        for handle in paused:
+            if handle.number in self.workers:
+                reports += self._answers(handle)
+                asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
+        if reports:
+            self.emit(Ended(tuple(reports)))
+
+    def _drain(self, handle: WorkerHandle) -> None:
+        reports = self._answers(handle)
+        if reports:
+            self.emit(Ended(tuple(reports)))
+
+    def _answers(self, handle: WorkerHandle) -> list[Report]:
+        reports: list[Report] = []
+        try:
+            for report in handle.answers():
+                if report is None:
+                    self.emit(WorkerReady(handle.number))
+                else:
+                    reports.append(report)
+        except Garbled as error:
+            log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
+            self.stop_worker(handle.number, 0.0)
+        return reports
+
+    def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
+        if self.workers.pop(handle.number, None) is None:
+            return
+        self._drain(handle)
+        unread = handle.recall()
+        self._forget_handle(handle)
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {-code} ({name_of(-code)})" if code < 0 else f"exit code {code}"
+        reason = error or f"worker process died: {how}"
+        if not handle.ready:
+            tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
+            reason += ": " + tail.decode(errors="replace").strip().rsplit("\n", 1)[-1] if tail.strip() else ""
+        self._salvage(handle)
+        exit_code, number = (None, -code) if code < 0 else (code, None)
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
+
+    def _salvage(self, handle: WorkerHandle) -> None:
+        """Keeps what the task that was in the worker had written."""
+        ref = next(iter(handle.sent), None)
+        for stream in ("stdout", "stderr"):
+            source = self.output.live(f"w{handle.number}", stream)
+            if ref is None or not read_slice(source, 0, 1)[0]:
+                source.unlink(missing_ok=True)
+                continue
+            target = self.output.final(*ref, stream)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            source.rename(target)
+        scratch = self.root / "scratch" / f"w{handle.number}"
+        if scratch.exists():
+            scratch.rename(self.root / "trash" / f"w{handle.number}.{handle.key}")
+
+    def _forget_handle(self, handle: WorkerHandle) -> None:
+        asyncio.get_running_loop().remove_reader(handle.near)
+        handle.close()
+
+    # ------------------------------------------------------------ from the monitor
+
+    def exits(self, ended: list[tuple[int, int, float, float, str]]) -> None:
+        """Takes the ends of processes, whatever they were."""
+        reports: list[Report] = []
+        for key, status, started, at, error in ended:
+            meaning = self.keys.pop(key, None)
+            if isinstance(meaning, WorkerHandle):
+                self._worker_ended(meaning, status, at, error)
+            elif meaning is not None:
+                report = self._command_ended(meaning, status, started, at, error)
+                if report is not None:
+                    reports.append(report)
+        if reports:
+            self.emit(Ended(tuple(reports)))
+
+    def forget_all(self) -> None:
+        """Forgets every process: all are dead, or about to be."""
+        for handle in self.workers.values():
+            self._forget_handle(handle)
+        self.workers.clear()
+        self.commands.clear()
+        self.keys.clear()
+        self._known_jobs.clear()
+        self._paused.clear()
+
+    def live_output(self, ref: AttemptRef, stream: str) -> Path | None:
+        """Returns where a running attempt writes now; None if it does not run."""
+        if ref in self.commands:
+            return self.output.live(str(self.commands[ref][1].slot), stream)
+        for handle in self.workers.values():
+            if next(iter(handle.sent), None) == ref:
+                return self.output.live(f"w{handle.number}", stream)
+        return None
+
+    def tasks_of(self, trees: list[tuple[int, list[int]]]) -> list[tuple[str, list[int]]]:
+        """Returns the process ids by task, from the monitor's answer."""
+        found = []
+        for key, pids in trees:
+            meaning = self.keys.get(key)
+            ref = next(iter(meaning.sent), None) if isinstance(meaning, WorkerHandle) else meaning
+            if ref is not None:
+                found.append((f"{ref[0]}.{ref[1]}", pids))
+        return found
+
+    def cut_output(self, limit_bytes: int) -> None:
+        """Cuts what running attempts have written beyond the limit."""
+        live = [(ref, str(attempt.slot)) for ref, (_, attempt) in self.commands.items()]
+        live += [(next(iter(h.sent)), f"w{h.number}") for h in self.workers.values() if h.sent]
+        for ref, slot in live:
+            for stream in ("stdout", "stderr"):
+                if cut(self.output.live(slot, stream), limit_bytes):
+                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, limit_bytes)
+
+
+def name_of(number: int) -> str:
+    """Returns `SIGSEGV` for 11."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

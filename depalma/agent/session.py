@@ -1,0 +1,203 @@
+"""The agent's standing with the leader: one connection at a time, its heartbeats and its reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from depalma.agent.connection import Finder, Outbox
+from depalma.agent.core import AgentCore
+from depalma.agent.events import AnyEvent, BeatSent, Connected, Disconnected
+from depalma.agent.measure import LoadMeter
+from depalma.model import HostFacts, Report
+from depalma.monitor import boottime
+from depalma.protocol import FromAgent, Heartbeat, Reports, ToAgent, Welcome, decode_to_agent, encode
+
+log = logging.getLogger(__name__)
+
+Socket = aiohttp.ClientWebSocketResponse
+
+_BATCH_BYTES = 1024 * 1024
+_HELLO_WAIT_S = 2.0
+_LOOK_S = 0.05
+
+
+class Session:
+    """Connects, for ever. `deliver` gets the core's events, `on_frame` every frame of the leader."""
+
+    def __init__(
+        self,
+        finder: Finder,
+        core: AgentCore,
+        facts: HostFacts,
+        host: str,
+        deliver: Callable[[AnyEvent], None],
+        on_frame: Callable[[str, ToAgent], None],
+    ) -> None:
+        self.finder = finder
+        self.whole = asyncio.Event()  #: clear between a cut-off and the rejoin
+        self.whole.set()
+        self._core = core
+        self._facts = facts
+        self._host = host
+        self._deliver = deliver
+        self._on_frame = on_frame
+        self._outbox = Outbox()
+        self._reports: list[Report] = []
+        self._socket: Socket | None = None
+        self._welcomed = False
+        self._beat = 0
+        self._beat_s = 1.0
+        self._unanswered_s: float | None = None  #: when the oldest heartbeat without an answer was sent
+        self._closing: set[asyncio.Task[Any]] = set()
+        self._meter = LoadMeter()
+
+    # ------------------------------------------------------------ out
+
+    def send(self, frame: FromAgent) -> None:
+        """Sends a frame if there is a leader; otherwise it is dropped."""
+        if self._core.connected:
+            self._outbox.put(encode(frame))
+
+    def report(self, reports: Iterable[Report]) -> None:
+        """Sends reports, with all others that collect until the connection takes them."""
+        self._reports += reports
+        self._outbox.wake()
+
+    def close(self) -> None:
+        """Ends the connection of now."""
+        self._reports.clear()
+        if self._socket is not None:
+            self._close(self._socket)
+
+    def _close(self, socket: Socket) -> None:
+        closing = asyncio.create_task(socket.close())  # a frozen leader does not answer the closing handshake
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def ended(self) -> None:
+        """Waits until closed connections are."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _report_frames(self) -> list[bytes]:
+        """Returns what is to be reported, in frames of bounded size."""
+        reports, self._reports = self._reports, []
+        frames: list[bytes] = []
+        batch: list[Report] = []
+        size = 0
+        for report in reports:
+            size += 256 + len(report.error) + (len(report.result.inline) if report.result is not None else 0)
+            batch.append(report)
+            if size > _BATCH_BYTES:
+                frames.append(encode(Reports(tuple(batch))))
+                batch, size = [], 0
+        if batch:
+            frames.append(encode(Reports(tuple(batch))))
+        return frames
+
+    # ------------------------------------------------------------ connections
+
+    async def run(self) -> None:
+        """Looks for the leader, serves the connection, and looks again."""
+        pause_s = 0.0
+        while True:
+            await self.whole.wait()
+            found: tuple[str, Socket] | None = await self.finder.find()
+            self._welcomed = False
+            while found is not None:
+                found = await self._serve(*found)
+            # Accepted and then refused, or dropped before the welcome: not a reason to hammer.
+            pause_s = 0.0 if self._welcomed else min(0.5, pause_s + 0.02)
+            await asyncio.sleep(pause_s)
+
+    async def _serve(self, url: str, socket: Socket) -> tuple[str, Socket] | None:
+        """Serves one connection. Returns the next one if another leader was found while this one was silent."""
+        if not self.whole.is_set():
+            self._close(socket)
+            return None
+        self.finder.leader = url
+        self._socket = socket
+        self._outbox.clear()
+        self._reports.clear()
+        self._unanswered_s = None
+        sent_s = boottime()
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            await socket.send_bytes(encode(self._core.hello(self._host, self._facts)))
+            self._deliver(Connected(sent_s))
+            watch = asyncio.create_task(self._watch(url, sent_s))
+            tasks = [
+                asyncio.create_task(self._read(url, socket)),
+                asyncio.create_task(self._outbox.pump(socket, self._report_frames)),
+                watch,
+            ]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return watch.result() if watch.done() else None
+        except (aiohttp.ClientError, OSError) as error:
+            log.info("connection to %s: %s", url, error)
+            return None
+        finally:
+            await self._leave(url, socket, tasks)
+
+    async def _leave(self, url: str, socket: Socket, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket = None
+        self._close(socket)
+        self._deliver(Disconnected())
+        log.info("connection to %s is gone", url)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
+                raise result
+
+    async def _read(self, url: str, socket: Socket) -> None:
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.BINARY:
+                continue
+            try:
+                frame = decode_to_agent(message.data)
+            except msgspec.MsgspecError as error:
+                log.error("%s sent a frame that is none: %s", url, error)
+                return
+            self._unanswered_s = None
+            if isinstance(frame, Welcome):
+                log.info("connected to %s (%s), term %d, lease %g s", frame.leader, url, frame.term, frame.lease_s)
+                self._welcomed = True
+                self._beat_s = frame.heartbeat_s
+                self.finder.learn(frame.masters)
+            self._on_frame(url, frame)
+
+    async def _watch(self, url: str, since_s: float) -> tuple[str, Socket]:
+        """Returns another leader's connection, once this one is silent and another one accepts."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if self._core.connected and self._unanswered_s is None:
+                continue
+            waited_s = boottime() - (self._unanswered_s if self._core.connected and self._unanswered_s else since_s)
+            if waited_s < (min(0.5, max(0.2, self._beat_s / 2)) if self._core.connected else _HELLO_WAIT_S):
+                continue
+            found = await self.finder.ask([other for other in self.finder.masters if other != url])
+            if found is not None and found[0] != url:
+                log.warning("%s is silent, %s leads now", url, found[0])
+                return found
+            if found is not None:
+                self._close(found[1])
+
+    async def beat(self) -> None:
+        """Sends heartbeats, for ever."""
+        while True:
+            await asyncio.sleep(self._beat_s)
+            if not self._core.connected:
+                continue
+            self._beat += 1
+            now = boottime()
+            self._deliver(BeatSent(self._beat, now))
+            if self._unanswered_s is None:
+                self._unanswered_s = now
+            self.send(Heartbeat(self._beat, now, self._meter.load(), self._core.free_slots))

@@ -1,0 +1,222 @@
+"""How the monitor starts one process and keeps its output and its scratch folder. Standard library only.
+
+A slot has one pair of spool files and one scratch folder, made once and used by task after task as long as they stay
+empty: most short tasks write nothing, and creating files would cost them more than running. A spool with something in
+it is renamed to the task's own output file; a scratch folder with something in it goes to the trash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from depalma.agent.proctree import MARKER
+
+#: Signals that Python ignores for itself and that a command must see with their usual meaning.
+_RESET = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+_RESOLVED_FOR_S = 2.0
+
+
+def marker(key: int) -> str:
+    """Returns what the environment of process `key` of this monitor says; no other monitor uses it."""
+    return f"{os.getpid()}:{key}"
+
+
+class SpawnError(Exception):
+    """The process could not be started. `exit_code` is what a shell would answer: 127 not found, 126 otherwise."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Spawned:
+    """One process that the monitor started, and what is known to belong to it."""
+
+    __slots__ = ("deadline", "dirty", "ended", "finals", "key", "killed", "orphans", "pid", "slot", "started", "status")
+
+    def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
+        self.key = key
+        self.slot = slot  #: -1: no spool and no scratch folder of its own
+        self.finals = finals  #: where spooled output goes; empty = it went to a file of the user's choice
+        self.pid = 0
+        self.started = 0.0
+        self.ended = 0.0
+        self.status: int | None = None  #: wait status, once the main process is reaped
+        self.orphans: set[int] = set()  #: descendants that have become children of the monitor
+        self.deadline: float | None = None  #: when SIGTERM has had its grace
+        self.killed = False
+        self.dirty = False  #: somebody else may still have had the spool open
+
+
+class Slots:
+    """Spools and scratch folders below the agent's folder."""
+
+    def __init__(self, root: str) -> None:
+        self.spool = f"{root}/spool"
+        self.scratch = f"{root}/scratch"
+        self.trash = f"{root}/trash"
+        self._open: dict[int, list[int]] = {}
+        self._scratches: set[int] = set()
+        self._discarded = 0
+        for folder in (self.spool, self.scratch, self.trash):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+
+    def spools(self, slot: int) -> list[int]:
+        """Returns the two open spool files of a slot, empty."""
+        pair = self._open.get(slot)
+        if pair is None:
+            pair = self._open[slot] = [self._new_spool(slot, name) for name in ("out", "err")]
+        return pair
+
+    def scratch_of(self, slot: int) -> str:
+        """Returns the scratch folder of a slot, existing and empty."""
+        path = f"{self.scratch}/{slot}"
+        if slot not in self._scratches:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            self._scratches.add(slot)
+        return path
+
+    def finish(self, spawned: Spawned) -> None:
+        """Moves what a task wrote to its place, and readies the slot for the next one."""
+        slot = spawned.slot
+        pair = self._open.get(slot)
+        if pair is not None:
+            for position, name in enumerate(("out", "err")):
+                written = os.fstat(pair[position]).st_size > 0
+                if not written and not spawned.dirty:
+                    continue
+                os.close(pair[position])
+                if written and spawned.finals[position]:
+                    _rename(f"{self.spool}/{slot}.{name}", spawned.finals[position])
+                pair[position] = self._new_spool(slot, name)
+        if slot in self._scratches:
+            self._renew_scratch(slot)
+
+    def _new_spool(self, slot: int, name: str) -> int:
+        path = f"{self.spool}/{slot}.{name}"
+        # A new inode: whoever still has the old one open cannot write into the next task's output.
+        if os.path.exists(path):
+            os.unlink(path)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _renew_scratch(self, slot: int) -> None:
+        path = f"{self.scratch}/{slot}"
+        try:
+            if not os.listdir(path):
+                return
+            self._discarded += 1
+            os.rename(path, f"{self.trash}/{os.getpid()}.{self._discarded}")
+        except FileNotFoundError:
+            pass
+        except OSError:
+            # The task took its own folder's permissions away; the next one gets them back or a clear error.
+            os.chmod(path, 0o700)
+        self._scratches.discard(slot)
+
+
+class Spawner:
+    """Starts processes with posix_spawn: no fork of the monitor, no code of ours between it and the program."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.environments: dict[int, dict[bytes, bytes]] = {}
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._resolved: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
+
+    def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
+        """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
+        _, key, argv, job, extra, cwd, (out, err), slot, _ = message
+        environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(key).encode()}
+        opened: list[int] = []
+        try:
+            if slot >= 0:
+                scratch = self.slots.scratch_of(slot)
+                cwd = cwd or scratch
+            _enter(cwd)
+            files = self._outputs(slot, out, err, opened)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, self._null, 0),
+                (os.POSIX_SPAWN_DUP2, files[0], 1),
+                (os.POSIX_SPAWN_DUP2, files[1], 2),
+            ]
+            if fd >= 0:
+                actions.append((os.POSIX_SPAWN_DUP2, fd, 3))
+            path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
+            spawned.started = time.time()
+            spawned.pid = self._start(path, argv, environment, actions)
+        except OSError as error:
+            where = error.filename or ""
+            where = os.fsdecode(where) if isinstance(where, bytes) else str(where)
+            raise SpawnError(f"{where}: {error.strerror}", 126) from error
+        except ValueError as error:  # a zero byte, or an empty command
+            raise SpawnError(f"the command cannot be started: {error}", 126) from error
+        finally:
+            for handle in opened:
+                os.close(handle)
+
+    def _outputs(self, slot: int, out: str, err: str, opened: list[int]) -> list[int]:
+        """Returns the descriptors for standard output and error; a path starting with `>` is a file to append to."""
+        files = list(self.slots.spools(slot)) if slot >= 0 else [self._null, self._null]
+        for position, target in enumerate((out, err)):
+            if target.startswith(">"):
+                files[position] = os.open(target[1:], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                opened.append(files[position])
+        return files
+
+    def _start(self, path: bytes, argv: list[bytes], environment: dict[bytes, bytes], actions: list[Any]) -> int:
+        try:
+            return os.posix_spawn(
+                path, argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESET
+            )
+        except OSError as error:
+            self._resolved.clear()
+            name = os.fsdecode(argv[0])
+            if error.errno == errno.ENOENT:
+                raise SpawnError(f"{name}: command not found, or its interpreter is missing", 127) from error
+            if error.errno == errno.ENOEXEC:
+                raise SpawnError(f"{name}: not a program, and it has no #! line", 126) from error
+            raise SpawnError(f"{name}: {error.strerror}", 126) from error
+
+    def _resolve(self, name: bytes, path: bytes) -> bytes:
+        """Returns the file that a shell would run; remembered for a moment. Errors: SpawnError."""
+        if b"/" in name:
+            return name
+        known = self._resolved.get((name, path))
+        now = time.monotonic()
+        if known is not None and now < known[1]:
+            return known[0]
+        denied = False
+        for folder in path.split(b":"):
+            candidate = (folder or b".") + b"/" + name
+            if os.path.isfile(candidate):
+                if os.access(candidate, os.X_OK):
+                    if not folder.startswith(b"/"):
+                        return candidate
+                    self._resolved[(name, path)] = (candidate, now + _RESOLVED_FOR_S)
+                    return candidate
+                denied = True
+        shown = os.fsdecode(name)
+        if denied:
+            raise SpawnError(f"{shown}: permission denied", 126)
+        raise SpawnError(f"{shown}: command not found", 127)
+
+
+def _enter(cwd: str) -> None:
+    """Makes `cwd` the working folder, for the child to inherit. Errors: SpawnError that names it."""
+    try:
+        os.chdir(cwd or "/")
+    except OSError as error:
+        raise SpawnError(f"working folder {cwd}: {error.strerror}", 126) from error
+
+
+def _rename(source: str, target: str) -> None:
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        Path(target).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.rename(source, target)

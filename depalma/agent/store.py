@@ -1,0 +1,158 @@
+"""The agent's folder: its lock, its reports that are not committed yet, and where output is.
+
+```
+lock           held by the agent and by its monitor; the next agent waits until both are gone
+reports        append file of reports that no master is known to have committed
+output/JOB/TASK.ATTEMPT.out|err     what attempts wrote
+spool/ scratch/ trash/              of the slots and of the workers (see spawning.py)
+blobs/cache/ blobs/out/             fetched arguments and functions; results to be uploaded
+code/                               see codesync.py
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from depalma.errors import DepalmaError
+from depalma.model import Report
+
+_HEAD = struct.Struct("<I")
+_COMPACT_BYTES = 8 * 1024 * 1024
+
+
+class FolderInUse(DepalmaError):
+    """Another agent uses this folder, or its processes are not dead yet."""
+
+
+def lock_folder(root: Path, wait_s: float) -> int:
+    """Returns a descriptor that holds the folder's lock, for this process and the monitor. Errors: FolderInUse."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() >= end:
+                holder = os.pread(fd, 100, 0).decode(errors="replace").strip() or "unknown"
+                os.close(fd)
+                raise FolderInUse(f"{root}: in use by agent process {holder}, or by its monitor") from error
+            time.sleep(0.05)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+class ReportJournal:
+    """Reports on disk until they are committed. Not fsynced: what a power cut takes is run again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._encoder = msgspec.msgpack.Encoder()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size_bytes = os.fstat(self._fd).st_size
+
+    def load(self) -> list[Report]:
+        """Returns what is in it, up to the first damaged record."""
+        data = os.pread(self._fd, self._size_bytes, 0)
+        decoder = msgspec.msgpack.Decoder(tuple[Report, ...])
+        reports: list[Report] = []
+        at = 0
+        with contextlib.suppress(struct.error, msgspec.DecodeError):
+            while at < len(data):
+                (size,) = _HEAD.unpack_from(data, at)
+                reports.extend(decoder.decode(data[at + _HEAD.size : at + _HEAD.size + size]))
+                at += _HEAD.size + size
+        return reports
+
+    def keep(self, reports: tuple[Report, ...]) -> None:
+        """Appends reports."""
+        body = self._encoder.encode(reports)
+        os.write(self._fd, _HEAD.pack(len(body)) + body)
+        self._size_bytes += _HEAD.size + len(body)
+
+    def committed(self, left: Iterable[Report]) -> None:
+        """Takes note that only `left` are still needed; the file is emptied or rewritten when that pays."""
+        if not self._size_bytes:
+            return
+        rest = tuple(left) if self._size_bytes > _COMPACT_BYTES else None
+        if rest is None and any(True for _ in left):
+            return
+        os.ftruncate(self._fd, 0)
+        self._size_bytes = 0
+        if rest:
+            self.keep(rest)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+
+class OutputFiles:
+    """What attempts wrote, by attempt."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "output"
+        self.spool = root / "spool"
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def final(self, job: int, task: int, attempt: int, stream: str) -> Path:
+        """Returns where the output of an ended attempt is; no such file = it wrote nothing."""
+        return self.root / str(job) / f"{task}.{attempt}.{'err' if stream == 'stderr' else 'out'}"
+
+    def live(self, slot: str, stream: str) -> Path:
+        """Returns where the output of what runs on a slot (`3`) or in a worker (`w7`) is now."""
+        return self.spool / f"{slot}.{'err' if stream == 'stderr' else 'out'}"
+
+    def prune(self, older_than_s: float) -> None:
+        """Removes the output of jobs that nobody wrote to for so long (blocks)."""
+        limit = time.time() - older_than_s
+        for folder in self.root.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if folder.stat().st_mtime < limit:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_slice(path: Path, offset: int, limit_bytes: int) -> tuple[bytes, int]:
+    """Returns bytes from `offset` and the size of the file now; nothing and 0 if there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b"", 0
+    try:
+        return os.pread(fd, limit_bytes, offset), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def cut(path: Path, limit_bytes: int) -> bool:
+    """Cuts a file that grew beyond the limit. Returns whether it had. It is opened for appending by its writer,
+    who goes on writing behind the cut, to be cut again."""
+    try:
+        if path.stat().st_size <= limit_bytes:
+            return False
+        os.truncate(path, limit_bytes)
+    except OSError:
+        return False
+    return True
+
+
+def empty_folder(folder: Path) -> None:
+    """Removes what is in a folder (blocks)."""
+    for entry in folder.iterdir() if folder.exists() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,243 @@
+"""The process that runs Python functions, task after task, for one code index.
+
+Started by file name as `worker.py FOLDER NUMBER CODE_DIR`, with its socket to the agent as descriptor 3. One message
+is one task; it is read when the task before it has been answered. So what the agent can take back from the socket has
+not started, and of what was read everything but the last has been answered: a crash costs exactly one task.
+
+It imports little, because each worker pays for it; cloudpickle only when a value asks for it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import importlib
+import marshal
+import os
+import pickle
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_MESSAGE_BYTES = 262_144
+_INLINE_BYTES = 4096  # = model.INLINE_LIMIT_BYTES, which would cost an import of msgspec
+_ERROR_BYTES = 65_536
+_ITEM = struct.Struct("<2Q")
+
+
+class Job:
+    """What the tasks of a job share in this worker."""
+
+    def __init__(self, message: tuple[Any, ...]) -> None:
+        _, self.number, self.reference, self.pickled, self.path, self.environment, self.cwd = message
+        self._function: Callable[..., Any] | None = None
+
+    def function(self) -> Callable[..., Any]:
+        """Returns the job's function, loaded once. Errors: whatever its module raises."""
+        if self._function is None:
+            if self.reference:
+                self._function = resolve(self.reference)
+            elif self.pickled or self.path:
+                self._function = pickle.loads(self.pickled or _read(self.path))
+            else:
+                raise RuntimeError("neither the job nor the task's argument names a function")
+        return self._function
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """Returns what `pkg.mod:qualname` names. Errors: ImportError, AttributeError."""
+    module, _, name = reference.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    function: Callable[..., Any] = found
+    return function
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, sock: socket.socket, root: str, number: str) -> None:
+        self.sock = sock
+        self.root = root
+        self.spool = f"{root}/spool/w{number}"
+        self.scratch = f"{root}/scratch/w{number}"
+        self.jobs: dict[int, Job] = {}
+        self.pid = os.getpid()
+        self._entered: Job | None = None
+        self._restore: dict[str, str | None] = {}
+        self._trashed = 0
+        os.makedirs(self.scratch, mode=0o700, exist_ok=True)
+        os.environ["DEPALMA_SCRATCH"] = self.scratch
+
+    def serve(self) -> None:
+        """Runs tasks until the agent closes the socket."""
+        self.sock.send(marshal.dumps(()))
+        while True:
+            data = self.sock.recv(_MESSAGE_BYTES)
+            if not data:
+                return
+            message = marshal.loads(data)
+            if message[0] == "job":
+                self.jobs[message[1]] = Job(message)
+            else:
+                self._run(message)
+
+    def _run(self, task: tuple[Any, ...]) -> None:
+        job, index, attempt = task[:3]
+        started = time.time()
+        inline, digest, size, error = None, "", 0, ""
+        try:
+            value = self._call(task)
+            inline, digest, size = self._pack(value)
+        except BaseException as problem:  # SystemExit too: it ends the task, not the worker
+            if os.getpid() != self.pid:
+                os._exit(1)
+            error = describe(problem)
+            inline, digest, size = self._pack_exception(problem, error)
+        if os.getpid() != self.pid:
+            os._exit(0)  # the function forked, and its child came back here
+        self._keep_output(f"{self.root}/output/{job}/{index}.{attempt}")
+        record = (job, index, attempt, inline, digest, size, error, started, time.time())
+        self.sock.send(marshal.dumps(record))
+
+    def _call(self, task: tuple[Any, ...]) -> Any:
+        number, index, attempt, fence, argument, path, item = task
+        job = self.jobs[number]
+        self._enter(job)
+        environment = os.environ
+        environment["DEPALMA_TASK_INDEX"] = str(index)
+        environment["DEPALMA_ATTEMPT"] = str(attempt)
+        environment["DEPALMA_FENCE"] = str(fence)
+        if path:
+            argument = _read_item(path, item) if item >= 0 else _read(path)
+        if not argument:
+            return job.function()()
+        own, args, kwargs = pickle.loads(argument)
+        function = job.function() if own is None else resolve(own) if isinstance(own, str) else own
+        return function(*args, **kwargs)
+
+    def _enter(self, job: Job) -> None:
+        """Makes the surroundings those of the job."""
+        if self._entered is not job:
+            for name, before in self._restore.items():
+                if before is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = before
+            self._restore = {name: os.environ.get(name) for name in job.environment}
+            os.environ.update(job.environment)
+            self._entered = job
+        try:
+            os.chdir(job.cwd or self.scratch)
+        except OSError as error:
+            self._entered = None
+            raise RuntimeError(f"working folder {job.cwd or self.scratch}: {error.strerror}") from None
+
+    def _pack(self, value: Any) -> tuple[bytes | None, str, int]:
+        """Returns the pickled value, or where it was put if it is large. Errors: RuntimeError that names its type."""
+        data = _dumps(value)
+        if len(data) <= _INLINE_BYTES:
+            return data, "", len(data)
+        digest = hashlib.sha256(data).hexdigest()
+        target = f"{self.root}/blobs/out/{digest}"
+        temporary = f"{target}.{self.pid}"
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.rename(temporary, target)
+        return None, digest, len(data)
+
+    def _pack_exception(self, problem: BaseException, error: str) -> tuple[bytes | None, str, int]:
+        try:
+            return self._pack(problem.with_traceback(None))
+        except BaseException:
+            # The exception cannot travel; one that says the same can.
+            return self._pack(RuntimeError(error.rstrip().rsplit("\n", 1)[-1][:2000]))
+
+    def _keep_output(self, target: str) -> None:
+        """Gives what the task printed its own file; the next task gets a new one."""
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            name = "out" if number == 1 else "err"
+            try:
+                stream.flush()
+                if os.fstat(number).st_size == 0:
+                    continue
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+                os.rename(f"{self.spool}.{name}", f"{target}.{name}")
+            except (OSError, ValueError, AttributeError):
+                pass  # the function closed or replaced it: from here on there is a new one
+            fd = os.open(f"{self.spool}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.dup2(fd, number)
+            os.close(fd)
+        if os.listdir(self.scratch):
+            self._trashed += 1
+            os.rename(self.scratch, f"{self.root}/trash/{self.pid}.{self._trashed}")
+            os.mkdir(self.scratch, 0o700)
+
+
+def describe(problem: BaseException) -> str:
+    """Returns the traceback as the user would see it, without our own frames, its end at most 64 KiB."""
+    try:
+        below = problem.__traceback__
+        while below is not None and below.tb_frame.f_code.co_filename == __file__:
+            below = below.tb_next
+        text = "".join(traceback.format_exception(type(problem), problem, below))
+    except BaseException as error:
+        text = f"{type(problem).__name__} (its traceback cannot be shown: {type(error).__name__})"
+    data = text.encode(errors="backslashreplace")
+    return text if len(data) <= _ERROR_BYTES else "…" + data[3 - _ERROR_BYTES :].decode(errors="ignore")
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:
+        import cloudpickle
+    try:
+        data: bytes = cloudpickle.dumps(value, 5)
+        return data
+    except Exception as error:
+        raise RuntimeError(f"the result, of type {type(value).__qualname__}, cannot be pickled: {error}") from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _read_item(path: str, item: int) -> bytes:
+    """Returns item `item` of a packed arguments file (items.py) without reading the others."""
+    with open(path, "rb") as file:
+        magic, count = struct.unpack("<4sI", file.read(8))
+        if magic != b"DPI1" or item >= count:
+            raise RuntimeError(f"argument {item} is not in its blob of {count} items")
+        file.seek(8 + 8 * item)
+        begin, end = _ITEM.unpack(file.read(16))
+        file.seek(8 + 8 * (count + 1) + begin)
+        return file.read(end - begin)
+
+
+def main() -> None:
+    """Entry: `worker.py FOLDER NUMBER CODE_DIR`."""
+    root, number, code_dir = sys.argv[1:4]
+    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path[0] = code_dir
+    if package_root not in sys.path:
+        sys.path.append(package_root)
+    sys.argv = ["depalma-worker"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable()
+    sock = socket.socket(fileno=3)
+    sock.setblocking(True)
+    os.set_inheritable(3, False)
+    Worker(sock, root, number).serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The agent's end of its worker processes: what was sent, what came back, what can be taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from depalma.agent.events import Attempt, Job
+from depalma.model import AttemptRef, Payload, Report
+
+_BUFFER_BYTES = 1024 * 1024
+_MESSAGE_BYTES = 262_144
+#: Larger arguments go through a file: a message must fit the socket's buffer, with others.
+ARGUMENT_LIMIT_BYTES = 32_768
+
+
+class Garbled(Exception):
+    """The worker sent something that is no answer: code in it must have written to its socket."""
+
+
+class WorkerHandle:
+    """One worker. Its end of the socket pair stays open here too: so unread messages can be read back."""
+
+    def __init__(self, number: int, code_index: int, code_digest: str) -> None:
+        self.number = number
+        self.code_index = code_index
+        self.code_digest = code_digest
+        self.ready = False
+        self.key = 0  #: the monitor's name for it
+        self.jobs: set[int] = set()  #: jobs that it was told about
+        self.sent: dict[AttemptRef, None] = {}  #: sent and not answered, oldest first
+        self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.near.setblocking(False)
+        for end in (self.near, self.far):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+
+    def descriptor_for_child(self) -> int:
+        """Returns a descriptor of the worker's end, to be given away."""
+        return os.dup(self.far.fileno())
+
+    def send(self, attempt: Attempt, argument: tuple[bytes | None, str, int], job: tuple[Any, ...] | None) -> bool:
+        """Hands over one attempt, before it what its job is. Returns whether there was room."""
+        try:
+            if job is not None:
+                self.near.send(marshal.dumps(job))
+                self.jobs.add(attempt.job.id)
+            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument)))
+        except BlockingIOError:
+            return False
+        self.sent[attempt.ref] = None
+        return True
+
+    def recall(self) -> tuple[AttemptRef, ...]:
+        """Takes back every message that the worker has not read. Returns their attempts, in order."""
+        refs: list[AttemptRef] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = marshal.loads(self.far.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT))
+                if message[0] == "job":
+                    self.jobs.discard(message[1])
+                else:
+                    ref = (message[0], message[1], message[2])
+                    refs.append(ref)
+                    self.sent.pop(ref, None)
+        return tuple(refs)
+
+    def answers(self) -> Iterator[Report | None]:
+        """Yields the reports that have come; None says that the worker is ready. Errors: Garbled."""
+        while True:
+            try:
+                data = self.near.recv(_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            try:
+                record = marshal.loads(data)
+                if not record:
+                    self.ready = True
+                    yield None
+                    continue
+                report = self._report(record)
+            except (ValueError, EOFError, TypeError) as error:
+                raise Garbled(str(error)) from error
+            self.sent.pop((report.job, report.task, report.attempt), None)
+            yield report
+
+    def _report(self, record: tuple[Any, ...]) -> Report:
+        job, task, attempt, inline, digest, size, error, started, finished = record
+        result = Payload(inline=inline, size_bytes=size) if not digest else Payload(digest=digest, size_bytes=size)
+        outcome = "failed" if error else "succeeded"
+        return Report(
+            job, task, attempt, outcome, None if error else 0, None, error, result, started, finished,
+            self.code_index, self.code_digest,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Closes both ends."""
+        self.near.close()
+        self.far.close()
+
+
+def job_message(job: Job, function_path: str, environment: dict[str, str]) -> tuple[Any, ...]:
+    """Returns what a worker has to know of a job."""
+    spec = job.spec
+    inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
+    return ("job", job.id, spec.function, inline, function_path, environment, spec.cwd)

@@ -1,0 +1,335 @@
+"""The supervisor that stands beside every agent: it owns the processes, and it outlives the agent just long enough.
+
+What it guarantees:
+- Every process of a task is its descendant (it is a subreaper), whatever that process does to hide.
+- It holds the lease's deadline itself (CLOCK_BOOTTIME, so that sleep counts): when the deadline passes, everything is
+  killed, whether the agent is alive, stopped, swapped out or dead.
+- When the agent dies, everything is killed, and the masters are told that nothing of it lives any more.
+
+It is one small process with one thread, and imports the standard library only. It is started by file name, see
+`agent/link.py`; the messages of both directions are listed at `Monitor._orders`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+if __name__ == "__main__":  # started isolated (-I -S): the package is found beside this file
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from depalma.agent import proctree
+from depalma.agent.channel import Channel
+from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
+
+#: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
+_LOOK_S = 0.2
+_KILL_AGAIN_S = 0.05
+
+
+def boottime() -> float:
+    """Returns seconds since boot, sleep included; no change of the wall clock touches it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Monitor:
+    """The state of the supervisor: what runs, until when it may, and what is still to be said to the agent."""
+
+    def __init__(self, channel: Channel, root: str) -> None:
+        self.channel = channel
+        self.slots = Slots(root)
+        self.spawner = Spawner(self.slots)
+        self.lease_until = 0.0  #: 0 = nothing may run
+        self.by_pid: dict[int, Spawned] = {}
+        self.by_key: dict[int, Spawned] = {}
+        self.unknown: dict[int, set[int]] = {}  #: orphans without a marker, and the keys they may belong to
+        self.identity: dict[str, Any] = {}
+        self.stopping = ""  #: why, when the agent asked for an orderly end
+        self._exits: list[tuple[int, int | None, float, float, str]] = []
+        #: From the agent. To it: exits, expired, all_dead, trees.
+        self._orders = {
+            "spawn": self._spawn,
+            "kill": self._kill,
+            "lease": self._lease,
+            "environment": self._environment,
+            "identity": self._identity,
+            "kill_all": self._kill_all,
+            "trees": self._trees,
+            "stop": self._stop,
+        }
+
+    def obey(self, message: tuple[Any, ...]) -> None:
+        """Does what one message of the agent says."""
+        self._orders[message[0]](message)
+
+    def flush(self) -> None:
+        """Sends what there is to say. Errors: OSError when the agent is gone."""
+        if self._exits:
+            self.channel.queue(("exits", self._exits))
+            self._exits = []
+        self.channel.flush()
+
+    def wait_s(self) -> float:
+        """Returns how long the loop may sleep."""
+        if any(spawned.deadline is not None or spawned.status is not None for spawned in self.by_key.values()):
+            return _KILL_AGAIN_S
+        if self.lease_until:
+            return min(_LOOK_S, max(0.0, self.lease_until - boottime()))
+        return _LOOK_S if self.unknown else 5.0
+
+    def tick(self) -> None:
+        """Looks at the deadlines: the lease first, then the grace times and those that would not die."""
+        now = boottime()
+        if self.lease_until and now >= self.lease_until:
+            self._expire()
+        for spawned in list(self.by_key.values()):
+            if spawned.deadline is not None and now >= spawned.deadline:
+                spawned.killed = True
+                self._signal_tree(spawned, signal.SIGKILL)
+        if self.unknown or any(spawned.status is not None for spawned in self.by_key.values()):
+            self.sweep()
+
+    # ------------------------------------------------------------ orders
+
+    def _spawn(self, message: tuple[Any, ...]) -> None:
+        _, key, _, _, _, _, (out, err), slot, has_fd = message
+        fd = self.channel.received_fds.popleft() if has_fd else -1
+        spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
+        try:
+            if not self.lease_until or self.stopping:
+                raise SpawnError("the host's lease is over", 126)
+            self.spawner.spawn(spawned, message, fd)
+        except SpawnError as error:
+            now = time.time()
+            self._exits.append((key, error.exit_code << 8, now, now, str(error)))
+            return
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self.by_pid[spawned.pid] = self.by_key[key] = spawned
+
+    def _kill(self, message: tuple[Any, ...]) -> None:
+        _, key, grace_s = message
+        spawned = self.by_key.get(key)
+        if spawned is None or spawned.deadline is not None:
+            return
+        spawned.deadline = boottime() + grace_s
+        if grace_s > 0:
+            self._signal_tree(spawned, signal.SIGTERM)
+            self._signal_tree(spawned, signal.SIGCONT)
+        else:
+            self._signal_tree(spawned, signal.SIGKILL)
+
+    def _lease(self, message: tuple[Any, ...]) -> None:
+        if message[1] > boottime():
+            self.lease_until = message[1]
+        else:
+            self._expire()
+
+    def _environment(self, message: tuple[Any, ...]) -> None:
+        _, job, variables = message
+        if variables is None:
+            self.spawner.environments.pop(job, None)
+        else:
+            self.spawner.environments[job] = variables
+
+    def _identity(self, message: tuple[Any, ...]) -> None:
+        self.identity.update(message[1])
+
+    def _kill_all(self, message: tuple[Any, ...]) -> None:
+        self.lease_until = 0.0
+        self.kill_everything()
+        self.channel.queue(("all_dead", message[1]))
+
+    def _trees(self, message: tuple[Any, ...]) -> None:
+        own = os.getpid()
+        trees = []
+        for spawned in self.by_key.values():
+            tops = [spawned.pid, *spawned.orphans]
+            trees.append((spawned.key, [p for top in tops for p in (top, *(c for c, _ in proctree.descendants(top)))]))
+        self.channel.queue(("trees", message[1], trees, own))
+
+    def _stop(self, message: tuple[Any, ...]) -> None:
+        _, self.stopping, grace_s = message
+        if self.by_key or self.unknown:
+            proctree.send_tree(os.getpid(), signal.SIGTERM)
+            end = boottime() + grace_s
+            while self.by_key and boottime() < min(end, self.lease_until or end):
+                time.sleep(0.01)
+                self.reap()
+
+    # ------------------------------------------------------------ ends
+
+    def reap(self) -> None:
+        """Collects every process that has ended, and what each leaves behind."""
+        ended = False
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None:
+                break
+            ended = True
+            self._reaped(found.si_pid)
+        if ended:
+            self.sweep()
+
+    def _reaped(self, pid: int) -> None:
+        spawned = self.by_pid.pop(pid, None)
+        if spawned is None:
+            os.waitpid(pid, 0)
+            self.unknown.pop(pid, None)
+            for other in self.by_key.values():
+                other.orphans.discard(pid)
+            return
+        # The zombie holds the number of its group, so this can reach no one else.
+        os.killpg(pid, signal.SIGKILL)
+        _, spawned.status = os.waitpid(pid, 0)
+        spawned.ended = time.time()
+
+    def sweep(self) -> None:
+        """Finds orphans, kills those whose task has ended, and reports the tasks of which nothing is left."""
+        own = os.getpid()
+        known = set(proctree.children(own))
+        for pid in known - self.by_pid.keys():
+            self._judge(pid)
+        for spawned in [s for s in self.by_key.values() if s.status is not None]:
+            spawned.orphans &= known
+            for pid in spawned.orphans:
+                spawned.dirty = True
+                proctree.send_tree(pid, signal.SIGKILL)
+                proctree.send(pid, own, signal.SIGKILL)
+            if not spawned.orphans:
+                self._finish(spawned)
+
+    def _judge(self, pid: int) -> None:
+        """Attributes an orphan to the task it came from: by its group, its session, or its marker."""
+        now = proctree.stat(pid)
+        if now is None or now.state == "Z" or any(pid in spawned.orphans for spawned in self.by_key.values()):
+            return
+        mark = proctree.environment_value(pid, proctree.MARKER)
+        for spawned in self.by_key.values():
+            if spawned.pid in (now.pgrp, now.session) or mark == marker(spawned.key):
+                spawned.orphans.add(pid)
+                return
+        # It hid its environment: it may belong to any task that lived when it was first seen.
+        candidates = self.unknown.setdefault(pid, set(self.by_key))
+        candidates &= self.by_key.keys()
+        if not candidates or mark.startswith(marker(0)[:-1]):
+            proctree.send_tree(pid, signal.SIGKILL)
+            proctree.send(pid, os.getpid(), signal.SIGKILL)
+
+    def _finish(self, spawned: Spawned) -> None:
+        del self.by_key[spawned.key]
+        problem = ""
+        if spawned.slot >= 0:
+            try:
+                self.slots.finish(spawned)
+            except OSError as error:
+                problem = f"output could not be kept: {error.strerror}: {error.filename}"
+        self._exits.append((spawned.key, spawned.status, spawned.started, spawned.ended, problem))
+
+    def _signal_tree(self, spawned: Spawned, number: int) -> None:
+        """Signals the process group, and what has left it."""
+        own = os.getpid()
+        if spawned.status is None:
+            below = list(proctree.descendants(spawned.pid))
+            os.killpg(spawned.pid, number)
+            for pid, parent in below:
+                now = proctree.stat(pid)
+                if now is not None and now.pgrp != spawned.pid:
+                    proctree.send(pid, parent, number)
+        for pid in list(spawned.orphans):
+            proctree.send_tree(pid, number)
+            proctree.send(pid, own, number)
+
+    def _expire(self) -> None:
+        late = boottime() - self.lease_until
+        count = len(self.by_key)
+        self.lease_until = 0.0
+        self.channel.queue(("expired", late))
+        if count or self.unknown:
+            say(f"lease over ({late:.2f} s ago): killing {count} process trees")
+            self.kill_everything()
+
+    def kill_everything(self) -> None:
+        """Kills every descendant and comes back when none is left; what they wrote is kept."""
+        proctree.kill_descendants()
+        for spawned in self.by_key.values():
+            spawned.dirty = True
+            if spawned.slot >= 0:
+                try:
+                    self.slots.finish(spawned)
+                except OSError as error:
+                    say(f"output of a killed task could not be kept: {error}")
+        self.by_pid.clear()
+        self.by_key.clear()
+        self.unknown.clear()
+        self._exits.clear()
+
+
+def say(text: str) -> None:
+    """Writes one line to the agent's log."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    os.write(2, f"{stamp} WARNING depalma.monitor: {text}\n".encode())
+
+
+def serve(monitor: Monitor, wakeup: socket.socket) -> str:
+    """Runs until the agent is gone. Returns why it is."""
+    channel = monitor.channel
+    poller = select.poll()
+    poller.register(wakeup, select.POLLIN)
+    poller.register(channel.sock, select.POLLIN)
+    pending = False
+    while not monitor.stopping:
+        poller.modify(channel.sock, select.POLLIN | (select.POLLOUT if pending else 0))
+        ready = {fd for fd, _ in poller.poll(monitor.wait_s() * 1000)}
+        try:
+            if channel.sock.fileno() in ready:
+                for message in channel.receive():
+                    monitor.obey(message)
+            if wakeup.fileno() in ready:
+                wakeup.recv(4096)
+                monitor.reap()
+            monitor.tick()
+            monitor.flush()
+            pending = not channel.flush()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return "agent died"
+    return monitor.stopping
+
+
+def main() -> None:
+    """Entry: `monitor.py CHANNEL_FD LOCK_FD FOLDER`."""
+    channel_fd, lock_fd, root = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    os.set_inheritable(channel_fd, False)
+    os.set_inheritable(lock_fd, False)
+    proctree.become_subreaper()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends when the agent does, and not before
+    wakeup, waker = socket.socketpair()
+    wakeup.setblocking(False)
+    waker.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root)
+    try:
+        why = serve(monitor, wakeup)
+    finally:  # also when this code is wrong: nothing may outlive its supervisor
+        monitor.kill_everything()
+    os.close(lock_fd)  # nothing of this agent lives: a new one may start
+    if monitor.identity:
+        from depalma.agent.gone import tell_gone
+
+        if not tell_gone(monitor.identity, why):
+            say("no master could be told that the agent is gone")
+
+
+if __name__ == "__main__":
+    main()

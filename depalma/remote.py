@@ -1,0 +1,59 @@
+"""The agent's entry: `depalma-agent --config FILE --name h1`.
+
+Exit codes: 0 told to stop · 2 usage or configuration · 3 the cluster refuses this agent · 4 cut off from all leaders
+for a whole lease, everything was killed · 5 another agent uses the folder · 1 a fault of our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from depalma import config as cluster_file
+from depalma.agent.driver import Agent
+from depalma.agent.store import FolderInUse
+from depalma.errors import ConfigError
+
+EXIT_USAGE, EXIT_IN_USE = 2, 5
+
+log = logging.getLogger(__name__)
+
+
+async def _run(agent: Agent) -> int:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    return await agent.run()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the agent in the foreground."""
+    parser = argparse.ArgumentParser(prog="depalma-agent", description="Runs the tasks of a Depalma cluster here.")
+    parser.add_argument("--config", required=True, type=Path, help="the cluster file")
+    parser.add_argument("--name", required=True, help="this host's name in the cluster file")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = cluster_file.load(args.config)
+        host = config.host(args.name)
+        folder = Path(config.secrets).expanduser()
+        token = cluster_file.read_agent_token(args.config.parent / folder)
+        code = asyncio.run(_run(Agent(config, host, token)))
+    except ConfigError as error:
+        log.error("%s", error)
+        code = EXIT_USAGE
+    except FolderInUse as error:
+        log.error("%s", error)
+        code = EXIT_IN_USE
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
