@@ -89,7 +89,7 @@ class Connections:
     def __init__(self, endpoints: Endpoints, token: str, *, deadline_s: float) -> None:
         self.endpoints = endpoints
         self.deadline_s = deadline_s
-        self._token = token
+        self.token = token
         self._lock = threading.Lock()
         self._idle: dict[str, list[HttpConnection]] = {}
         self._process = os.getpid()
@@ -110,7 +110,7 @@ class Connections:
     def _drive(self, request: Request, deadline_s: float) -> Answer | Stream:
         exchange = Exchange(self.endpoints, request, now=time.monotonic(), deadline_s=deadline_s)
         headers = dict(exchange.headers)
-        headers["Authorization"] = f"Bearer {self._token}"
+        headers["Authorization"] = f"Bearer {self.token}"
         while True:
             if self._closed:
                 raise DepalmaError("the client is closed")

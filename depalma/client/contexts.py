@@ -144,7 +144,7 @@ def _urls(masters: Sequence[str] | str | None) -> tuple[str, ...]:
     for url in urls:
         try:
             split = urlsplit(url)
-            good = split.scheme == "http" and bool(split.hostname) and (split.port or 80) > 0
+            good = split.scheme == "http" and bool(split.hostname) and split.port != 0
         except ValueError:
             good = False
         if not good:

@@ -54,13 +54,13 @@ def pack_call(function: object, arguments: tuple[object, ...], keywords: dict[st
 def reference(function: Function) -> str:
     """Returns `pkg.mod:qualname`. Errors: ValueError if the function cannot be found by name elsewhere."""
     if isinstance(function, str):
-        if not _REFERENCE.match(function):
+        if not _REFERENCE.fullmatch(function):
             raise ValueError(f"function: {function!r} given; allowed: 'package.module:name'")
         return function
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", "")
     text = f"{module}:{name}"
-    if not module or module == "__main__" or not _REFERENCE.match(text):
+    if not module or module == "__main__" or not _REFERENCE.fullmatch(text):
         raise ValueError(f"{function!r} cannot be found by name on another host; it must be in a module of synced code")
     return text
 

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from depalma.client.client import Client
 
 
-class TaskHandle:
-    """A task that has ended."""
+class TaskOutcome:
+    """What is known of a task that has ended."""
 
-    def __init__(self, client: Client, job_id: int, result: TaskResult) -> None:
-        self._client = client
+    def __init__(self, job_id: int, result: TaskResult) -> None:
         self._result = result
         self.job_id = job_id
         self.index = result.task
@@ -51,6 +50,17 @@ class TaskHandle:
         """Of a command."""
         return self._result.exit_code
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.state}>"
+
+
+class TaskHandle(TaskOutcome):
+    """A task that has ended."""
+
+    def __init__(self, client: Client, job_id: int, result: TaskResult) -> None:
+        super().__init__(job_id, result)
+        self._client = client
+
     @property
     def error(self) -> Exception | None:
         """What `result` would raise."""
@@ -65,9 +75,6 @@ class TaskHandle:
         """
         data = payload_data(self._result.result, self._client._fetch)
         return value_of(self.job_id, self._result, data)
-
-    def __repr__(self) -> str:
-        return f"<TaskHandle {self.id} {self.state}>"
 
 
 class JobHandle:

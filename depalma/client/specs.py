@@ -74,7 +74,7 @@ def size_bytes(size: int | str) -> int:
     """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
     if isinstance(size, int):
         return size
-    match = _SIZE.match(size.strip())
+    match = _SIZE.fullmatch(size.strip())
     if not match:
         raise ValueError(f"memory: {size!r} given; allowed: bytes, or a number with K, M, G or T")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
@@ -100,7 +100,7 @@ def array(text: int | str | None) -> Array:
     if isinstance(text, int):
         made = Array(count=text)
     else:
-        match = _ARRAY.match(text)
+        match = _ARRAY.fullmatch(text)
         if not match:
             raise ValueError(f"array: {text!r} given; allowed: a count, or like 0-99 or 0-99%10")
         first, last, limit = int(match[1]), int(match[2]), int(match[3] or 0)

@@ -50,6 +50,11 @@ class ResultStream:
 
     # ------------------------------------------------------------ for those who wait
 
+    @property
+    def session(self) -> str:
+        """The session of the stream that is open now; empty if there is none."""
+        return self._session
+
     def prepare(self) -> str:
         """Returns the session to name in a submission; opens the stream if there is none."""
         with self._changed:

@@ -31,7 +31,6 @@ from depalma.client.wire import ResultsRequest
 from depalma.errors import DepalmaError, Rejected
 from depalma.model import (
     FINAL_STATES,
-    INLINE_LIMIT_BYTES,
     CodeView,
     EventView,
     HostView,
@@ -49,6 +48,9 @@ Verb = Generator[Request, Answer, T]
 #: Long waits are cut into pieces of this length, so that a master that froze is noticed.
 SLICE_S = 5.0
 PAGE = 1000
+#: Payloads up to this size travel in the request (the master itself puts them beside the log if they are large);
+#: larger ones are uploaded first.
+SENT_INLINE_BYTES = 1024 * 1024
 
 
 class Submitted(Struct, frozen=True):
@@ -127,8 +129,8 @@ def _seconds(wait: object) -> float:
 
 
 def store(data: bytes) -> Verb[Payload]:
-    """Returns the payload that stands for the bytes, after the large ones are on a majority of masters."""
-    if len(data) <= INLINE_LIMIT_BYTES:
+    """Returns the payload that stands for the bytes, after very large ones are on a majority of masters."""
+    if len(data) <= SENT_INLINE_BYTES:
         return Payload(inline=data, size_bytes=len(data))
     digest = hashlib.sha256(data).hexdigest()
     yield Request("PUT", f"/v1/blobs/{digest}", data, BYTES, key=new_key())
@@ -138,7 +140,7 @@ def store(data: bytes) -> Verb[Payload]:
 def submit(work: Work, session: str = "") -> Verb[Submitted]:
     """Creates a job; its results go to the stream of `session`, if the same master serves that."""
     spec = work.spec
-    if work.arguments is not None:
+    if work.arguments:
         spec = msgspec.structs.replace(spec, arguments=(yield from store(items.pack(work.arguments))))
     if work.function:
         spec = msgspec.structs.replace(spec, function_pickle=(yield from store(work.function)))

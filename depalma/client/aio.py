@@ -1,0 +1,376 @@
+"""The client for asyncio: the verbs of `Client` as coroutines, on aiohttp.
+
+Results come by the same background stream as those of `Client` (one thread, whatever the number of jobs), so that
+what is hard about them is written, and right, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
+
+import aiohttp
+from yarl import URL
+
+from depalma.client import functions, specs, verbs
+from depalma.client.client import Client
+from depalma.client.executor import Executor
+from depalma.client.functions import Function
+from depalma.client.futures import LoneFuture
+from depalma.client.job import TaskOutcome
+from depalma.client.outcome import error_of, value_of
+from depalma.client.record import Record
+from depalma.client.specs import JobOptions
+from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
+from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
+from depalma.client.wire import TaskResult
+from depalma.errors import DepalmaError
+from depalma.model import FINAL_STATES, CodeView, EventView, HostView, JobView, MasterView, TaskView
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to one cluster for asyncio; arguments and guarantees are those of `Client`.
+
+    Use it in one event loop, as `async with AsyncClient() as client`.
+    """
+
+    def __init__(
+        self,
+        masters: Sequence[str] | str | None = None,
+        *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+        deadline_s: float = 30.0,
+        patience_s: float = 300.0,
+    ) -> None:
+        self._sync = Client(
+            masters,
+            token=token,
+            token_file=token_file,
+            context=context,
+            deadline_s=deadline_s,
+            patience_s=patience_s,
+        )
+        self._deadline_s = deadline_s
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------ work
+
+    async def submit(self, fn: Function, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Runs `fn(*args, **kwargs)`; returns its future, to be awaited. Cancelling it cancels the job."""
+        work = specs.function_work(fn, [functions.pack_call(None, args, kwargs)], options={})
+        future = LoneFuture(self._sync._with_data, self._sync._cancel_soon)
+        session = await self._prepared()
+        submitted = await self._run(verbs.submit(work, session))
+        future.job_id = submitted.id
+        self._sync._stream.watch(submitted.id, future, session, submitted.master)
+        return asyncio.wrap_future(future)
+
+    async def map(
+        self, fn: Function, items: Iterable[Any], *, by_reference: bool = False, **options: Unpack[JobOptions]
+    ) -> AsyncJobHandle:
+        """Runs `fn(item)` for each item: one job, one task an item."""
+        calls = [functions.pack_call(None, (item,), {}) for item in items]
+        return await self._start(specs.function_work(fn, calls, by_reference=by_reference, options=options))
+
+    async def command(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | os.PathLike[str] = "",
+        array: int | str | None = None,
+        arguments: Sequence[str] | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJobHandle:
+        """Runs a program: once, or once for each index of `array`, or once for each of `arguments`."""
+        folder = os.fspath(cwd)
+        work = specs.command_work(argv, cwd=folder, indices=array, arguments=arguments, options=options)
+        return await self._start(work)
+
+    def executor(self, **options: Unpack[JobOptions]) -> Executor:
+        """Returns a `concurrent.futures.Executor`, for `loop.run_in_executor`."""
+        return self._sync.executor(**options)
+
+    async def _start(self, work: specs.Work) -> AsyncJobHandle:
+        session = await self._prepared()
+        submitted = await self._run(verbs.submit(work, session))
+        handle = AsyncJobHandle(self, submitted.id, count=work.spec.count, first=work.spec.first_index)
+        handle._watch(session, submitted.master)
+        return handle
+
+    async def _prepared(self) -> str:
+        return self._sync._stream.session or await asyncio.to_thread(self._sync._stream.prepare)
+
+    # ------------------------------------------------------------ jobs
+
+    async def job(self, job_id: int) -> AsyncJobHandle:
+        """Returns a job of the cluster. Errors: Rejected (unknown_job)."""
+        handle = AsyncJobHandle(self, job_id)
+        await handle.view()
+        return handle
+
+    async def jobs(self, **filters: object) -> list[JobView]:
+        """Returns jobs, newest first; the filters are those of `Client.jobs`."""
+        return await self._run(verbs.jobs(filters))
+
+    async def cancel(self, *jobs: int | AsyncJobHandle) -> list[int]:
+        """Cancels jobs; returns the ids of those that were live. Errors: Rejected (unknown_job), nothing is done."""
+        return await self._run(verbs.cancel([job if isinstance(job, int) else job.id for job in jobs]))
+
+    # ------------------------------------------------------------ cluster
+
+    async def add_code(
+        self, path: str | os.PathLike[str], name: str | None = None, *, timeout_s: float = 60.0
+    ) -> CodeVersion:
+        """Puts a file or a folder into the code log; returns when every live host has it, see `Client.add_code`."""
+        from depalma.archive import pack
+
+        packed_name, kind, data = await asyncio.to_thread(pack, Path(path), name)
+        return await self._run(verbs.add_code(packed_name, kind, data, timeout_s))
+
+    async def code(self) -> list[CodeView]:
+        """Returns the code log, oldest entry first."""
+        return await self._run(verbs.code())
+
+    async def hosts(self) -> list[HostView]:
+        """Returns the hosts."""
+        return await self._run(verbs.hosts())
+
+    async def masters(self) -> list[MasterView]:
+        """Returns the masters, those that cannot be reached included."""
+        return await self._run(verbs.masters())
+
+    async def load(self) -> list[HostLoad]:
+        """Returns the measured load of every host."""
+        return await self._run(verbs.load())
+
+    async def ps(self, job: int | None = None) -> Processes:
+        """Returns the processes of running tasks as their hosts see them."""
+        return await self._run(verbs.ps(job))
+
+    async def events(self, after: int | None = None, *, follow: bool = False) -> AsyncIterator[EventView]:
+        """Yields events after an index, or all that are kept; with `follow` it waits for more, for ever."""
+        while True:
+            page = await self._run(verbs.events_page(after, verbs.SLICE_S if follow else 0.0))
+            for event in page.events:
+                yield event
+            if not page.events and not follow:
+                return
+            after = page.events[-1].index if page.events else page.latest if after is None else after
+
+    async def get(self, path: str, /, **params: object) -> Any:
+        """Returns the decoded JSON of `GET path`; `wait` is in seconds."""
+        return await self._run(verbs.get(path, params))
+
+    async def post(self, path: str, body: object = None, *, key: str = "") -> Any:
+        """Sends `body` as JSON; returns the decoded answer."""
+        return await self._run(verbs.send("POST", path, body, key))
+
+    # ------------------------------------------------------------ life
+
+    async def close(self) -> None:
+        """Closes the connections. Work on the cluster goes on."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        await asyncio.to_thread(self._sync.close)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {', '.join(self._sync.endpoints.urls)}>"
+
+    # ------------------------------------------------------------ inside
+
+    async def _run(self, verb: Verb[T]) -> T:
+        try:
+            request = next(verb)
+            while True:
+                try:
+                    answer = await self._call(request)
+                except DepalmaError as error:
+                    request = verb.throw(error)
+                else:
+                    request = verb.send(answer)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    async def _call(self, request: Request) -> Answer:
+        clock = asyncio.get_running_loop().time
+        exchange = Exchange(self._sync.endpoints, request, now=clock(), deadline_s=self._deadline_s)
+        while True:
+            if self._closed:
+                raise DepalmaError("the client is closed")
+            step = exchange.next(clock())
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                continue
+            try:
+                answer = await self._send(step, request, exchange.headers)
+            except (OSError, aiohttp.ClientError) as error:  # TimeoutError is an OSError
+                exchange.failed(step, error, clock())
+                continue
+            if exchange.answered(step, answer, clock()):
+                return answer
+
+    async def _send(self, attempt: Attempt, request: Request, headers: Sequence[tuple[str, str]]) -> Answer:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers={"Authorization": f"Bearer {self._sync._connections.token}"}
+            )
+        async with self._session.request(
+            request.method,
+            URL(attempt.url + request.path, encoded=True),
+            data=request.body or None,
+            headers=list(headers),
+            timeout=aiohttp.ClientTimeout(total=attempt.timeout_s),
+            allow_redirects=False,
+            skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding"),
+        ) as response:
+            lowered = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, lowered, await response.read())
+
+
+class AsyncTaskHandle(TaskOutcome):
+    """A task that has ended."""
+
+    def __init__(self, client: AsyncClient, job_id: int, result: TaskResult) -> None:
+        super().__init__(job_id, result)
+        self._client = client
+
+    async def error(self) -> Exception | None:
+        """Returns what `result` would raise."""
+        return None if self.state == "succeeded" else error_of(self.job_id, self._result, await self._data())
+
+    async def result(self) -> Any:
+        """Returns what the function returned (a command: its exit code). Errors: see `TaskHandle.result`."""
+        return value_of(self.job_id, self._result, await self._data())
+
+    async def _data(self) -> bytes | None:
+        payload = self._result.result
+        return None if payload is None else await self._client._run(verbs.blob(payload))
+
+
+class AsyncJobHandle:
+    """A job of the cluster; see `JobHandle`."""
+
+    def __init__(self, client: AsyncClient, job_id: int, *, count: int | None = None, first: int = 0) -> None:
+        self.id = job_id
+        self._client = client
+        self._count = count
+        self._first = first
+        self._record: Record | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    async def results(self, *, return_errors: bool = False) -> AsyncIterator[Any]:
+        """Yields the values of all tasks in order of index. Errors: see `JobHandle.results`."""
+        record = self._watch()
+        index, count = await self._shape()
+        end = None if count is None else index + count
+        while end is None or index < end:
+            await self._until(lambda at=index: record.ready(at))  # type: ignore[misc]
+            result = record.at_index(index)
+            if result is None:
+                if end is None:
+                    return
+                raise DepalmaError(f"job {self.id} is {record.state} without an outcome of task {index}")
+            handle = AsyncTaskHandle(self._client, self.id, result)
+            failed = return_errors and result.state != "succeeded"
+            yield await (handle.error() if failed else handle.result())
+            index += 1
+
+    async def as_completed(self) -> AsyncIterator[AsyncTaskHandle]:
+        """Yields the tasks as they end, failed ones too."""
+        record = self._watch()
+        position = 0
+        while True:
+            await self._until(lambda at=position: record.arrived(at))  # type: ignore[misc]
+            result = record.at_position(position)
+            if result is None:
+                return
+            position += 1
+            yield AsyncTaskHandle(self._client, self.id, result)
+
+    async def wait(self, timeout: float | None = None) -> JobView:
+        """Returns the job's view when it is over. Errors: TimeoutError."""
+        return await self._client._run(verbs.wait_job(self.id, timeout))
+
+    async def view(self) -> JobView:
+        """Returns everything that the cluster tells about the job."""
+        return await self._client._run(verbs.job(self.id))
+
+    async def tasks(self, state: str | None = None) -> list[TaskView]:
+        """Returns its tasks, by index."""
+        return await self._client._run(verbs.tasks(self.id, state))
+
+    async def logs(self, index: int | None = None, stream: str = "stdout") -> str:
+        """Returns what a task (the first one if not said) has written; `stream` is stdout or stderr."""
+        at = (await self._shape())[0] if index is None else index
+        return (await self._client._run(verbs.log(f"{self.id}.{at}", stream))).decode("utf-8", "replace")
+
+    async def explain(self, index: int | None = None) -> list[str]:
+        """Returns lines that say why the job (or one task) waits, ran where it ran, or failed."""
+        if index is None:
+            return await self._client._run(verbs.explain("jobs", str(self.id)))
+        return await self._client._run(verbs.explain("tasks", f"{self.id}.{index}"))
+
+    async def cancel(self) -> bool:
+        """Cancels the job. Returns False if it was over already."""
+        return self.id in await self._client.cancel(self.id)
+
+    def __repr__(self) -> str:
+        return f"<AsyncJobHandle {self.id}>"
+
+    # ------------------------------------------------------------ inside
+
+    def _watch(self, session: str = "", master: str = "") -> Record:
+        if self._record is None:
+            self._record = Record(self.id, notify=self._ring)
+            self._client._sync._stream.watch(self.id, self._record, session, master)
+        return self._record
+
+    def _ring(self) -> None:
+        """Called by the thread of the stream."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            # Nothing can come between: results ring through the loop, which does not turn before the await.
+            waiter = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+
+    async def _shape(self) -> tuple[int, int | None]:
+        if self._count is None:
+            view = await self.view()
+            if view.open and view.state not in FINAL_STATES:
+                return 0, None
+            first = await self._client._run(verbs.tasks(self.id, limit=1))
+            self._first = first[0].index if first else 0
+            self._count = view.tasks.total
+        return self._first, self._count
