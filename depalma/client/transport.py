@@ -25,8 +25,9 @@ BYTES = "application/octet-stream"
 BACKOFF_S = (0.02, 0.5)
 #: A master that could not be reached is not believed to lead, whoever says so, for this long.
 AVOID_S = 0.4
-#: How long an attempt may stay unanswered before another master is asked (a follower waits 2 s for a leader).
-ATTEMPT_S = 3.0
+#: How long the first attempt may stay unanswered before another master is asked; later ones wait longer.
+#: Short, because a frozen leader looks like this, and cheap when wrong, because all attempts carry one key.
+ATTEMPT_S = 1.0
 #: Slowest upload that is still waited for.
 UPLOAD_BYTES_PER_S = 4_000_000.0
 #: Answers that mean "try again": the outcome is unknown, or there is nobody to decide.

@@ -186,16 +186,16 @@ def test_a_cluster_that_is_gone_for_good_is_told_to_those_who_wait(play: Any, st
     master = play.master(lambda seen: play.problem(503, "no_leader"))
     stream, record = stream_of(master, patience_s=0.1, deadline_s=0.2), Record(7)
     stream.watch(7, record)
+    record.wait(lambda: record.over, 5)
     with pytest.raises(DepalmaError, match="no master that leads"):
-        record.wait(lambda: record.over, 5)
         record.at_index(0)
 
 
 def test_a_refusal_is_told_to_those_who_wait(play: Any, stream_of: Any) -> None:
     stream, record = stream_of(play.master(lambda seen: play.problem(401, "not_authorised", "bad token"))), Record(7)
     stream.watch(7, record)
+    record.wait(lambda: record.over, 5)
     with pytest.raises(DepalmaError, match="bad token"):
-        record.wait(lambda: record.over, 5)
         record.at_index(0)
 
 

@@ -19,7 +19,6 @@ from depalma.client.wire import TaskResult
 from depalma.errors import JobCancelled, JobFailed, JobLost, JobTimeout
 from depalma.model import Payload
 
-
 # ---------------------------------------------------------------- functions
 
 
@@ -66,7 +65,7 @@ def test_references_are_taken_as_they_are(good: str) -> None:
 
 @pytest.mark.parametrize("bad", ["f", "mod:", ":f", "a b:c", "mod:f()", "mod:<lambda>", "mod:f\n"])
 def test_what_is_no_reference_is_refused_by_name(bad: str) -> None:
-    with pytest.raises(ValueError, match="allowed: 'package.module:name'"):
+    with pytest.raises(ValueError, match=r"allowed: 'package\.module:name'"):
         functions.reference(bad)
 
 
