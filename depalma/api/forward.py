@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 
 import aiohttp
@@ -76,9 +77,15 @@ class Forwarder:
             async with asyncio.timeout(None) as until:
                 self._watch(until, leader)
                 try:
-                    async with self.http().request(
-                        request.method, url, data=body or None, headers=headers, timeout=timeout, allow_redirects=False
-                    ) as answer:
+                    send = self.http().request(
+                        request.method,
+                        url,
+                        data=_sendable(body),
+                        headers=headers,
+                        timeout=timeout,
+                        allow_redirects=False,
+                    )
+                    async with send as answer:
                         response = _shell(request, answer)
                         return await _carry(request, answer, response)
                 finally:
@@ -101,6 +108,13 @@ class Forwarder:
             if leader != now and until.when() is None:
                 until.reschedule(loop.time())
         self._looking = loop.call_later(_LOOK_S, self._look) if self._asked else None
+
+
+def _sendable(body: bytes) -> bytes | io.BytesIO | None:
+    """Returns the body as the client wants it: large ones as a file, which it writes in pieces."""
+    if len(body) > _WHOLE_BYTES:
+        return io.BytesIO(body)
+    return body or None
 
 
 def _problem(error: Exception, leader: str, *, write: bool) -> Problem:
