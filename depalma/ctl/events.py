@@ -16,7 +16,7 @@ from depalma.ctl.wording import clean
 _PAGE = 1000
 _WAIT_S = 30
 #: Above every event number: asks for none, and so learns the latest.
-_AFTER_ALL = 2**62
+_AFTER_ALL = 10**15
 Row = Mapping[str, Any]
 
 

@@ -14,7 +14,7 @@ from depalma.ctl.failures import Failure
 from depalma.ctl.follow import Chunk, follow_task, read_attempt
 from depalma.ctl.output import print_json, print_yaml
 from depalma.ctl.session import Session
-from depalma.ctl.wording import clean
+from depalma.ctl.wording import clean, count
 from depalma.errors import Rejected
 
 _PAGE = 1000
@@ -71,8 +71,10 @@ def _follow(session: Session, tasks: Iterable[dict[str, Any]], stream: str) -> N
 
 def _print(session: Session, tasks: Iterable[dict[str, Any]], stream: str, attempt: int | None, many: bool) -> None:
     values = []
+    waiting = 0
     for task in tasks:
         if not task["attempt"]:
+            waiting += 1
             if not many:
                 raise Failure(
                     f"{task['id']} has not started ({task['state']}); -f waits for it, and see: "
@@ -91,6 +93,8 @@ def _print(session: Session, tasks: Iterable[dict[str, Any]], stream: str, attem
         else:
             for chunk in chunks:
                 _write(chunk.data)
+    if waiting:
+        session.narrate(f"{count(waiting, 'task')} not started yet (-f waits for them)")
     if session.output == "json":
         print_json(values if many else values[0])
     elif session.output == "yaml":

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from depalma.errors import NoLeader
+from depalma.errors import ConfigError, NoLeader
 
 if TYPE_CHECKING:
     from depalma.client.connections import Connections
@@ -69,7 +69,10 @@ class Session:
         if self._connection is None:
             from depalma.client.contexts import resolve
 
-            self._connection = resolve(masters=self.masters or None, token_file=self.token_file, context=self.context)
+            connection = resolve(masters=self.masters or None, token_file=self.token_file, context=self.context)
+            if not (connection.token.isascii() and (connection.token + " ").isprintable()):
+                raise ConfigError(f"the token for {connection.origin} is not one line of plain characters: wrong file?")
+            self._connection = connection
         return self._connection
 
     def connect_to(self, connection: Connection) -> None:

@@ -23,6 +23,8 @@ from depalma.ctl.wording import count
 from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+#: Options whose values add up instead of replacing each other.
+_REPEATED = ("tags", "env")
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 
@@ -156,7 +158,7 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
             if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-                if isinstance(value, tuple):
+                if name in _REPEATED:
                     merged[name] = (*value, *merged[name])
                 elif not _given(ctx, name):
                     merged[name] = value
