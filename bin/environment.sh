@@ -52,5 +52,5 @@ ensure_venv() {
     say "$log"
     die "pip could not install depalma (see above); is a package index reachable?"
   fi
-  printf '%s' "$wanted" >"$stamp"
+  printf '%s' "$wanted" | tee "$stamp" >"$folder/.installed-plain" # extras include the package itself
 }
