@@ -13,7 +13,7 @@ from random import Random
 
 from depalma.clock import Clock
 from depalma.consensus import envelope
-from depalma.consensus.disk import Disk
+from depalma.consensus.disk import Disk, disk_errors
 from depalma.consensus.election import Timing
 from depalma.consensus.engine import Engine, reconcile
 from depalma.consensus.errors import (
@@ -72,8 +72,9 @@ class Core:
         self._writer = snapshots
         self._disk = disk
         self._store = SnapshotStore(disk)
-        self._journal = self.journal_class(disk, segment_bytes=settings.segment_bytes)
-        self._engine: Engine
+        #: the log on disk, and the Raft that decides about it; to look at, not to touch
+        self.journal = self.journal_class(disk, segment_bytes=settings.segment_bytes)
+        self.engine: Engine
         #: number of the last command applied
         self.applied_index = 0
         #: the term in which this replica leads and has applied all of its past; None while it does not
@@ -98,22 +99,25 @@ class Core:
 
     def open(self) -> None:
         """Read snapshot and journal. Raises JournalDamaged, SnapshotDamaged, DiskFailed."""
+        with disk_errors("opening", self._disk.path("")):
+            # Names that an earlier process made may not be on the disk yet; nothing may follow from them before.
+            self._disk.sync_dir()
         state = self._store.open()
-        self._journal.open()
+        self.journal.open()
         snapshot = self._store.newest
         reached = snapshot.index if snapshot else FIRST_INDEX
-        if self._journal.log.base_index > reached:
+        if self.journal.log.base_index > reached:
             raise JournalDamaged(
                 self._disk.path("journal"),
-                f"it begins after entry {self._journal.log.base_index}, but the snapshot ends at {reached}",
+                f"it begins after entry {self.journal.log.base_index}, but the snapshot ends at {reached}",
             )
         if snapshot is not None and state is not None:
             self.restore(snapshot, state)
             self.reconcile(snapshot)
-        self._engine = self.engine_class(
+        self.engine = self.engine_class(
             me=self._settings.id,
             peers=self._settings.peers,
-            journal=self._journal,
+            journal=self.journal,
             snapshots=self._store,
             clock=self._clock,
             timing=Timing(
@@ -121,43 +125,43 @@ class Core:
             ),
             owner=self,
         )
-        self._engine.start(snapshot)
-        self._bytes_at_snapshot = self._journal.written_bytes
+        self.engine.start(snapshot)
+        self._bytes_at_snapshot = self.journal.written_bytes
 
     def close(self) -> None:
         """Close the files. Whoever waits for an answer is told by `fail_all`."""
         self._writer.cancel()
         self._store.close()
-        self._journal.close()
+        self.journal.close()
 
     # -- what the driver reads -----------------------------------------------------------------------------------
 
     @property
     def term(self) -> int:
         """The current term."""
-        return self._journal.term
+        return self.journal.term
 
     @property
     def leader_id(self) -> str | None:
         """The leader of this term, if one is known and reachable."""
-        return self._engine.leader_id
+        return self.engine.leader_id
 
     @property
     def commit_index(self) -> int:
         """Number of the last command known to be committed."""
-        first, last = self._engine.applied + 1, self._engine.commit_index
-        entries = (self._journal.log.entry(index)[0] for index in range(first, last + 1))
+        first, last = self.engine.applied + 1, self.engine.commit_index
+        entries = (self.journal.log.entry(index)[0] for index in range(first, last + 1))
         return self.applied_index + sum(len(envelope.unpack(entry)) for entry in entries)
 
     # -- what the driver does ------------------------------------------------------------------------------------
 
     def connected(self, peer: str) -> None:
         """Frames can go to the peer and come from it."""
-        self._engine.connected(peer)
+        self.engine.connected(peer)
 
     def disconnected(self, peer: str) -> None:
         """They can no longer. What was sent may or may not have arrived."""
-        self._engine.disconnected(peer)
+        self.engine.disconnected(peer)
 
     def deliver(self, peer: str, frame: bytes) -> None:
         """A frame from an authenticated member; taken up by the next tick."""
@@ -170,8 +174,8 @@ class Core:
         """
         if len(command) > self._settings.max_command_bytes:
             raise CommandTooLarge(len(command), self._settings.max_command_bytes)
-        if not self._engine.leading:
-            raise NotLeader(self._engine.leader_id)
+        if not self.engine.leading:
+            raise NotLeader(self.engine.leader_id)
         self._queue.append((command, callback))
 
     def barrier(self, callback: Callback) -> None:
@@ -179,8 +183,8 @@ class Core:
 
         What the state machine then shows is linearizable. Raises NotLeader if this replica does not lead.
         """
-        if not self._engine.leading:
-            raise NotLeader(self._engine.leader_id)
+        if not self.engine.leading:
+            raise NotLeader(self.engine.leader_id)
         self._readers.append(callback)
 
     def tick(self) -> bool:
@@ -192,11 +196,11 @@ class Core:
             except BadMessage as error:
                 logger.error("dropping a frame of %s that is no message: %s", peer, error)
                 continue
-            self._engine.receive(peer, message)
+            self.engine.receive(peer, message)
         applied = self.applied_index
         self._start_round()
-        self._engine.tick()
-        self._journal.flush()
+        self.engine.tick()
+        self.journal.flush()
         # Everything that happened up to here is on disk: now the world may know.
         self._send_outbox()
         self._finish_readers()
@@ -205,7 +209,7 @@ class Core:
         if self.applied_index != applied:
             self.on_applied(self.applied_index)
         self._maintain_snapshots()
-        return self._engine.needs_tick or bool(self._readers and self._round is None and self.leads_term)
+        return self.engine.needs_tick or bool(self._readers and self._round is None and self.leads_term)
 
     def fail_all(self, reason: str) -> None:
         """Tell everybody who waits that the outcome is unknown."""
@@ -225,7 +229,7 @@ class Core:
         """Group commit: what was proposed since the last tick goes into as few entries as the limits allow."""
         while self._queue and self._uncommitted_bytes < UNCOMMITTED_BYTES:
             group = self._next_group()
-            index = self._engine.append(envelope.pack([command for command, _ in group]))
+            index = self.engine.append(envelope.pack([command for command, _ in group]))
             size = sum(len(command) for command, _ in group)
             self._pending[index] = (size, [callback for _, callback in group])
             self._uncommitted_bytes += size
@@ -269,7 +273,7 @@ class Core:
         if self.leads_term is not None:
             self._news.append((False, self.leads_term))
             self.leads_term = None
-        leader = self._engine.leader_id
+        leader = self.engine.leader_id
         self._fail_pending("leadership was lost before the command was committed")
         for _, callback in self._queue:
             self._answers.append((callback, None, NotLeader(leader)))
@@ -280,7 +284,7 @@ class Core:
 
     def reconcile(self, snapshot: Snapshot) -> None:
         """Make the journal go on after the snapshot that was found at the start."""
-        reconcile(self._journal, snapshot)
+        reconcile(self.journal, snapshot)
 
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -288,8 +292,8 @@ class Core:
             self._transmit(peer, encode(message))
 
     def _tell_leadership(self) -> None:
-        if self._engine.established and self.leads_term is None:
-            self.leads_term = self._engine.term
+        if self.engine.established and self.leads_term is None:
+            self.leads_term = self.engine.term
             self._news.append((True, self.leads_term))
         news, self._news = self._news, []
         for leads, term in news:
@@ -310,16 +314,16 @@ class Core:
 
     def _start_round(self) -> None:
         """One round of messages for all readers that wait: a majority that answers it knew no later leader."""
-        if self._readers and self._round is None and self._engine.established:
-            self._engine.round += 1
-            self._round = (self._engine.round, self._engine.commit_index, self._readers)
+        if self._readers and self._round is None and self.engine.established:
+            self.engine.round += 1
+            self._round = (self.engine.round, self.engine.commit_index, self._readers)
             self._readers = []
 
     def _finish_readers(self) -> None:
-        if self._round is not None and self._engine.answered_round >= self._round[0]:
+        if self._round is not None and self.engine.answered_round >= self._round[0]:
             self._confirmed.append(self._round[1:])
             self._round = None
-        while self._confirmed and self._confirmed[0][0] <= self._engine.applied:
+        while self._confirmed and self._confirmed[0][0] <= self.engine.applied:
             for callback in self._confirmed.pop(0)[1]:
                 self._answers.append((callback, self.applied_index, None))
 
@@ -336,17 +340,17 @@ class Core:
         if self._writing is not None:
             self._finish_snapshot(self._writing)
         elif self._snapshot_due():
-            index = self._engine.applied
-            self._writing = (index, self._journal.log.term_at(index), self.applied_index)
-            self._bytes_at_snapshot = self._journal.written_bytes
+            index = self.engine.applied
+            self._writing = (index, self.journal.log.term_at(index), self.applied_index)
+            self._bytes_at_snapshot = self.journal.written_bytes
             self._writer.begin(self._store, *self._writing, self._machine.snapshot)
 
     def _snapshot_due(self) -> bool:
         newest = self._store.newest
-        entries = self._engine.applied - (newest.index if newest else FIRST_INDEX)
-        if not entries or self._engine.transferring or self._clock.monotonic() < self._retry_snapshot_at:
+        entries = self.engine.applied - (newest.index if newest else FIRST_INDEX)
+        if not entries or self.engine.transferring or self._clock.monotonic() < self._retry_snapshot_at:
             return False
-        written = self._journal.written_bytes - self._bytes_at_snapshot
+        written = self.journal.written_bytes - self._bytes_at_snapshot
         return entries >= self._settings.snapshot_every_entries or written >= self._settings.snapshot_every_bytes
 
     def _finish_snapshot(self, writing: tuple[int, int, int]) -> None:
@@ -359,6 +363,4 @@ class Core:
             return
         snapshot = self._store.publish(*writing)
         if snapshot is not None:
-            self._journal.compact(
-                self._journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES)
-            )
+            self.journal.compact(self.journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES))

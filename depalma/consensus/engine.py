@@ -265,6 +265,9 @@ class Engine:
     sent is in the journal's and the owner's hands, who store it before anything is sent.
     """
 
+    #: which entries of a leader are new; a seam for tests that plant a bug
+    filter_append = staticmethod(filter_append)
+
     def __init__(
         self,
         *,
@@ -536,7 +539,7 @@ class Engine:
             self._deadline = min(self._deadline, now + self._timing.leader_gone())
 
     def _on_append(self, peer: str, message: Append) -> None:
-        found = filter_append(self._log, self.commit_index, message.prev_index, message.prev_term, message.entries)
+        found = self.filter_append(self._log, self.commit_index, message.prev_index, message.prev_term, message.entries)
         if not isinstance(found, Accepted):
             self._heartbeat_only(peer, message.term)
             refusal = AppendReply(self.term, message.round, accepted=False, refused=found.prev_index, hint=found.hint)

@@ -141,7 +141,9 @@ class Journal:
             for segment, data in usable:
                 self._read_segment(segment, data, last=segment is usable[-1][0])
             if self._segments:
+                # A process that was killed between write and sync has left what we just read in memory only.
                 self._file = self._disk.append(self._segments[-1].name)
+                self._file.sync()
             else:
                 self._start_segment(FIRST_INDEX, FIRST_TERM, reset=True)
 

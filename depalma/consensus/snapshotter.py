@@ -40,18 +40,22 @@ class InlineSnapshots:
     """Writes at once, in the caller's process."""
 
     def __init__(self) -> None:
-        self._written = False
+        self._written: bool | None = None
 
     def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
-        store.write(index, term, sequence, encode())
-        self._written = True
+        try:
+            store.write(index, term, sequence, encode())
+            self._written = True
+        except OSError as error:
+            logger.error("writing a snapshot failed: %s", error)
+            self._written = False
 
     def poll(self) -> bool | None:
-        done, self._written = self._written, False
-        return done or None
+        written, self._written = self._written, None
+        return written
 
     def cancel(self) -> None:
-        self._written = False
+        self._written = None
 
 
 class ForkedSnapshots:

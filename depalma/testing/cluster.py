@@ -1,0 +1,365 @@
+"""A whole cluster of replicas in one thread of one process, on virtual time, with simulated network and disks.
+
+The replicas are the real ones (`depalma.consensus.core.Core`), their journal, snapshots and messages too. Runs
+repeat exactly for the same seed. Use it with any state machine:
+
+    cluster = SimCluster(MyMachine, seed=7)
+    cluster.start()
+    leader = cluster.wait_for_leader()
+    answer = cluster.propose(leader, b"a command")
+    cluster.run_for(1.0)
+    assert answer.value is not None
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Generic, TypeVar
+
+from depalma.consensus.core import Core
+from depalma.consensus.errors import ConsensusError, DiskFailed, NotLeader
+from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
+from depalma.consensus.snapshotter import InlineSnapshots
+from depalma.testing.clock import ManualClock, Timeline
+from depalma.testing.disk import PowerCut, SimDisk
+from depalma.testing.network import SimNetwork, Weather
+
+MachineT = TypeVar("MachineT", bound=StateMachine)
+
+TICK_S = 0.02
+#: what came in is taken up so much later: one tick for all of it
+REACTION_S = 0.0003
+
+
+class Violation(AssertionError):
+    """The cluster broke a promise."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of a proposal or a read: nothing yet, a value, or an error."""
+
+    asked_at: float
+    done: bool = False
+    value: object = None
+    error: BaseException | None = None
+
+
+class SimNode(Generic[MachineT]):
+    """One replica: its disk outlives it, everything else is made anew at each start."""
+
+    def __init__(self, cluster: SimCluster[MachineT], name: str, disk: SimDisk) -> None:
+        self.name = name
+        self.disk = disk
+        self.core: Core | None = None
+        self.machine: MachineT | None = None
+        #: counts the starts, so that what was planned for an earlier life does not touch this one
+        self.life = 0
+        #: why it stopped by itself, if it did
+        self.stopped_by: BaseException | None = None
+        self._cluster = cluster
+        self._tick_planned = False
+
+    @property
+    def up(self) -> bool:
+        """Whether it runs."""
+        return self.core is not None
+
+    def start(self) -> None:
+        """Start on what the disk holds."""
+        self.life += 1
+        self.machine = self._cluster.make_machine()
+        self._tick_planned = False
+        self.stopped_by = None
+        core = self._cluster.make_core(self, self.machine)
+        life = self.life
+        core.on_leadership = lambda leads, term: self._cluster.note_leadership(self.name, leads, term)
+        core.on_applied = lambda index: self._cluster.note_applied(self.name, index)
+        self.core = core
+        self.attempt(core.open)
+        if self.core is None:
+            return
+        self._cluster.note_applied(self.name, core.applied_index)
+        self._cluster.network.start(
+            self.name,
+            on_frame=self._on_frame,
+            on_connected=lambda peer: self.attempt(lambda: core.connected(peer)),
+            on_disconnected=lambda peer: self.attempt(lambda: core.disconnected(peer)),
+        )
+        self._on_timer(life)
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Run something of the replica, which may kill it."""
+        if self.core is None:
+            return
+        try:
+            action()
+        except PowerCut:
+            self._cluster.crash(self.name, power=True)
+        except (ConsensusError, AssertionError) as error:
+            self.stopped_by = error
+            self._cluster.note_stop(self.name, error)
+            self._cluster.crash(self.name, power=False)
+
+    def send(self, peer: str, frame: bytes) -> None:
+        """Hand a frame to the network."""
+        self._cluster.network.send(self.name, peer, frame)
+
+    def plan_tick(self) -> None:
+        """Tick soon; several reasons make one tick."""
+        if self._tick_planned or self.core is None:
+            return
+        self._tick_planned = True
+        life = self.life
+        self._cluster.timeline.after(REACTION_S, lambda: self._tick(life))
+
+    def _on_frame(self, peer: str, frame: bytes) -> None:
+        if self.core is not None:
+            self.core.deliver(peer, frame)
+            self.plan_tick()
+
+    def _on_timer(self, life: int) -> None:
+        if life == self.life and self.core is not None:
+            self._cluster.timeline.after(TICK_S, lambda: self._on_timer(life))
+            self._tick(life)
+
+    def _tick(self, life: int) -> None:
+        if life != self.life or self.core is None:
+            return
+        self._tick_planned = False
+        core = self.core
+        self.attempt(lambda: self.plan_tick() if core.tick() else None)
+        if self.core is not None:
+            self._cluster.check_node(self)
+
+
+class SimCluster(Generic[MachineT]):
+    """Replicas m1, m2, … of a state machine, and the promises that they must keep.
+
+    It raises Violation as soon as two replicas differ at the same index, two lead in one term, or a replica stops by
+    itself without a fault that explains it.
+    """
+
+    #: what a replica is made of; tests replace it to plant a bug
+    core_class: type[Core] = Core
+
+    def __init__(
+        self,
+        make_machine: Callable[[], MachineT],
+        *,
+        seed: int = 0,
+        size: int = 3,
+        weather: Weather | None = None,
+        state_hash: Callable[[MachineT], str] | None = None,
+        check_every: int = 1,
+        **settings: int,
+    ) -> None:
+        self.random = Random(seed)
+        self.clock = ManualClock()
+        self.timeline = Timeline(self.clock)
+        self.network = SimNetwork(self.timeline, Random(self.random.random()), weather)
+        self.make_machine = make_machine
+        self.names = tuple(f"m{i}" for i in range(1, size + 1))
+        self.nodes = {
+            name: SimNode(self, name, SimDisk(Random(self.random.random()), name=name)) for name in self.names
+        }
+        self._state_hash = state_hash or _hash_of_snapshot
+        self._check_every = check_every
+        self._settings = settings
+        self._hashes: dict[int, str] = {}
+        self._leaders: dict[int, str] = {}
+        #: called with the name of each replica that went down
+        self.on_crash: Callable[[str], None] = lambda name: None
+        self._trace = hashlib.blake2b(digest_size=16)
+        self.network.on_delivery = self._trace_delivery
+
+    def make_core(self, node: SimNode[MachineT], machine: MachineT) -> Core:
+        """A new replica on the node's disk."""
+        members = tuple(Member(id=name, host="simulated", raft_port=1) for name in self.names)
+        settings = ReplicaSettings(
+            id=node.name,
+            members=members,
+            directory=Path("/simulated"),
+            secret=b"simulated-secret",
+            **self._settings,  # type: ignore[arg-type]
+        )
+        return self.core_class(
+            settings,
+            machine,
+            disk=node.disk,
+            clock=self.clock,
+            random=Random(self.random.random()),
+            send=node.send,
+            snapshots=InlineSnapshots(),
+        )
+
+    # -- verbs ---------------------------------------------------------------------------------------------------
+
+    def start(self, *names: str) -> None:
+        """Start these replicas, or all; each at its own moment within the next 20 ms."""
+        for name in names or self.names:
+            self.timeline.after(self.random.uniform(0, TICK_S), partial(self._start, name))
+
+    def crash(self, name: str, *, power: bool = True, silently: bool | None = None) -> None:
+        """Kill a replica: with `power` its disk forgets; `silently` its peers are not told that connections closed."""
+        node = self.nodes[name]
+        if node.core is None:
+            return
+        self._note(f"crash {name} {power}")
+        core, node.core = node.core, None
+        node.life += 1
+        node.disk.crash(power=power)
+        core.fail_all("crashed")
+        if self.network.has(name):
+            self.network.stop(name, silently=self.random.random() < 0.3 and power if silently is None else silently)
+        self.on_crash(name)
+
+    def restart(self, name: str) -> None:
+        """Start a replica that is down; nothing happens if it runs."""
+        if not self.nodes[name].up:
+            self._start(name)
+
+    def run_for(self, seconds: float) -> None:
+        """Let so much virtual time pass."""
+        self.timeline.run_for(seconds)
+
+    def wait_until(self, condition: Callable[[], bool], *, within_s: float, what: str) -> None:
+        """Let time pass until the condition holds. Raises Violation naming `what` if it does not in time."""
+        deadline = self.clock.monotonic() + within_s
+        while not condition():
+            if self.clock.monotonic() > deadline:
+                raise Violation(f"not within {within_s} s: {what}; {self.describe()}")
+            self.run_for(0.02)
+
+    def leader(self) -> str | None:
+        """The replica that leads in the highest term, if any does."""
+        leading = [
+            (node.core.leads_term, name) for name, node in self.nodes.items() if node.core and node.core.leads_term
+        ]
+        return max(leading)[1] if leading else None
+
+    def wait_for_leader(self, *, within_s: float = 5.0) -> str:
+        """The leader, once there is one."""
+        self.wait_until(lambda: self.leader() is not None, within_s=within_s, what="a leader")
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def propose(self, name: str, command: bytes) -> Answer:
+        """Hand a command to a replica; look at the answer after some time."""
+        return self._ask(name, lambda core, callback: core.propose(command, callback))
+
+    def read(self, name: str, look: Callable[[MachineT], object]) -> Answer:
+        """Ask a replica for a linearizable read; the answer's value is `look(machine)` at that moment."""
+        node = self.nodes[name]
+
+        def ask(core: Core, callback: Callable[[object, BaseException | None], None]) -> None:
+            def look_now(index: object, error: BaseException | None) -> None:
+                assert node.machine is not None
+                callback(look(node.machine) if error is None else None, error)
+
+            core.barrier(look_now)
+
+        return self._ask(name, ask)
+
+    def describe(self) -> str:
+        """One line about every replica."""
+        lines = []
+        for name, node in self.nodes.items():
+            core = node.core
+            lines.append(
+                f"{name}: term {core.term} leader {core.leader_id} applied {core.applied_index}"
+                if core
+                else f"{name}: down"
+            )
+        return f"at {self.clock.monotonic():.3f}: " + "; ".join(lines)
+
+    def digest(self) -> str:
+        """Hash over everything that happened so far."""
+        return self._trace.hexdigest()
+
+    def ensure_same(self) -> None:
+        """Raise Violation unless all replicas run and hold the same state."""
+        seen = {
+            (node.core.applied_index, self._state_hash(node.machine)) if node.core and node.machine else None
+            for node in self.nodes.values()
+        }
+        if len(seen) != 1 or None in seen:
+            raise Violation(f"the replicas differ: {self.describe()}")
+
+    def _ask(self, name: str, ask: Callable[[Core, Callable[[object, BaseException | None], None]], None]) -> Answer:
+        answer = Answer(self.clock.monotonic())
+
+        def callback(value: object, error: BaseException | None) -> None:
+            answer.done, answer.value, answer.error = True, value, error
+
+        node = self.nodes[name]
+        if node.core is None:
+            callback(None, NotLeader(None))
+            return answer
+        try:
+            ask(node.core, callback)
+        except NotLeader as error:
+            callback(None, error)
+        node.plan_tick()
+        return answer
+
+    def _start(self, name: str) -> None:
+        self._note(f"start {name}")
+        self.nodes[name].start()
+
+    # -- what must hold ------------------------------------------------------------------------------------------
+
+    def note_leadership(self, name: str, leads: bool, term: int) -> None:
+        """Called by a replica that begins or ceases to lead."""
+        self._note(f"lead {name} {leads} {term}")
+
+    def note_applied(self, name: str, index: int) -> None:
+        """Called by a replica after it applied something: the state at an index is the same everywhere."""
+        machine = self.nodes[name].machine
+        if machine is None or index % self._check_every:
+            return
+        found = self._state_hash(machine)
+        expected = self._hashes.setdefault(index, found)
+        if found != expected:
+            raise Violation(f"{name} differs from another replica at command {index}")
+
+    def note_stop(self, name: str, error: BaseException) -> None:
+        """A replica stopped by itself: right only if its disk was made to fail."""
+        self._note(f"stop {name} {type(error).__name__}")
+        if isinstance(error, Violation):
+            raise error
+        if not (isinstance(error, DiskFailed) and self.nodes[name].disk.ails):
+            raise Violation(f"{name} stopped: {type(error).__name__}: {error}") from error
+
+    def check_node(self, node: SimNode[MachineT]) -> None:
+        """At most one leads in a term; what was applied is in the log: on every replica, at all times."""
+        core = node.core
+        assert core is not None
+        log, engine = core.journal.log, core.engine
+        if engine.leading and self._leaders.setdefault(engine.term, node.name) != node.name:
+            raise Violation(f"{node.name} and {self._leaders[engine.term]} both lead in term {engine.term}")
+        if not engine.applied <= engine.commit_index <= log.last_index:
+            raise Violation(
+                f"{node.name} has applied {engine.applied} and committed {engine.commit_index}, "
+                f"but its log ends at {log.last_index}"
+            )
+
+    def _note(self, text: str) -> None:
+        self._trace.update(f"{self.clock.monotonic():.6f} {text}\n".encode())
+
+    def _trace_delivery(self, at: float, sender: str, receiver: str, frame: bytes) -> None:
+        self._trace.update(b"%.6f %b %b " % (at, sender.encode(), receiver.encode()))
+        self._trace.update(frame)
+
+
+def _hash_of_snapshot(machine: StateMachine) -> str:
+    own = getattr(machine, "state_hash", None)
+    if callable(own):
+        return str(own())
+    return hashlib.blake2b(machine.snapshot(), digest_size=8).hexdigest()
