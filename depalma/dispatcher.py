@@ -5,8 +5,9 @@ waits for, so nothing overtakes. Three rules of a round:
 
 1. Free slots of all hosts are filled first, in order. On which host: priority level, then the least full, then the
    least loaded as measured.
-2. Only then are tasks queued ahead on hosts whose slots are taken, and only those of jobs known to be short: never
-   more than about `AHEAD_S` of work a slot, so what comes later and is more urgent waits no longer than that.
+2. Only then are tasks queued ahead on hosts whose slots are taken: tasks of jobs known to be short (`AHEAD_S` at
+   most on average), behind slots that short tasks hold, and never more than about `AHEAD_S` of work for each of those
+   slots. So what comes later and is more urgent waits no longer than that, and nothing waits behind a long task.
 3. A job that could not place all its tasks closes hosts for those behind it: one host to drain for a task of several
    slots (rule 1), all hosts it could use (rule 2).
 
@@ -28,7 +29,7 @@ from depalma.state.jobs import Job
 from depalma.state.placement import ReadyJobs, misfit
 from depalma.state.shapes import Shape
 
-#: Work that may wait on a host ahead of its slots, in seconds a slot.
+#: Work that may wait on a host ahead of its slots, in seconds a slot; and the longest mean of a short task.
 AHEAD_S = 0.25
 
 
@@ -64,7 +65,19 @@ def plan(
 class _Place:
     """A host in this round, with what is placed there."""
 
-    __slots__ = ("ahead", "ahead_refs", "cpu", "free_refs", "host", "incarnation", "reserved", "slots", "used", "was")
+    __slots__ = (
+        "ahead",
+        "ahead_refs",
+        "cpu",
+        "free_refs",
+        "host",
+        "incarnation",
+        "reserved",
+        "short_slots",
+        "slots",
+        "used",
+        "was",
+    )
 
     def __init__(self, host: Host, room: HostRoom) -> None:
         self.host = host
@@ -74,13 +87,25 @@ class _Place:
         self.cpu = room.load.cpu_percent
         self.used = self.was = host.used
         self.reserved: Shape | None = None  #: being drained for a task of this shape
+        self.short_slots = 0  #: slots that short tasks hold, known once the free ones are filled
         self.free_refs: list[AttemptRef] = []
         self.ahead_refs: list[AttemptRef] = []
+
+    def count_short_slots(self, state: ClusterState, mean_s: Mapping[int, float]) -> None:
+        """Counts the slots behind which short tasks may wait."""
+        long = 0
+        for job_id, count in self.host.by_job.items():
+            if mean_s.get(job_id, AHEAD_S + 1) > AHEAD_S:
+                long += count * state.jobs[job_id].shape.weight
+        for ref in self.free_refs:
+            if mean_s.get(ref[0], AHEAD_S + 1) > AHEAD_S:
+                long += state.jobs[ref[0]].shape.weight
+        self.short_slots = max(0, self.slots - long)
 
     def commands(self, hosts: int, now: float, term: int) -> Iterator[AssignTasks]:
         """Yields what was placed here, with the reason."""
         name, level = self.host.name, self.host.priority
-        choice = f"least full of {hosts} hosts with room, priority level {level}"
+        choice = f"least full of {hosts} host{'s' * (hosts > 1)} with room, priority level {level}"
         free = max(0, self.slots - self.was)
         for refs, reason in (
             (self.free_refs, f"{free} of {self.slots} slots were free; {choice}"),
@@ -169,7 +194,7 @@ def _choice(place: _Place) -> _Choice:
 
 def _ahead(place: _Place, mean_s: float) -> int:
     """Returns how many slots' worth of such tasks may wait on the host."""
-    work_s = AHEAD_S * place.slots
+    work_s = AHEAD_S * place.short_slots
     return place.ahead if mean_s * place.ahead <= work_s else int(work_s / mean_s)
 
 
@@ -186,7 +211,10 @@ class _Round:
         """Fills free slots, then queues ahead."""
         queues = [_Queue(self.state, shape, keys, self.places) for shape, keys in self.state.ready.shapes()]
         stuck = self._merge([queue for queue in queues if queue.places], ahead=False)
-        self._merge(stuck, ahead=True)
+        if stuck and self.left > 0:
+            for place in self.places:
+                place.count_short_slots(self.state, self.mean_s)
+            self._merge(stuck, ahead=True)
 
     def _merge(self, queues: list[_Queue], *, ahead: bool) -> list[_Queue]:
         """Places jobs in order over all queues; returns the queues that got stuck, each at its job."""
@@ -215,7 +243,7 @@ class _Round:
         """Places tasks of the queue's job; returns False when one found no host."""
         job, weight = queue.job, queue.shape.weight
         mean_s = self.mean_s.get(job.id) if ahead else None
-        if ahead and mean_s is None:
+        if ahead and (mean_s is None or mean_s > AHEAD_S):
             return False
         job_id, first, stories, choose = job.id, job.first, job.stories, queue.choose
         while queue.position >= 0 and queue.left > 0 and self.left > 0:

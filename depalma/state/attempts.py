@@ -81,8 +81,7 @@ def _assign_all(
             continue
         attempt = Attempt(number, name, incarnation, at, None, fence, reason)
         job.assign(index, attempt)
-        host.attempts[ref] = attempt
-        host.used += weight
+        host.put(ref, attempt, weight)
         room -= 1
         touched[job_id] = job
         accepted.append(ref)
@@ -196,7 +195,7 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
         job = touched.get(job_id)
         if job is None:
             job = touched[job_id] = state.jobs[job_id]
-        host.used -= job.shape.weight
+        host.release(job_id, job.shape.weight)
         recorded.append(ref)
         if report.outcome == "succeeded":
             job.finish(report.task, SUCCEEDED, attempt, report, at)
@@ -263,8 +262,7 @@ def lose_attempts(state: ClusterState, host: Host, reason: str, at: float) -> in
             endings.ended.append(ref)
             endings.words.append(code)
     count = len(host.attempts)
-    host.attempts.clear()
-    host.used = 0
+    host.clear()
     endings.publish(state, host, at, reason)
     return count
 

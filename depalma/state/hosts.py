@@ -22,6 +22,7 @@ class Host:
         "acknowledgements",
         "added_at",
         "attempts",
+        "by_job",
         "code_index",
         "configured_slots",
         "facts",
@@ -64,7 +65,8 @@ class Host:
         self.code_index = 0  #: highest acknowledged
         self.acknowledgements: dict[int, str] = {}  #: code index → signature
         self.attempts: dict[AttemptRef, Attempt] = {}
-        self.used = 0  #: slots that its attempts take, those waiting there included
+        self.by_job: dict[int, int] = {}  #: how many of them are of which job
+        self.used = 0  #: slots that they take, those waiting there included
 
     @property
     def slots(self) -> int:
@@ -72,6 +74,28 @@ class Host:
         if self.configured_slots:
             return self.configured_slots
         return self.facts.slots if self.facts else 0
+
+    def put(self, ref: AttemptRef, attempt: Attempt, weight: int) -> None:
+        """Takes an attempt that takes `weight` slots."""
+        self.attempts[ref] = attempt
+        job = ref[0]
+        self.by_job[job] = self.by_job.get(job, 0) + 1
+        self.used += weight
+
+    def release(self, job: int, weight: int) -> None:
+        """Follows up the removal of an attempt of the job from `attempts`."""
+        self.used -= weight
+        left = self.by_job[job] - 1
+        if left:
+            self.by_job[job] = left
+        else:
+            del self.by_job[job]
+
+    def clear(self) -> None:
+        """Drops all attempts."""
+        self.attempts.clear()
+        self.by_job.clear()
+        self.used = 0
 
     def turn(self, state: HostState, reason: str, at: float) -> None:
         """Changes the state, with the reason and since when."""

@@ -136,9 +136,7 @@ def decode(data: bytes) -> tuple[ClusterState, str]:
         job = state.jobs[each.id] = _job(each)
         state.ready.refresh(job)
         for index, attempt in job.running.items():
-            host = state.hosts[attempt.host]
-            host.attempts[job.id, index, attempt.number] = attempt
-            host.used += job.shape.weight
+            state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)
     return state, image.state_hash
 
 

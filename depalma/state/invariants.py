@@ -6,6 +6,7 @@ Run after every unit test and simulation step. What would cost a look at every t
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,7 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
     used = sum(state.jobs[ref[0]].shape.weight for ref in live)
     _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
+    _must(dict(Counter(ref[0] for ref in live)) == host.by_job, f"{name}: attempts by job are {host.by_job}")
     _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
     over = host.incarnation in host.over
     _must(over == (host.state == "lost"), f"{name}: {host.state}, incarnation over: {over}")

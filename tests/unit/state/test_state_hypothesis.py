@@ -1,0 +1,145 @@
+"""A state machine for Hypothesis: it looks for the shortest way to break a rule, and finds none."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from depalma import items
+from depalma.model import FINAL_STATES, Payload, Report
+from depalma.state import commands as c
+
+HOSTS = st.sampled_from(["h1", "h2"])
+OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
+
+
+def machine_for(bench_class, fuzzer_class):
+    """Returns the machine's class; the bench checks the rules after each command."""
+
+    class Cluster(RuleBasedStateMachine):
+        @initialize()
+        def begin(self) -> None:
+            self.bench = bench_class()
+            for name in ("h1", "h2"):
+                self.bench.host(name)
+            self.ended: dict[int, str] = {}
+
+        def live(self, host: str) -> list[tuple[int, int, int]]:
+            return sorted(self.bench.state.hosts[host].attempts)
+
+        @rule(
+            count=st.integers(0, 4),
+            retries=st.integers(0, 2),
+            limit=st.integers(0, 2),
+            priority=st.integers(-1, 1),
+            restartable=st.booleans(),
+            opened=st.booleans(),
+            wide=st.booleans(),
+        )
+        def submit(self, count, retries, limit, priority, restartable, opened, wide) -> None:
+            self.bench.submit(
+                count,
+                retries=retries,
+                max_running=limit,
+                priority=priority,
+                restartable=restartable,
+                open=opened,
+                cpus=2 if wide else 1,
+            )
+
+        @rule(job=st.integers(1, 5), count=st.integers(1, 3))
+        def add(self, job, count) -> None:
+            self.bench.do(c.AddTasks("", job, Payload(inline=items.pack([b""] * count)), count, self.bench.tick()))
+
+        @rule(job=st.integers(1, 5))
+        def close(self, job) -> None:
+            self.bench.do(c.CloseJob("", job, self.bench.tick()))
+
+        @rule(job=st.integers(1, 5))
+        def cancel(self, job) -> None:
+            self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
+
+        @rule(ahead=st.integers(0, 3), limit=st.integers(1, 6))
+        def dispatch(self, ahead, limit) -> None:
+            """Whatever is planned is accepted, all of it."""
+            self.bench.dispatch(dict.fromkeys(self.bench.state.jobs, 0.01), ahead=ahead, limit=limit)
+
+        @rule(host=HOSTS, pick=st.integers(0, 5))
+        def start(self, host, pick) -> None:
+            if live := self.live(host):
+                self.bench.start(live[pick % len(live)], host=host, life=self.life(host))
+
+        @rule(host=HOSTS, pick=st.integers(0, 5), outcome=OUTCOMES)
+        def finish(self, host, pick, outcome) -> None:
+            if live := self.live(host):
+                ref = live[pick % len(live)]
+                assert self.bench.finish(ref, outcome=outcome, host=host, life=self.life(host)).recorded == (ref,)
+
+        @rule(host=HOSTS, pick=st.integers(0, 5))
+        def report_elsewhere(self, host, pick) -> None:
+            """The other host's attempts are none of its business."""
+            other = "h2" if host == "h1" else "h1"
+            if live := self.live(host):
+                report = Report(*live[pick % len(live)], "succeeded")
+                incarnation = self.bench.state.hosts[other].incarnation
+                value = self.bench.ok(c.FinishTasks(other, incarnation, (report,), self.bench.tick()))
+                assert value.recorded == ()
+
+        def life(self, host: str) -> int:
+            return int(self.bench.state.hosts[host].incarnation.split("-")[1])
+
+        @rule(host=HOSTS)
+        def suspect(self, host) -> None:
+            self.bench.do(c.HostSuspect(host, f"{host}-{self.life(host)}", "quiet", self.bench.tick()))
+
+        @rule(host=HOSTS)
+        def recover(self, host) -> None:
+            self.bench.do(c.HostRecovered(host, f"{host}-{self.life(host)}", self.bench.tick()))
+
+        @rule(host=HOSTS)
+        def lose(self, host) -> None:
+            self.bench.do(c.HostLost(host, f"{host}-{self.life(host)}", "silent", self.bench.tick()))
+
+        @rule(host=HOSTS)
+        def come_back(self, host) -> None:
+            self.bench.up(host, life=self.life(host) + 1)
+
+        @rule(seed=st.integers(0, 1000))
+        def something_wild(self, seed) -> None:
+            self.bench.do(fuzzer_class(self.bench, random.Random(seed)).step())
+
+        @precondition(lambda self: self.bench.state.version % 3 == 0)
+        @rule()
+        def restore(self) -> None:
+            self.bench.check_snapshot()
+
+        def teardown(self) -> None:
+            """Any state can still come to an end: nothing is stuck."""
+            if not hasattr(self, "bench"):
+                return
+            for host in ("h1", "h2"):
+                self.bench.up(host, life=self.life(host) + 1)
+            self.bench.do(c.CancelJobs("", tuple(self.bench.state.jobs), self.bench.tick()))
+            assert all(job.state() in FINAL_STATES for job in self.bench.state.jobs.values())
+
+    return Cluster
+
+
+@pytest.mark.timeout(300)
+def test_any_sequence_of_commands(make_bench, make_fuzzer):
+    """Rules of the bench: replicas agree, moves are legal, refusals change nothing, an attempt ends once."""
+    run_state_machine_as_test(
+        machine_for(make_bench, make_fuzzer),
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+            database=None,
+        ),
+    )

@@ -1,0 +1,151 @@
+"""The small parts of the state by themselves: ordered keys, completions, ready jobs."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depalma.model import Payload
+from depalma.state.completions import Completions
+from depalma.state.event_log import EventLog
+from depalma.state.ordered import OrderedKeys
+from depalma.state.placement import ReadyJobs, order_key
+from depalma.state.shapes import slots_of
+
+NOTE = (1, "h1", 0, None, "", 3, "digest", "because")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-50, 50)), max_size=200))
+def test_ordered_keys_are_a_sorted_set(steps):
+    """Against the obvious model."""
+    keys, model = OrderedKeys(), set()
+    for add, key in steps:
+        if add and key not in model:
+            keys.add(key)
+            model.add(key)
+        elif not add and key in model:
+            keys.remove(key)
+            model.remove(key)
+        elif not add:
+            with pytest.raises(KeyError):
+                keys.remove(key)
+        assert len(keys) == len(model)
+    assert list(keys) == sorted(model)
+    for key in range(-51, 52):
+        assert keys.rank(key) == sum(other < key for other in model)
+
+
+def test_ordered_keys_over_many_chunks():
+    """Splitting and emptying chunks, with a fixed seed."""
+    rng = random.Random(3)
+    keys, model = OrderedKeys(), set()
+    for _ in range(30_000):
+        key = rng.randrange(20_000)
+        if key in model:
+            keys.remove(key)
+            model.remove(key)
+        else:
+            keys.add(key)
+            model.add(key)
+    ordered = sorted(model)
+    assert list(keys) == ordered
+    assert all(keys.rank(key) == place for place, key in enumerate(ordered) if place % 500 == 0)
+
+    for key in ordered:
+        keys.remove(key)
+    assert list(keys) == []
+    assert keys.rank(5) == 0
+
+
+def test_order_is_priority_then_age():
+    """And the job can be read back from the key, also for negative priorities."""
+    jobs = [(0, 1), (0, 2), (5, 3), (-5, 4), (5, 9), (1_000_000, 10), (-1_000_000, 11)]
+    keys = {order_key(priority, job): (priority, job) for priority, job in jobs}
+
+    assert [keys[key] for key in sorted(keys)] == sorted(jobs, key=lambda each: (-each[0], each[1]))
+    assert all(ReadyJobs.job_of(key) == job for key, (_, job) in keys.items())
+
+
+@pytest.mark.parametrize(("cpus", "slots"), [(0.1, 1), (1.0, 1), (1.5, 2), (4.0, 4)])
+def test_slots_of_cpus(cpus, slots):
+    """Rounded up."""
+    assert slots_of(cpus) == slots
+
+
+def completions(order: list[int], first: int = 0) -> Completions:
+    made = Completions(first)
+    for place, index in enumerate(order):
+        made.add(index, NOTE, float(place) if place % 2 else None, 100.0 + place, Payload(inline=b"%d" % index))
+    return made
+
+
+def test_completions_give_back_what_was_added():
+    """In any order of index, from any first index."""
+    order = list(range(10, 300))
+    random.Random(5).shuffle(order)
+    made = completions(order, first=10)
+
+    assert list(made) == order
+    assert made[3:7] == order[3:7]
+    for place, index in enumerate(order):
+        record = made.find(index, "succeeded")
+        assert record.finished_at == 100.0 + place
+        assert record.started_at == (float(place) if place % 2 else None)
+        assert record.result == Payload(inline=b"%d" % index)
+        assert (record.host, record.code_index, record.reason) == ("h1", 3, "because")
+    assert made.find(9, "succeeded") is None
+    assert made.find(500, "succeeded") is None
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+def test_a_range_of_cancelled_tasks_stands_in_the_order(before, count, after):
+    """Wherever it came."""
+    made = completions(list(range(before)))
+    made.add_range(before, count, 7.0)
+    for index in range(before + count, before + count + after):
+        made.add(index, NOTE, None, 1.0, None)
+    expected = list(range(before + count + after))
+
+    assert list(made) == [made[i] for i in range(len(made))] == made[:] == expected
+    assert made[::-2] == expected[::-2]
+    restored = Completions.from_image(made.image(), 0)
+    assert list(restored) == expected
+    for index in expected:
+        assert restored.find(index, "failed") == made.find(index, "failed") is not None
+    with pytest.raises(IndexError):
+        made[len(expected)]
+
+
+def test_a_second_range_is_an_error_of_ours():
+    """A job is cancelled once."""
+    made = completions([])
+    made.add_range(0, 2, 1.0)
+
+    with pytest.raises(ValueError, match="at most one range"):
+        made.add_range(2, 2, 1.0)
+
+
+def test_columns_are_little_endian_everywhere(monkeypatch):
+    """A snapshot may move to another kind of machine."""
+    made = completions([0, 1])
+    plain = made.image()
+    assert plain.tasks == (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+
+    monkeypatch.setattr(sys, "byteorder", "little" if sys.byteorder == "big" else "big")
+    swapped = made.image()
+    assert swapped.tasks == (0).to_bytes(8, "big") + (1).to_bytes(8, "big")
+    assert list(Completions.from_image(swapped, 0)) == [0, 1]
+
+
+def test_the_event_log_keeps_whole_records():
+    """At least as many events as it promises."""
+    log = EventLog()
+    for _ in range(10):
+        log.add("task.finished", 1.0, refs=tuple((1, i, 1) for i in range(20_000)))
+
+    assert 50_000 <= sum(record.count for record in log.records) <= 70_000
+    assert log.next_index == 200_001
