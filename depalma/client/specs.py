@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypedDict
 
 from msgspec import Struct
@@ -60,6 +61,7 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+@lru_cache(maxsize=1)
 def login_name() -> str:
     """Returns the name of the user of this process, as the operating system knows it."""
     import pwd
