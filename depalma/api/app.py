@@ -54,6 +54,7 @@ ROUTES: tuple[Route, ...] = (
     *metrics.ROUTES,
 )
 _CONSISTENCY = ("linearizable", "stale")
+API: web.AppKey[Api] = web.AppKey("api", Api)
 #: Connections that are idle, or slow to send their request's head, are closed after this long.
 IDLE_S = 60.0
 
@@ -73,6 +74,7 @@ def make_app(services: Services) -> web.Application:
             "auto_decompress": False,
         },
     )
+    app[API] = api
     for route in ROUTES:
         handler = partial(route.handler, api)
         api.routes_by_handler[handler] = route

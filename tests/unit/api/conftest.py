@@ -66,11 +66,10 @@ class LoneReplica:
 class OneMaster:
     """Implements the services of the API, and the context of the agents' sessions."""
 
-    def __init__(self, directory: Path, port: int, settings: Settings) -> None:
+    def __init__(self, directory: Path, port: int, settings: Settings, others: tuple[MasterConfig, ...]) -> None:
         self.master_id = "m1"
-        self.config = ClusterConfig(
-            masters=(MasterConfig(id="m1", host="127.0.0.1", port=port, dir=str(directory)),), settings=settings
-        )
+        own = MasterConfig(id="m1", host="127.0.0.1", port=port, dir=str(directory))
+        self.config = ClusterConfig(masters=(own, *others), settings=settings)
         self.secrets = SECRETS
         self.replica = LoneReplica()
         self.machine = Machine()
@@ -204,10 +203,16 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, settings: Settings) -> AsyncIterator[Bench]:
+def others() -> tuple[MasterConfig, ...]:
+    """Further masters in the cluster file; a module that wants some defines its own."""
+    return ()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, settings: Settings, others: tuple[MasterConfig, ...]) -> AsyncIterator[Bench]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    master = OneMaster(tmp_path, port, settings)
+    master = OneMaster(tmp_path, port, settings, others)
     app = make_app(master)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
