@@ -94,6 +94,7 @@ class Root(LazyGroup):
     def main(self, args: Sequence[str] | None = None, *main_args: Any, **extra: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        failures.passes_job_code = False
         try:
             code = super().main(arguments, *main_args, **extra)
         except BrokenPipeError:

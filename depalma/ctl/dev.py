@@ -36,14 +36,24 @@ _PREVIOUS = "previous-context"
         "depalmactl dev --stop",
     ),
 )
-@click.option("--masters", "masters", type=click.Choice(["1", "3", "5"]), default="3", show_default=True)
+@click.option(
+    "--masters",
+    "masters",
+    type=click.Choice(["1", "3", "5"]),
+    default="3",
+    show_default=True,
+    metavar="N",
+    help="1, 3 or 5.",
+)
 @click.option(
     "--agents", type=click.IntRange(0, 1000), default=2, show_default=True, metavar="N", help="How many hosts."
 )
 @click.option("--slots", type=click.IntRange(1), metavar="N", help="Slots of each (the CPUs, divided by the agents).")
-@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Its files.")
+@click.option(
+    "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where its files are."
+)
 @click.option("--detach", is_flag=True, help="Leave it running, and make it the current context.")
-@click.option("--stop", is_flag=True, help="Stop the one of this folder.")
+@click.option("--stop", is_flag=True, help="Stop the cluster of this folder.")
 @click.pass_obj
 def dev(
     session: Session, masters: str, agents: int, slots: int | None, directory: Path | None, detach: bool, stop: bool

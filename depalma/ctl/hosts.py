@@ -11,7 +11,7 @@ from depalma.ctl import ids
 from depalma.ctl.command import SubGroup, command
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.wording import clean, count, duration, listed, size
+from depalma.ctl.wording import clean, count, duration, listed, size, slots
 
 Row = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def since_heard(host: Row) -> str:
 _HOST_COLUMNS = (
     Column("NAME", lambda host: host["name"]),
     Column("STATE", lambda host: host["state"]),
-    Column("SLOTS", lambda host: f"{host['running']}/{host['slots']}", right=True),
+    Column("SLOTS", lambda host: slots(host["running"], host["slots"])),
     Column("CPU", lambda host: percent(host["load"]["cpu_percent"]), right=True),
     Column("MEMORY", lambda host: percent(host["load"]["memory_percent"]), right=True),
     Column("CODE", lambda host: host["code_index"], right=True),
@@ -47,7 +47,7 @@ _HOST_COLUMNS = (
 _LOAD_COLUMNS = (
     Column("HOST", lambda row: row["host"]),
     Column("STATE", lambda row: row["state"]),
-    Column("SLOTS", lambda row: f"{row['running']}/{row['slots']}", right=True),
+    Column("SLOTS", lambda row: slots(row["running"], row["slots"])),
     Column("LOAD1", lambda row: f"{row['load']['load1']:.2f}", right=True),
     Column("LOAD5", lambda row: f"{row['load']['load5']:.2f}", right=True),
     Column("LOAD15", lambda row: f"{row['load']['load15']:.2f}", right=True),
@@ -97,7 +97,7 @@ def host_show(session: Session, name: str) -> None:
         ("Host", view["name"]),
         ("State", view["state"]),
         ("Reason", view.get("reason")),
-        ("Slots", f"{view['running']} of {view['slots']} in use"),
+        ("Slots", slots(view["running"], view["slots"])),
         ("Groups", listed(view["groups"])),
         ("Labels", listed(f"{key}={value}" for key, value in view["labels"].items())),
         ("Priority", view["priority"]),

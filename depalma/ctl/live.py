@@ -17,6 +17,7 @@ from rich.text import Text
 from depalma.ctl.events import event_text
 from depalma.ctl.output import STATE_STYLES
 from depalma.ctl.wording import clean, duration
+from depalma.ctl.wording import slots as slots_text
 
 Row = Mapping[str, Any]
 #: From this width on, machines stand beside jobs.
@@ -117,11 +118,13 @@ def _header(snapshot: Snapshot, width: int) -> Text:
     clock = time.strftime(" %H:%M:%S ", time.localtime(snapshot.now))
     left = " depalma"
     if overview is not None:
-        leader = overview.get("leader") or "none"
+        leader = overview.get("leader") or "?"
         left += f" {overview['cluster']}  leader {leader}  term {overview['term']}  index {overview['index']:,}"
     style = "bold reverse"
     if snapshot.without_leader_s is not None:
-        left = f" no leader since {snapshot.without_leader_s:.1f} s" + (" " + left if overview is not None else "")
+        left = f" no leader since {snapshot.without_leader_s:.1f} s"
+        if overview is not None:
+            left += f" (last: {overview.get('leader') or '?'}, term {overview['term']}, index {overview['index']:,})"
         style = "bold white on red"
     if width <= len(clock) + 8:
         return _plain(left, width, style)
@@ -228,7 +231,7 @@ def _master_line(master: Row, width: int) -> Text:
 def _hosts(overview: Row) -> Section:
     hosts = sorted(overview["hosts"], key=lambda host: (host["state"] == "up", host["name"]))
     up = [host for host in hosts if host["state"] == "up"]
-    slots, used = sum(host["slots"] for host in up), sum(host["running"] for host in up)
+    slots, used = sum(host["slots"] for host in up), sum(min(host["running"], host["slots"]) for host in up)
     # A host in trouble stands first, so that it is seen even when not all fit.
     return Section("HOSTS", hosts, _host_line, f"{len(up)} of {len(hosts)} up, {used}/{slots} slots busy")
 
@@ -236,13 +239,12 @@ def _hosts(overview: Row) -> Section:
 def _host_line(host: Row, width: int) -> Text:
     text = Text()
     name_width = max(8, min(24, width - 62))
-    bar_width = max(6, min(24, (width - name_width - 44) if width >= 60 else 6))
+    bar_width = max(6, min(24, (width - name_width - 46) if width >= 60 else 6))
     load = host["load"]
     text.append(f" {fit(host['name'], name_width)} ")
     text.append(fit(host["state"], 9), STATE_STYLES.get(host["state"], ""))
     text.append_text(bar(host["running"], host["slots"], bar_width, "cyan"))
-    busy = f"{host['running']}/{host['slots']}"
-    text.append(f" {fit(busy, 7)}")
+    text.append(f" {fit(slots_text(host['running'], host['slots']), 9)}")
     text.append(f"cpu {load['cpu_percent']:3.0f}%", _heat(load["cpu_percent"]))
     text.append(f" mem {load['memory_percent']:3.0f}%", _heat(load["memory_percent"]))
     text.append(f"  code {host['code_index']}", "bright_black")

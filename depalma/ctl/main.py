@@ -64,7 +64,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 @click.option("--masters", metavar="URL,URL,…", help="Talk to these masters.", allow_from_autoenv=False)
 @click.option("--token-file", metavar="FILE", help="Read the access token from here.", allow_from_autoenv=False)
 @click.option(
-    "-o", "--output", type=click.Choice(FORMATS), default="table", help="How to print data.", metavar="FORMAT"
+    "-o",
+    "--output",
+    type=click.Choice(FORMATS),
+    default="table",
+    help="How to print: table, wide, json, jsonl, yaml, name.",
+    metavar="FORMAT",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No narration on stderr.")
 @click.option("--no-color", is_flag=True, help="No colours (NO_COLOR in the environment does the same).")

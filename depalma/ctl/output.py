@@ -86,14 +86,25 @@ def _print_lines(lines: Iterable[str]) -> None:
 def plain_table(headings: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     """Returns the lines of a table with columns aligned by spaces, nothing cut."""
     lines = [list(headings), *[list(row) for row in cells]]
-    widths = [max(len(line[position]) for line in lines) for position in range(len(headings))]
-    return [
-        "  ".join(
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+    widths = [max(cell_width(line[position]) for line in lines) for position in range(len(headings))]
+    return ["  ".join(map(_filled, line, widths, right)).rstrip() for line in lines]
+
+
+def cell_width(text: str) -> int:
+    """Returns how many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _filled(text: str, width: int, to_right: bool) -> str:
+    fill = " " * (width - cell_width(text))
+    return fill + text if to_right else text + fill
 
 
 def _print_table(session: Session, columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:

@@ -17,6 +17,7 @@ from depalma.ctl.output import print_json, print_yaml
 from depalma.ctl.session import Session
 from depalma.ctl.wait import FINAL
 from depalma.ctl.wording import clean
+from depalma.errors import Rejected
 
 _PAGE = 1000
 
@@ -84,7 +85,12 @@ def _tasks(session: Session, job: int) -> Iterator[dict[str, Any]]:
 
 def _fetch(session: Session, task: str) -> bytes:
     """Errors: Rejected with code not_finished, no_result, unknown_task."""
-    return session.ask(f"/v1/tasks/{task}/result").body
+    try:
+        return session.ask(f"/v1/tasks/{task}/result").body
+    except Rejected as error:
+        if error.code != "no_result":
+            raise
+        raise Rejected(f"{error} (what a command wrote is in: depalmactl logs {task})", code=error.code) from error
 
 
 def _entry(session: Session, task: dict[str, Any]) -> dict[str, Any]:

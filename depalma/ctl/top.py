@@ -19,7 +19,7 @@ from depalma.errors import DepalmaError
 PERIOD_S = 1 / 3
 _PATIENCE_S = 1.0
 #: An answer older than this means that nobody leads, or nobody is reached.
-_OVERDUE_S = 1.0
+_OVERDUE_S = 0.8
 _JOBS = 60
 
 

@@ -67,6 +67,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def slots(running: int, available: int) -> str:
+    """Returns `2/4`; tasks that were sent ahead and wait on the host stand apart: `4/4 +9`."""
+    ahead = running - available
+    return f"{available}/{available} +{ahead}" if ahead > 0 else f"{running}/{available}"
+
+
 def listed(names: Iterable[object], *, limit: int = 0) -> str:
     """Returns the names with commas between; with a limit, the first ones and how many more there are."""
     texts = [str(name) for name in names]
