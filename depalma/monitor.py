@@ -147,12 +147,12 @@ class Monitor:
         self.channel.queue(("all_dead", message[1]))
 
     def _trees(self, message: tuple[Any, ...]) -> None:
-        own = os.getpid()
+        self.sweep()  # what has lost its parent since the last look
         trees = []
         for spawned in self.by_key.values():
             tops = [spawned.pid, *spawned.orphans]
             trees.append((spawned.key, [p for top in tops for p in (top, *(c for c, _ in proctree.descendants(top)))]))
-        self.channel.queue(("trees", message[1], trees, own))
+        self.channel.queue(("trees", message[1], trees))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
         _, self.stopping, grace_s = message

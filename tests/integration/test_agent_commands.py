@@ -1,0 +1,259 @@
+"""Commands through a real agent, its monitor and a fake leader."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from depalma.model import JobSpec
+from depalma.protocol import Assignment
+from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
+
+
+@pytest.fixture
+async def leader() -> AsyncIterator[FakeLeader]:
+    async with FakeLeader() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
+    process = AgentProcess(tmp_path, [leader.url], output_limit_bytes=100_000)
+    process.start()
+    try:
+        await wait_until(lambda: leader.connected, "connection")
+        yield process
+    finally:
+        await process.stop()
+
+
+def command(*argv: str, **fields: object) -> JobSpec:
+    return JobSpec(kind="command", argv=argv, **{"grace_s": 0.2, **fields})  # type: ignore[arg-type]
+
+
+async def text(leader: FakeLeader, job: int = 1, stream: str = "stdout") -> str:
+    return (await leader.ask_output((job, 0, 1), stream)).data.decode()
+
+
+async def test_a_command_succeeds_and_its_output_is_served(leader: FakeLeader, agent: AgentProcess) -> None:
+    report = await leader.run(command("sh", "-c", "echo out; echo err >&2"))
+
+    assert (report.outcome, report.exit_code, report.signal) == ("succeeded", 0, None)
+    assert report.started_at is not None
+    assert report.finished_at is not None
+    assert report.started_at <= report.finished_at
+    assert await text(leader) == "out\n"
+    assert await text(leader, stream="stderr") == "err\n"
+    assert (await leader.ask_output((1, 0, 1), offset=2)).data == b"t\n"
+    assert (await leader.ask_output((1, 0, 1))).ended
+
+
+async def test_a_command_that_writes_nothing_leaves_no_file(leader: FakeLeader, agent: AgentProcess) -> None:
+    await leader.run(command("true"))
+
+    assert list((agent.root / "output").iterdir()) == []
+    assert await text(leader) == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "number", "words"),
+    [
+        (["sh", "-c", "exit 3"], 3, None, "exit code 3"),
+        (["sh", "-c", "kill -9 $$"], None, 9, "SIGKILL"),
+        (["no-such-program-anywhere"], 127, None, "no-such-program-anywhere: command not found"),
+        (["/no/such/file"], 127, None, "not found"),
+        (["/etc/passwd"], 126, None, "Permission denied"),
+        (["true", "a\0b"], 126, None, "cannot be started"),
+    ],
+)
+async def test_failures_say_what_happened(
+    leader: FakeLeader, agent: AgentProcess, argv: list[str], code: int | None, number: int | None, words: str
+) -> None:
+    report = await leader.run(command(*argv))
+
+    assert (report.outcome, report.exit_code, report.signal) == ("failed", code, number)
+    assert words in report.error
+
+
+async def test_a_missing_working_folder_is_named(leader: FakeLeader, agent: AgentProcess) -> None:
+    report = await leader.run(command("true", cwd="/no/such/folder"))
+
+    assert report.outcome == "failed"
+    assert "/no/such/folder" in report.error
+
+
+async def test_arguments_are_filled_in_or_appended(leader: FakeLeader, agent: AgentProcess) -> None:
+    await leader.run(command("echo", "a{}b", "{}"), job=1, argument="käse".encode())
+    await leader.run(command("echo", "first"), job=2, argument=b"last")
+
+    assert await text(leader, 1) == "akäseb käse\n"
+    assert await text(leader, 2) == "first last\n"
+
+
+async def test_the_environment_is_that_of_the_contract(leader: FakeLeader, agent: AgentProcess) -> None:
+    spec = command("sh", "-c", "env; pwd", env={"MINE": "yes"}, cpus=2)
+    leader.job(7, spec)
+    await leader.assign(Assignment(7, 3, 2, 99))
+    await leader.report((7, 3, 2))
+
+    lines = (await leader.ask_output((7, 3, 2))).data.decode().splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    expected = {
+        "DEPALMA_JOB_ID": "7", "DEPALMA_TASK_INDEX": "3", "DEPALMA_ATTEMPT": "2", "DEPALMA_FENCE": "99",
+        "DEPALMA_HOST": "h1", "DEPALMA_CPUS": "2", "DEPALMA_CODE_INDEX": "0", "MINE": "yes",
+        "PATH": os.environ["PATH"],
+    }  # fmt: skip
+    assert expected.items() <= values.items()
+    assert lines[-1] == values["DEPALMA_SCRATCH"]
+    assert Path(values["DEPALMA_CODE_DIR"]).is_dir()
+
+
+async def test_the_scratch_folder_is_empty_for_every_task(leader: FakeLeader, agent: AgentProcess) -> None:
+    spec = command("sh", "-c", "ls -A; mkdir -p deep/er; touch deep/er/file left")
+    leader.job(1, spec)
+    await leader.assign(*[Assignment(1, index, 1, 1) for index in range(6)])
+    for index in range(6):
+        await leader.report((1, index, 1))
+        assert (await leader.ask_output((1, index, 1))).data == b""
+
+    await wait_until(lambda: not list((agent.root / "trash").iterdir()), "empty trash")
+
+
+async def test_output_files_of_the_users_choice(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
+    spec = command("sh", "-c", "echo o; echo e >&2", stdout=str(tmp_path / "o.%j.%t"), stderr="e", cwd=str(tmp_path))
+    await leader.run(spec)
+
+    assert (tmp_path / "o.1.0").read_text() == "o\n"
+    assert (tmp_path / "e").read_text() == "e\n"
+
+
+async def test_endless_output_is_cut_and_the_task_goes_on(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sh", "-c", "yes & sleep 1.6; kill $!; echo end >&2"))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    spool = agent.root / "spool"
+
+    def cut() -> bool:
+        return "is cut at 100000 bytes" in agent.log.read_text()
+
+    await wait_until(cut, "cut")
+    report = await leader.report((1, 0, 1))
+    assert report.outcome == "succeeded"
+    assert await text(leader, stream="stderr") == "end\n"
+    assert all(path.stat().st_size == 0 for path in spool.iterdir())
+
+
+async def test_a_time_limit_ends_the_whole_tree(leader: FakeLeader, agent: AgentProcess) -> None:
+    report = await leader.run(command("sh", "-c", "sleep 987 & setsid sleep 986 & wait", timeout_s=0.3))
+
+    assert report.outcome == "timed_out"
+    assert "0.3 s" in report.error
+    assert not sleeping("987", "986")
+
+
+def sleeping(*arguments: str) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if len(line) == 2 and line[0] == "sleep" and line[1] in arguments:
+            found.append(process.pid)
+    return found
+
+
+HIDES = """
+trap '' TERM
+sleep 1001 &
+setsid sleep 1002 &
+(setsid sh -c 'trap "" TERM HUP; (env -i sleep 1003 &); (sleep 1004 &)' &)
+echo ready
+wait
+"""
+
+
+async def test_cancelling_reaches_whatever_hides(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sh", "-c", HIDES))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    numbers = ("1001", "1002", "1003", "1004")
+    await wait_until(lambda: len(sleeping(*numbers)) == 4, "tree of four")
+
+    await leader.kill([(1, 0, 1)], reason="enough")
+    report = await leader.report((1, 0, 1))
+
+    assert (report.outcome, report.error) == ("cancelled", "enough")
+    assert report.signal == signal.SIGKILL  # it ignored SIGTERM
+    assert not sleeping(*numbers)
+
+
+async def test_what_a_task_leaves_behind_dies_with_it(leader: FakeLeader, agent: AgentProcess) -> None:
+    report = await leader.run(command("sh", "-c", "sleep 1011 & setsid sleep 1012 & (setsid sleep 1013 &) ; true"))
+
+    assert report.outcome == "succeeded"
+    assert not sleeping("1011", "1012", "1013")
+
+
+async def test_an_orphan_of_one_task_does_not_end_with_another(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sh", "-c", "(setsid sleep 1021 &); sleep 1022"))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until(lambda: len(sleeping("1021", "1022")) == 2, "both")
+    for number in range(2, 6):
+        await leader.run(command("true"), job=number)
+
+    assert len(sleeping("1021", "1022")) == 2
+    await leader.kill([(1, 0, 1)])
+    await leader.report((1, 0, 1))
+    assert not sleeping("1021", "1022")
+
+
+async def test_forgotten_attempts_die_without_a_report(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sleep", "1031"))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until(lambda: sleeping("1031"), "task")
+
+    await leader.forget([(1, 0, 1)])
+    await wait_until(lambda: not sleeping("1031"), "end of the task")
+    await leader.run(command("true"), job=2)
+
+    assert (1, 0, 1) not in leader.reports
+
+
+async def test_processes_are_shown_as_the_system_sees_them(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sh", "-c", "sleep 1041 & (setsid sleep 1042 &); wait"))
+    leader.job(2, command("sleep", "1043"))
+    await leader.assign(Assignment(1, 0, 1, 1), Assignment(2, 0, 1, 1))
+    await wait_until(lambda: len(sleeping("1041", "1042", "1043")) == 3, "three")
+
+    views = (await leader.ask_processes()).processes
+    of_one = (await leader.ask_processes(1)).processes
+
+    assert {(view.task, view.command) for view in views if "sleep 1" in view.command} >= {
+        ("1.0", "sleep 1041"), ("1.0", "sleep 1042"), ("2.0", "sleep 1043"),
+    }  # fmt: skip
+    assert {view.task for view in of_one} == {"1.0"}
+    assert len(of_one) == 3
+    await leader.kill([(1, 0, 1), (2, 0, 1)])
+
+
+async def test_only_long_tasks_are_announced(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sleep", "1051"))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await leader.run(command("true"), job=2)
+    at = await wait_until(lambda: leader.started.get((1, 0, 1)), "announcement")
+
+    assert abs(at - psutil.Process(sleeping("1051")[0]).create_time()) < 1.0
+    assert (2, 0, 1) not in leader.started
+    await leader.kill([(1, 0, 1)])
+
+
+async def test_waiting_attempts_go_back_after_a_while(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sleep", "1061"))
+    await leader.assign(*[Assignment(1, index, 1, 1) for index in range(3)])
+
+    report = await leader.report((1, 2, 1))
+
+    assert report.outcome == "returned"
+    assert report.started_at is None
+    await leader.kill([(1, 0, 1), (1, 1, 1)])
