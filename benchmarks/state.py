@@ -145,7 +145,7 @@ def measure_submit(number: int) -> None:
         machine.apply(each, 1)
     say("submit: jobs of one task", (time.perf_counter() - begin) / number * 1e6, "us/job")
     say("memory: queued jobs of one task", (resident_bytes() - before) / number, "bytes/job")
-    flow(machine, number, 200, {job: 1e-6 for job in machine.state.jobs})
+    flow(machine, number, 200, dict.fromkeys(machine.state.jobs, 1e-06))
     gc.collect()
     say("memory: finished jobs of one task", (resident_bytes() - before) / number, "bytes/job")
 

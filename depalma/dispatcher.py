@@ -11,7 +11,7 @@ waits for, so nothing overtakes. Three rules of a round:
 3. A job that could not place all its tasks closes hosts for those behind it: one host to drain for a task of several
    slots (rule 1), all hosts it could use (rule 2).
 
-Cost: proportional to the tasks placed, the hosts with room and the distinct shapes, not to what is queued.
+Cost: proportional to the tasks placed, the connected hosts and the distinct shapes, not to what is queued.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
-from depalma.state.placement import ReadyJobs, misfit
+from depalma.state.placement import ReadyJobs, misfit, order_key
 from depalma.state.shapes import Shape
 
 #: Work that may wait on a host ahead of its slots, in seconds a slot; and the longest mean of a short task.
 AHEAD_S = 0.25
+#: Jobs with known means up to which it pays to look for the last short one.
+_MANY = 500
 
 
 class HostRoom(Struct, frozen=True, gc=False):
@@ -54,11 +56,13 @@ def plan(
 
     `hosts`: those that are connected now. `mean_s`: how long tasks of a job take, for jobs where that is known.
     """
-    places = _places(state, hosts)
-    if not places or limit <= 0:
+    if not state.ready or limit <= 0:
         return []
-    round_ = _Round(state, places, mean_s, limit)
-    round_.run()
+    last_short = _last_short(state, mean_s)
+    places = _places(state, hosts, ahead=last_short is not None)
+    if not places:
+        return []
+    _Round(state, places, mean_s, limit).run(last_short)
     return [command for place in places for command in place.commands(len(places), now, term)]
 
 
@@ -68,6 +72,7 @@ class _Place:
     __slots__ = (
         "ahead",
         "ahead_refs",
+        "closed",
         "cpu",
         "free_refs",
         "host",
@@ -87,20 +92,10 @@ class _Place:
         self.cpu = room.load.cpu_percent
         self.used = self.was = host.used
         self.reserved: Shape | None = None  #: being drained for a task of this shape
-        self.short_slots = 0  #: slots that short tasks hold, known once the free ones are filled
+        self.closed = False  #: nothing more is queued ahead here
+        self.short_slots = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
         self.ahead_refs: list[AttemptRef] = []
-
-    def count_short_slots(self, state: ClusterState, mean_s: Mapping[int, float]) -> None:
-        """Counts the slots behind which short tasks may wait."""
-        long = 0
-        for job_id, count in self.host.by_job.items():
-            if mean_s.get(job_id, AHEAD_S + 1) > AHEAD_S:
-                long += count * state.jobs[job_id].shape.weight
-        for ref in self.free_refs:
-            if mean_s.get(ref[0], AHEAD_S + 1) > AHEAD_S:
-                long += state.jobs[ref[0]].shape.weight
-        self.short_slots = max(0, self.slots - long)
 
     def commands(self, hosts: int, now: float, term: int) -> Iterator[AssignTasks]:
         """Yields what was placed here, with the reason."""
@@ -115,32 +110,76 @@ class _Place:
                 yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason)
 
 
+def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> int | None:
+    """Returns the place in the order of the last ready job of short tasks, None when there is none.
+
+    Only spares work: hosts with taken slots, and what stands behind that job, need not be looked at.
+    """
+    if len(mean_s) > _MANY:
+        return 1 << 62
+    jobs = (state.jobs.get(job) for job, mean in mean_s.items() if mean <= AHEAD_S)
+    return max((order_key(job.spec.priority, job.id) for job in jobs if job is not None and job.ready), default=None)
+
+
+def _places(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[_Place]:
+    """Returns the hosts that may take anything at all now; `ahead`: those with taken slots, too."""
+    places = []
+    for name, room in hosts.items():
+        host = state.hosts.get(name)
+        if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
+            continue
+        if host.state == "up" and host.incarnation == room.incarnation and room.slots > 0:
+            places.append(_Place(host, room))
+    places.sort(key=lambda place: place.host.name)
+    return places
+
+
+class _Pool:
+    """Places to choose from, found by what a shape names before they are looked at one by one."""
+
+    def __init__(self, places: list[_Place]) -> None:
+        self.places = places
+        self.open = len(places)
+        self._by_name = {place.host.name: [place] for place in places}
+        self._by_group: dict[str, list[_Place]] = {}
+        for place in places:
+            for group in place.host.groups:
+                self._by_group.setdefault(group, []).append(place)
+
+    def fitting(self, shape: Shape) -> list[_Place]:
+        """Returns the open places that tasks of the shape may use."""
+        places = self.places
+        if shape.on_host:
+            places = self._by_name.get(shape.on_host, [])
+        elif shape.group:
+            places = self._by_group.get(shape.group, [])
+        return [place for place in places if not place.closed and not misfit(shape, place.host, place.slots)]
+
+    def close(self, shape: Shape) -> None:
+        """Closes the places that tasks of the shape may use."""
+        for place in self.fitting(shape):
+            place.closed = True
+            self.open -= 1
+
+
 #: Order of choice: priority level, how full, measured load, name.
 _Choice = tuple[int, float, float, str, _Place]
 
 
-def _places(state: ClusterState, hosts: Mapping[str, HostRoom]) -> list[_Place]:
-    """Returns the hosts that may take anything at all now."""
-    places = []
-    for name in sorted(hosts):
-        room, host = hosts[name], state.hosts.get(name)
-        if host is None or host.state != "up" or host.incarnation != room.incarnation or room.slots <= 0:
-            continue
-        if host.used < room.slots + room.ahead:
-            places.append(_Place(host, room))
-    return places
+def _choice(place: _Place) -> _Choice:
+    host = place.host
+    return -host.priority, place.used / place.slots, place.cpu, host.name, place
 
 
 class _Queue:
     """The ready jobs of one shape, from the first that is not placed in full on."""
 
-    __slots__ = ("choices", "job", "key", "keys", "left", "places", "position", "positions", "shape")
+    __slots__ = ("choices", "job", "key", "keys", "left", "position", "positions", "shape")
 
-    def __init__(self, state: ClusterState, shape: Shape, keys: Iterator[int], places: list[_Place]) -> None:
+    def __init__(self, state: ClusterState, shape: Shape, keys: Iterator[int]) -> None:
         self.shape = shape
         self.keys = keys
-        self.places = [place for place in places if not misfit(shape, place.host, place.slots)]
-        self.choices: list[_Choice] = []
+        self.choices: list[_Choice] | None = None  #: heap of the places of this phase, made when its turn comes
         self.key = 0
         self.job: Job
         self.positions: Iterator[int]
@@ -161,42 +200,6 @@ class _Queue:
         self.left = limit - len(job.running) if limit else job.queued
         return True
 
-    def set_choices(self) -> None:
-        """Orders the hosts for choosing."""
-        self.choices = [_choice(place) for place in self.places]
-        heapify(self.choices)
-
-    def choose(self, mean_s: float | None) -> _Place | None:
-        """Returns the best host with room for a task; `mean_s` None: a free slot only.
-
-        Hosts only ever get fuller in a round, so an entry that is out of date stands too early, never too late.
-        """
-        choices, shape = self.choices, self.shape
-        weight = shape.weight
-        while choices:
-            entry = choices[0]
-            place = entry[4]
-            room = place.slots if mean_s is None else place.slots + _ahead(place, mean_s)
-            used = place.used
-            if used + weight > room or (place.reserved is not None and place.reserved != shape):
-                heappop(choices)
-            elif used / place.slots != entry[1]:
-                heapreplace(choices, _choice(place))
-            else:
-                return place
-        return None
-
-
-def _choice(place: _Place) -> _Choice:
-    host = place.host
-    return -host.priority, place.used / place.slots, place.cpu, host.name, place
-
-
-def _ahead(place: _Place, mean_s: float) -> int:
-    """Returns how many slots' worth of such tasks may wait on the host."""
-    work_s = AHEAD_S * place.short_slots
-    return place.ahead if mean_s * place.ahead <= work_s else int(work_s / mean_s)
-
 
 class _Round:
     """One planning round."""
@@ -206,70 +209,120 @@ class _Round:
         self.places = places
         self.mean_s = mean_s
         self.left = limit
+        self.free = sum(max(0, place.slots - place.used) for place in places)
 
-    def run(self) -> None:
-        """Fills free slots, then queues ahead."""
-        queues = [_Queue(self.state, shape, keys, self.places) for shape, keys in self.state.ready.shapes()]
-        stuck = self._merge([queue for queue in queues if queue.places], ahead=False)
-        if stuck and self.left > 0:
-            for place in self.places:
-                place.count_short_slots(self.state, self.mean_s)
-            self._merge(stuck, ahead=True)
+    def run(self, last_short: int | None) -> None:
+        """Fills free slots, then queues ahead up to the last job for which that may be done."""
+        stuck = [_Queue(self.state, shape, keys) for shape, keys in self.state.ready.shapes()]
+        if self.free:
+            stuck = self._fill(stuck)
+        if stuck and last_short is not None and self.left > 0:
+            self._queue_ahead(stuck, last_short)
 
-    def _merge(self, queues: list[_Queue], *, ahead: bool) -> list[_Queue]:
-        """Places jobs in order over all queues; returns the queues that got stuck, each at its job."""
-        for queue in queues:
-            queue.set_choices()
+    def _fill(self, queues: list[_Queue]) -> list[_Queue]:
+        """Fills free slots in order over all queues; returns the queues that got stuck, each at its job."""
+        pool = _Pool([place for place in self.places if place.used < place.slots])
         heads = [(queue.key, number) for number, queue in enumerate(queues)]
         heapify(heads)
         stuck: list[_Queue] = []
-        while heads and self.left > 0:
-            queue = queues[heads[0][1]]
-            if self._place_job(queue, ahead):
-                if queue.next_job(self.state):
-                    heapreplace(heads, (queue.key, heads[0][1]))
-                else:
-                    heappop(heads)
-                continue
-            heappop(heads)
-            stuck.append(queue)
-            if ahead:
-                _close_ahead(queue)
+        while heads and self.left > 0 and self.free > 0:
+            number = heads[0][1]
+            queue = queues[number]
+            if not self._place_job(queue, pool, None):
+                heappop(heads)
+                stuck.append(queue)
+                _reserve(queue, pool)
+            elif queue.next_job(self.state):
+                heapreplace(heads, (queue.key, number))
             else:
-                _reserve(queue)
-        return stuck
+                heappop(heads)
+        return stuck + [queues[number] for _, number in heads]
 
-    def _place_job(self, queue: _Queue, ahead: bool) -> bool:
-        """Places tasks of the queue's job; returns False when one found no host."""
+    def _queue_ahead(self, queues: list[_Queue], last: int) -> None:
+        """Queues short tasks ahead, in order; a job that has to wait closes the hosts it waits for."""
+        pool = _Pool([place for place in self.places if place.used < place.slots + place.ahead])
+        heads = []
+        for number, queue in enumerate(queues):
+            queue.choices = None
+            heads.append((queue.key, number))
+        heapify(heads)
+        while heads and heads[0][0] <= last and self.left > 0 and pool.open:
+            number = heads[0][1]
+            queue = queues[number]
+            mean_s = self.mean_s.get(queue.job.id, AHEAD_S + 1)
+            if mean_s > AHEAD_S or not self._place_job(queue, pool, mean_s):
+                heappop(heads)
+                pool.close(queue.shape)
+            elif queue.next_job(self.state):
+                heapreplace(heads, (queue.key, number))
+            else:
+                heappop(heads)
+
+    def _place_job(self, queue: _Queue, pool: _Pool, mean_s: float | None) -> bool:
+        """Places tasks of the queue's job; returns False when one found no host. `mean_s`: ahead of free slots."""
         job, weight = queue.job, queue.shape.weight
-        mean_s = self.mean_s.get(job.id) if ahead else None
-        if ahead and (mean_s is None or mean_s > AHEAD_S):
-            return False
-        job_id, first, stories, choose = job.id, job.first, job.stories, queue.choose
+        job_id, first, stories = job.id, job.first, job.stories
+        if queue.choices is None:
+            queue.choices = [_choice(place) for place in pool.fitting(queue.shape)]
+            heapify(queue.choices)
         while queue.position >= 0 and queue.left > 0 and self.left > 0:
-            place = choose(mean_s)
+            place = self._choose(queue.choices, queue.shape, mean_s)
             if place is None:
                 return False
             position = queue.position
             story = stories.get(position) if stories else None
             ref = (job_id, first + position, story.last + 1 if story else 1)
             place.used += weight
-            (place.ahead_refs if ahead else place.free_refs).append(ref)
+            if mean_s is None:
+                place.free_refs.append(ref)
+                self.free -= weight
+            else:
+                place.ahead_refs.append(ref)
             queue.left -= 1
             self.left -= 1
             queue.position = next(queue.positions, -1)
         return True
 
+    def _choose(self, choices: list[_Choice], shape: Shape, mean_s: float | None) -> _Place | None:
+        """Returns the best place with room for a task; `mean_s` None: a free slot only.
 
-def _reserve(queue: _Queue) -> None:
+        Places only ever get fuller in a round, so an entry that is out of date stands too early, never too late.
+        """
+        weight = shape.weight
+        while choices:
+            entry = choices[0]
+            place = entry[4]
+            room = place.slots if mean_s is None else place.slots + self._ahead(place, mean_s)
+            used = place.used
+            if used + weight > room or (place.reserved is not None and place.reserved != shape):
+                heappop(choices)
+            elif used / place.slots != entry[1]:
+                heapreplace(choices, _choice(place))
+            else:
+                return place
+        return None
+
+    def _ahead(self, place: _Place, mean_s: float) -> int:
+        """Returns how many slots' worth of such tasks may wait on the host."""
+        if place.closed:
+            return 0
+        if place.short_slots < 0:
+            place.short_slots = self._short_slots(place)
+        work_s = AHEAD_S * place.short_slots
+        return place.ahead if mean_s * place.ahead <= work_s else int(work_s / mean_s)
+
+    def _short_slots(self, place: _Place) -> int:
+        """Returns how many slots are not held by tasks that are long, or may be."""
+        means, jobs = self.mean_s, self.state.jobs
+        held = [(job, count) for job, count in place.host.by_job.items() if means.get(job, AHEAD_S + 1) > AHEAD_S]
+        held += [(ref[0], 1) for ref in place.free_refs if means.get(ref[0], AHEAD_S + 1) > AHEAD_S]
+        return max(0, place.slots - sum(count * jobs[job].shape.weight for job, count in held))
+
+
+def _reserve(queue: _Queue, pool: _Pool) -> None:
     """Drains the emptiest fitting host for a task of several slots, or small ones would keep it out for ever."""
     if queue.shape.weight > 1:
-        free = [place for place in queue.places if place.reserved is None]
-        if free and not any(place.reserved == queue.shape for place in queue.places):
+        places = pool.fitting(queue.shape)
+        free = [place for place in places if place.reserved is None]
+        if free and not any(place.reserved == queue.shape for place in places):
             max(free, key=lambda place: place.slots - place.used).reserved = queue.shape
-
-
-def _close_ahead(queue: _Queue) -> None:
-    """Keeps those behind from filling queues that this job waits for."""
-    for place in queue.places:
-        place.ahead = 0

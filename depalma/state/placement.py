@@ -54,6 +54,9 @@ class ReadyJobs:
     def __init__(self) -> None:
         self._by_shape: dict[Shape, OrderedKeys] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._by_shape)
+
     def refresh(self, job: Job) -> None:
         """Puts the job in, or takes it out, as its tasks now ask."""
         wanted = job.wants_host
