@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings
+from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load
 from depalma.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -48,11 +48,15 @@ class ClusterState(Struct, kw_only=True):
 def make(
     directory: Path, *, masters: int, agents: int, slots: int, settings: dict[str, Any] | None = None
 ) -> ClusterConfig:
-    """Writes secrets (unless there are some) and the cluster file; returns its contents. Errors: ConfigError."""
+    """Writes secrets (unless there are some) and the cluster file; returns its contents.
+
+    A folder that held a cluster before goes on with its state, and so must have the same number of masters.
+    Errors: ConfigError.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "log").mkdir(mode=0o700, exist_ok=True)
+    ports = _ports_before(directory, masters) or free_ports(2 * masters)
     make_secrets(directory / "secrets")
-    ports = free_ports(2 * masters)
     config = ClusterConfig(
         cluster="local",
         masters=tuple(
@@ -75,6 +79,17 @@ def make(
     data = msgspec.yaml.encode(_without_defaults(config))
     write(directory / CLUSTER_FILE, data)
     return config
+
+
+def _ports_before(directory: Path, masters: int) -> list[int]:
+    """Returns the ports that the folder's cluster had, if they are free. Errors: ConfigError."""
+    if not (directory / CLUSTER_FILE).exists():
+        return []
+    before = load(directory / CLUSTER_FILE).masters
+    if len(before) != masters:
+        raise ConfigError(f"{directory} holds the state of {len(before)} masters, not {masters}; take another folder")
+    ports = [port for master in before for port in (master.port, master.raft_port)]
+    return ports if all(_is_free(port) for port in ports) else []
 
 
 def _settings(chosen: dict[str, Any]) -> Settings:

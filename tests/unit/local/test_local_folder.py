@@ -38,6 +38,15 @@ def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "secrets" / "token").read_text() == token
 
 
+def test_a_folder_that_was_used_keeps_its_ports_and_its_number_of_masters(tmp_path: Path) -> None:
+    first = folder.make(tmp_path, masters=3, agents=2, slots=1)
+    assert folder.make(tmp_path, masters=3, agents=1, slots=1).masters == first.masters
+    with socket.create_server(("127.0.0.1", first.masters[1].port)):
+        assert folder.make(tmp_path, masters=3, agents=1, slots=1).masters != first.masters
+    with pytest.raises(ConfigError, match="holds the state of 3 masters, not 1"):
+        folder.make(tmp_path, masters=1, agents=1, slots=1)
+
+
 def test_settings_can_be_given_and_wrong_ones_are_named(tmp_path: Path) -> None:
     assert folder.make(tmp_path, masters=1, agents=0, slots=1, settings={"lease_s": 5}).settings.lease_s == 5
     with pytest.raises(ConfigError, match="leese_s"):
