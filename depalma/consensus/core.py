@@ -244,7 +244,7 @@ class Core:
             group.append(self._queue.popleft())
         return group
 
-    def apply_entry(self, index: int, entry: bytes, term: int) -> None:
+    def apply_entry(self, index: int, entry: bytes) -> None:
         size, callbacks = self._pending.pop(index, (0, None))
         self._uncommitted_bytes -= size
         for position, command in enumerate(envelope.unpack(entry)):
@@ -315,8 +315,7 @@ class Core:
     def _start_round(self) -> None:
         """One round of messages for all readers that wait: a majority that answers it knew no later leader."""
         if self._readers and self._round is None and self.engine.established:
-            self.engine.round += 1
-            self._round = (self.engine.round, self.engine.commit_index, self._readers)
+            self._round = (self.engine.begin_round(), self.engine.commit_index, self._readers)
             self._readers = []
 
     def _finish_readers(self) -> None:

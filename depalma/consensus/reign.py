@@ -1,0 +1,131 @@
+"""One replica's time as leader: what it knows of each follower and sends it. Ends with the term."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from depalma.consensus.log import Log
+from depalma.consensus.messages import AppendReply, Install, InstallReply, Message
+from depalma.consensus.replication import LOST_AFTER_HEARTBEATS, Follower, next_append
+from depalma.consensus.settings import MIB
+from depalma.consensus.snapshot import SnapshotStore
+
+logger = logging.getLogger(__name__)
+
+INSTALL_BYTES = 1 * MIB
+#: a follower learns of a commit with the next entries, or after so long
+COMMIT_NOTICE_S = 0.015
+
+
+class Reign:
+    """Replicates the log to the followers while this replica leads in `term`."""
+
+    def __init__(
+        self,
+        *,
+        term: int,
+        log: Log,
+        snapshots: SnapshotStore,
+        peers: tuple[str, ...],
+        heartbeat_s: float,
+        send: Callable[[str, Message], None],
+        now: float,
+    ) -> None:
+        self.term = term
+        #: the entry that opens the reign; once it is committed, so is everything of the past
+        self.first_index = log.last_index + 1
+        #: number of the last round of messages; a read waits until a majority has answered its round
+        self.round = 0
+        self._log = log
+        self._snapshots = snapshots
+        self._heartbeat_s = heartbeat_s
+        self._send = send
+        self._followers = {peer: Follower(next=self.first_index, moved_at=now) for peer in sorted(peers)}
+        self._needed = (len(peers) + 1) // 2
+
+    @property
+    def answered_round(self) -> int:
+        """The last round that a majority has answered: nobody led in a later term when it was sent."""
+        if not self._needed:
+            return self.round
+        answered = sorted((follower.round_answered for follower in self._followers.values()), reverse=True)
+        return answered[self._needed - 1]
+
+    def transferring(self, connected: Iterable[str]) -> bool:
+        """Whether a snapshot is on its way to one of these followers."""
+        return any(self._followers[peer].transfer is not None for peer in connected)
+
+    def reconnected(self, peer: str) -> None:
+        """What was on its way to the follower is lost."""
+        self._followers[peer].reconnected()
+
+    def on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> int:
+        """Take an answer of this term; returns up to where the follower is known to hold the log."""
+        follower = self._followers[peer]
+        follower.round_answered = max(follower.round_answered, message.round)
+        if isinstance(message, InstallReply):
+            self._on_install_reply(follower, message, now)
+        elif message.accepted:
+            follower.accepted(message.match, now)
+        elif follower.refused(message.refused, message.hint, now):
+            logger.error("%s has lost entries that it had acknowledged; was its directory replaced?", peer)
+        return follower.match
+
+    def replicate(self, connected: Iterable[str], commit_index: int, *, heartbeat: bool, now: float) -> None:
+        """Send each connected follower what it should get now."""
+        for peer in sorted(connected):
+            follower = self._followers[peer]
+            if follower.waits() and now - follower.moved_at > LOST_AFTER_HEARTBEATS * self._heartbeat_s:
+                follower.lost()
+            if not follower.waits():
+                follower.moved_at = now
+            if follower.transfer is None and follower.next <= self._log.base_index:
+                assert self._snapshots.newest is not None, "a log without its beginning needs a snapshot"
+                follower.start_transfer(self._snapshots.newest)
+            if follower.transfer is not None:
+                self._send_install(peer, follower, heartbeat)
+            else:
+                self._send_appends(peer, follower, commit_index, heartbeat, now)
+
+    def _send_appends(self, peer: str, follower: Follower, commit_index: int, heartbeat: bool, now: float) -> None:
+        notice = follower.commit_sent < commit_index and now - follower.sent_at >= COMMIT_NOTICE_S
+        empty = heartbeat or notice
+        while message := next_append(
+            follower,
+            self._log,
+            term=self.term,
+            commit_index=commit_index,
+            round_number=self.round,
+            heartbeat=empty,
+        ):
+            empty = False
+            follower.sent_at = now
+            self._send(peer, message)
+
+    def _send_install(self, peer: str, follower: Follower, heartbeat: bool) -> None:
+        newest, transfer = self._snapshots.newest, follower.transfer
+        assert transfer is not None
+        assert newest is not None
+        if transfer.snapshot is not newest:
+            transfer = follower.start_transfer(newest)  # the older one's file is gone
+        if transfer.in_flight and not heartbeat and follower.round_sent == self.round:
+            return
+        snapshot = transfer.snapshot
+        data = b""
+        if not transfer.in_flight:
+            data = self._snapshots.read_chunk(snapshot, transfer.offset, INSTALL_BYTES)
+            transfer.in_flight = True
+        follower.round_sent = self.round
+        self._send(peer, Install(self.term, self.round, snapshot.index, transfer.offset, snapshot.size_bytes, data))
+
+    def _on_install_reply(self, follower: Follower, message: InstallReply, now: float) -> None:
+        transfer = follower.transfer
+        if transfer is None or transfer.snapshot.index != message.index:
+            return
+        follower.moved_at = now
+        if message.match:
+            follower.end_transfer(message.match, now)
+        else:
+            transfer.offset = message.offset
+            transfer.in_flight = False
