@@ -46,11 +46,15 @@ def count(packed: bytes | memoryview) -> int:
 
 def read(packed: bytes | memoryview, position: int) -> bytes:
     """Returns item `position`. Errors: IndexError outside the range, BadItems for damaged offsets."""
+    if len(packed) < _HEAD.size:
+        raise BadItems("packed arguments are shorter than their header")
     _, number = _HEAD.unpack_from(packed)
     if not 0 <= position < number:
         raise IndexError(f"item {position} of {number}")
-    begin, end = struct.unpack_from("<2Q", packed, _HEAD.size + _OFFSET.size * position)
     start = _HEAD.size + _OFFSET.size * (number + 1)
+    if len(packed) < start:
+        raise BadItems(f"packed arguments are cut short: {len(packed)} bytes for {number} offsets")
+    begin, end = struct.unpack_from("<2Q", packed, _HEAD.size + _OFFSET.size * position)
     if not begin <= end <= len(packed) - start:
         raise BadItems(f"offsets of item {position} are damaged: {begin}..{end}")
     return bytes(packed[start + begin : start + end])

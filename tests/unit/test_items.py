@@ -49,6 +49,13 @@ def test_damage_is_noticed(packed, message):
         items.count(packed)
 
 
+@pytest.mark.parametrize("packed", [b"", b"DPI1", b"DPI1" + struct.pack("<I", 3) + bytes(20)])
+def test_reading_what_was_cut_short(packed):
+    """Also when nobody counted before."""
+    with pytest.raises(BadItems):
+        items.read(packed, 0)
+
+
 def test_damaged_offsets_are_noticed():
     """Those in the middle only when their item is read."""
     good = items.pack([b"ab", b"cd"])
