@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,9 +13,12 @@ from depalma.ctl import failures
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
+from depalma.ctl.spec import login_name
 from depalma.ctl.values import DURATION
 from depalma.ctl.wording import ago, listed, moment, size
 
+#: One blocking read; waiting goes on with another one.
+_SLICE_S = 30.0
 _ENTRY_COLUMNS = (
     Column("INDEX", lambda row: row["index"], right=True),
     Column("NAME", lambda row: row["name"]),
@@ -54,19 +60,26 @@ def code() -> None:
     "--wait", "wait_s", type=DURATION, default="30s", show_default=True, metavar="TIME", help="Wait for hosts so long."
 )
 @click.argument("path", type=click.Path(exists=True, path_type=Path), metavar="PATH")
-@click.pass_obj
-def code_add(session: Session, path: Path, name: str | None, wait_s: float) -> None:
+@click.pass_context
+def code_add(ctx: click.Context, path: Path, name: str | None, wait_s: float) -> None:
     """Add a module file or a package folder, and wait until every live host has it.
 
     Prints the code index. Jobs that are submitted from then on run with it. Hosts that lag get it later, before
     they run such a job; the exit code is 0 all the same, and they are named on stderr.
     """
-    from depalma.client.client import Client
+    session = ctx.find_object(Session)
+    assert session is not None
+    from depalma.archive import ArchiveError, pack
 
-    connection = session.connection
-    with Client(connection.masters, token=connection.token or None, deadline_s=session.timeout_s) as client:
-        index = client.add_code(path, name, timeout_s=wait_s).index
-    view = session.get(f"/v1/code/{index}")
+    try:
+        packed_name, kind, archive = pack(path, name)
+    except ArchiveError as error:
+        raise click.UsageError(str(error), ctx) from error
+    digest = hashlib.sha256(archive).hexdigest()
+    session.put_blob(digest, archive)
+    body = {"name": packed_name, "kind": kind, "digest": digest, "size_bytes": len(archive), "by": login_name()}
+    index = int(session.post("/v1/code", body)["index"])
+    view = _acknowledged(session, index, wait_s)
     show_value(session, view, [], key="index")
     if not session.structured and session.output != "name":
         click.echo(str(index))
@@ -76,6 +89,15 @@ def code_add(session: Session, path: Path, name: str | None, wait_s: float) -> N
         session.narrate(
             f"code index {index}: {view['name']} is on {listed(view['acknowledged'], limit=10) or 'no host'}"
         )
+
+
+def _acknowledged(session: Session, index: int, wait_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + wait_s
+    while True:
+        left_s = max(0.0, min(_SLICE_S, deadline - time.monotonic()))
+        view: dict[str, Any] = session.get(f"/v1/code/{index}", wait=f"{left_s:.3f}s", until="acknowledged")
+        if not view["missing"] or time.monotonic() >= deadline:
+            return view
 
 
 @code.command("ls", examples=("depalmactl code ls", "depalmactl code ls -o json"))

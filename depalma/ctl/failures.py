@@ -24,6 +24,10 @@ OWN_FAILURE = 125
 _FAILED_CODES = frozenset({"not_finished", "no_result", "log_unavailable", "events_gone"})
 
 
+#: First words of click's own messages; others may begin with a name, whose capitals count.
+_CLICK_WORDS = frozenset({"No", "Invalid", "Missing", "Option", "Got", "Could", "Value", "Unknown"})
+
+
 class Failure(DepalmaError):
     """The operation failed. `code` is a stable word for programs."""
 
@@ -96,6 +100,7 @@ def _message(error: Exception) -> str:
 
 def _usage_message(error: click.UsageError) -> str:
     message = error.format_message().rstrip(".")
-    message = message[:1].lower() + message[1:]
+    if message.split(" ", 1)[0] in _CLICK_WORDS:
+        message = message[:1].lower() + message[1:]
     path = error.ctx.command_path if error.ctx is not None else "depalmactl"
     return f"{message}{'' if message.endswith('?') else '.'} Try: {path} --help"

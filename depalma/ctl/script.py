@@ -117,6 +117,14 @@ def _megabytes(text: str) -> str:
     return f"{text}M" if text.isdigit() else text
 
 
+def _pattern(text: str) -> str:
+    """Slurm's %j and %A are the job, %a is the index in the array (here %t)."""
+    unknown = re.search(r"%(?![jAa]).?", text)
+    if unknown:
+        raise ValueError(f"{text}: {unknown.group()} is not supported; there are %j, %A and %a")
+    return text.replace("%a", "%t").replace("%A", "%j")
+
+
 def _one(text: str) -> list[str]:
     if text != "1":
         raise ValueError(f"only 1 is possible (a job's task is one process on one host), not {text}")
@@ -132,6 +140,8 @@ _SLURM: dict[str, Callable[[str], list[str]]] = {
     "mem": lambda value: ["--memory", _megabytes(value)],
     "nice": lambda value: ["--priority", str(-int(value))],
     "chdir": lambda value: ["--cwd", value],
+    "output": lambda value: ["--stdout", _pattern(value)],
+    "error": lambda value: ["--stderr", _pattern(value)],
     "nodelist": lambda value: ["--on-host", value],
     "nodes": _one,
     "ntasks": _one,

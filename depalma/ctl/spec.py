@@ -31,6 +31,10 @@ _COMMON = (
     click.option("--not-restartable", is_flag=True, help="If its host is lost, a task ends as lost and is not re-run."),
     click.option("--code-index", type=click.IntRange(0), metavar="N", help="Run with this code index (the newest)."),
 )
+_FILES = (
+    click.option("--stdout", metavar="FILE", help="A file on the host for stdout; %j job, %t task, %a attempt."),
+    click.option("--stderr", metavar="FILE", help="The same for stderr."),
+)
 _HOLD = click.option("--hold", is_flag=True, help="Do not start it yet.")
 _ARRAY = click.option("--array", type=ARRAY, metavar="A-B[%N]", help="One task an index; at most N at once.")
 _MAX_RUNNING = click.option(
@@ -38,9 +42,11 @@ _MAX_RUNNING = click.option(
 )
 
 
-def spec_options(*, hold: bool = False, array: bool = False, max_running: bool = False) -> Callable[[F], F]:
+def spec_options(
+    *, files: bool = False, hold: bool = False, array: bool = False, max_running: bool = False
+) -> Callable[[F], F]:
     """Returns the decorator that adds the options that describe a job."""
-    wanted = [*_COMMON]
+    wanted = [*_COMMON, *_FILES] if files else [*_COMMON]
     wanted += [_HOLD] * hold + [_ARRAY] * array + [_MAX_RUNNING] * max_running
 
     def decorate(function: F) -> F:
@@ -81,12 +87,19 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "hold": options.get("hold") or None,
         "code_index": options.get("code_index"),
         "max_running": options.get("max_running"),
-        "stdout": options.get("stdout"),
-        "stderr": options.get("stderr"),
+        "stdout": _file(options.get("stdout"), cwd),
+        "stderr": _file(options.get("stderr"), cwd),
     }
     if array is not None:
         spec |= {"count": array.tasks, "first_index": array.first, "max_running": array.max_running or None}
     return {name: value for name, value in spec.items() if value not in (None, [], {})}
+
+
+def _file(name: str | None, cwd: str | None) -> str | None:
+    """Returns the absolute name: on the host, the scratch folder it would be relative to is soon gone."""
+    if not name:
+        return None
+    return os.path.abspath(os.path.join(os.path.expanduser(cwd or "."), os.path.expanduser(name)))
 
 
 def login_name() -> str:

@@ -39,7 +39,7 @@ _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
         "depalmactl submit --wait -- pytest && echo passed",
     ),
 )
-@spec_options(hold=True, array=True)
+@spec_options(files=True, hold=True, array=True)
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
 @click.pass_context
@@ -77,7 +77,7 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options:
         "depalmactl map 'echo $((2 * {}))' ::: $(seq 100)",
     ),
 )
-@spec_options(hold=True, max_running=True)
+@spec_options(files=True, hold=True, max_running=True)
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
 @click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C]", type=click.UNPROCESSED)
 @click.pass_context

@@ -1,0 +1,259 @@
+"""Every command: help with an example, usage errors, and what it does when nobody leads."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from depalma.ctl.main import COMMANDS, cli
+from depalma.ctl.reference import leaves, markdown
+
+ROOT = Path(__file__).parents[3]
+LEAVES = leaves()
+#: Arguments with which each command needs the cluster; the exit code when there is none.
+NEEDS_CLUSTER = {
+    "submit": (["--", "true"], 4),
+    "map": (["true", ":::", "a"], 4),
+    "run": (["--", "true"], 125),
+    "jobs": ([], 4),
+    "show": (["1"], 4),
+    "wait": (["1"], 125),
+    "logs": (["1.0"], 4),
+    "result": (["1.0"], 4),
+    "explain": (["1"], 4),
+    "cancel": (["1"], 4),
+    "ps": ([], 4),
+    "top": ([], 4),
+    "events": ([], 4),
+    "load": ([], 4),
+    "host ls": ([], 4),
+    "host show": (["h1"], 4),
+    "group ls": ([], 4),
+    "master ls": ([], 4),
+    "code add": ([__file__], 4),
+    "code ls": ([], 4),
+    "code show": (["1"], 4),
+    "code status": ([], 4),
+    "doctor": ([], 1),
+}
+ALONE = {"dev", "context add", "context use", "context rm", "context ls", "config check", "completion", "version"}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("DEPALMA_MASTERS", "DEPALMA_CONTEXT", "DEPALMA_TOKEN", "DEPALMA_OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """Base URL at which nobody listens (the port is taken, so that nobody begins to)."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def ctl(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, arguments, input=stdin)
+
+
+def test_the_tables_name_every_command() -> None:
+    assert set(NEEDS_CLUSTER) | ALONE == set(LEAVES)
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_help_has_an_example_of_this_very_command(name: str) -> None:
+    result = ctl(*name.split(), "--help")
+    assert result.exit_code == 0
+    examples = result.stdout.partition("Examples:\n")[2]
+    assert f"depalmactl {name}" in examples.replace("depalmactl --context lab", "depalmactl")
+    assert (LEAVES[name].help or "").strip()
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_examples_are_understood(name: str) -> None:
+    """Each example parses: no option in it that does not exist."""
+    for example in getattr(LEAVES[name], "examples", ()):
+        for words in commands_of(example):
+            parse(words)
+
+
+def commands_of(example: str) -> Iterator[list[str]]:
+    """Yields the calls of depalmactl in a line of shell, each as its arguments."""
+    text = example.replace("$(depalmactl jobs --state queued -o name)", "1").replace("$(seq 100)", "1 2")
+    text = text.replace("id=$(", "").replace('eval "$(', "").replace(')"', "").rstrip(")")
+    words: list[str] = []
+    quoted = False
+    for word in [*shlex.split(text, comments=True), ";"]:
+        if word == "--":
+            quoted = True
+        if word in ("|", "&&", ">", ";") or word.endswith(";"):
+            if words[:1] == ["depalmactl"]:
+                yield words[1:] + ([word[:-1]] if word != ";" and word.endswith(";") else [])
+            words, quoted = [], False
+        elif not word.startswith("2>"):
+            words.append(word)
+    assert not quoted
+
+
+def parse(words: list[str]) -> None:
+    """Parses as click would, without running the command. Errors: click.UsageError."""
+    command: click.Command = cli
+    rest = words
+    parent: click.Context | None = None
+    while isinstance(command, click.Group):
+        parent = click.Context(command, parent=parent)
+        _, rest, _ = command.make_parser(parent).parse_args(list(rest))
+        found = command.get_command(parent, rest[0])
+        assert found is not None, words
+        command, rest = found, rest[1:]
+    files = [parameter for parameter in command.params if isinstance(parameter.type, click.Path)]
+    if not files:
+        with command.make_context(command.name, list(rest), parent=parent):
+            return
+    command.make_parser(click.Context(command, parent=parent)).parse_args(list(rest))
+
+
+def test_overview_lists_every_command_and_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depalma.ctl.command.import_module", None)
+    result = ctl("--help")
+    assert result.exit_code == 0
+    for section in COMMANDS.values():
+        for name, (_, line) in section.items():
+            assert f"{name} " in result.stdout
+            assert line in result.stdout
+
+
+def test_reference_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == markdown(), "run bin/make_cli_docs.py"
+
+
+# ---------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_unknown_option_is_a_usage_error_in_one_line(name: str) -> None:
+    result = ctl(*name.split(), "--no-such-option")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert "--no-such-option" in result.stderr
+    assert f"depalmactl {name} --help" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "near"), [(["jbos"], "jobs"), (["submitt"], "submit"), (["code", "stats"], "status"), (["hosts"], "host")]
+)
+def test_mistyped_command_gets_a_suggestion(words: list[str], near: str) -> None:
+    result = ctl(*words)
+    assert result.exit_code == 2
+    assert "did you mean" in result.stderr
+    assert near in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "x"], "'x' is not a job or a task"),
+        (["cancel", "42.7"], "42.7"),
+        (["wait", "5-4"], "5-4"),
+        (["submit", "--array", "5", "--", "true"], "'5' is not an array"),
+        (["submit", "--memory", "lots", "--", "true"], "'lots' is not a size"),
+        (["submit", "--env", "1=2", "--", "true"], "'1=2' is not NAME=VALUE"),
+        (["submit", "--cpus", "0", "--", "true"], "--cpus"),
+        (["submit", "nosuch.sh"], "no such script: nosuch.sh"),
+        (["submit", "make", "all"], "depalmactl submit -- make all"),
+        (["submit"], "CMD"),
+        (["run"], "CMD"),
+        (["map", "echo {}", ":::"], "nothing to map over"),
+        (["map", ":::", "a"], "no command before"),
+        (["code", "add", "/no/such/path"], "/no/such/path"),
+        (["config", "check", "/no/such/file"], "/no/such/file"),
+        (["logs", "-f", "--attempt", "1", "1.0"], "--attempt"),
+        (["dev", "--stop", "--detach"], "--stop"),
+        (["jobs", "-o", "xml"], "xml"),
+        (["completion", "tcsh"], "tcsh"),
+        (["--timeout", "never", "jobs"], "never"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(words: list[str], said: str) -> None:
+    result = ctl(*words, stdin="")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["jobs", "-o", "json", "--bad"], ["-ojson", "jbos"], ["--output=json", "show", "x"]])
+def test_errors_for_programs_are_json_too(words: list[str]) -> None:
+    result = ctl(*words)
+    error = json.loads(result.stderr)["error"]
+    assert (result.exit_code, error["exit_code"], error["code"]) == (2, 2, "usage")
+    assert result.stdout == ""
+
+
+def test_script_directive_error_names_its_line(tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\n#DEPALMA --name x\n#DEPALMA --bogus 1\n")
+    result = ctl("submit", str(script))
+    assert result.exit_code == 2
+    assert f"{script}: line 3: " in result.stderr
+    assert "--bogus" in result.stderr
+    script.write_text("#!/bin/sh\n#SBATCH --partition=x\n")
+    assert "line 2: #SBATCH --partition=x: not supported" in ctl("submit", str(script)).stderr
+
+
+# ---------------------------------------------------------------- no cluster
+
+
+@pytest.mark.parametrize("name", NEEDS_CLUSTER)
+def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str) -> None:
+    arguments, code = NEEDS_CLUSTER[name]
+    result = ctl("--timeout", "0.2", "--masters", closed, *name.split(), *arguments)
+    assert result.exit_code == code
+    if name != "doctor":
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        assert "depalmactl doctor" in result.stderr
+    assert closed in result.output
+    assert "refused" in result.output
+
+
+def test_submit_and_wait_without_any_master_is_not_taken_for_the_jobs_code(closed: str) -> None:
+    base = ("--timeout", "0.2", "--masters", closed)
+    assert ctl(*base, "submit", "--wait", "--", "true").exit_code == 125
+    assert ctl(*base, "map", "--wait", "true", ":::", "a").exit_code == 125
+    assert ctl(*base, "jobs").exit_code == 4  # the next call of the same process is not tainted
+
+
+@pytest.mark.parametrize("name", sorted(set(NEEDS_CLUSTER) - {"run", "wait", "doctor"}))
+def test_without_a_context_it_says_what_to_give(name: str) -> None:
+    result = ctl(*name.split(), *NEEDS_CLUSTER[name][0])
+    assert result.exit_code == 1
+    assert "depalmactl context use" in result.stderr
+
+
+def test_doctor_without_a_context_fails_with_advice() -> None:
+    result = ctl("doctor")
+    assert result.exit_code == 1
+    assert "dev --detach" in result.stdout
+
+
+def test_a_token_file_that_is_none_is_refused_before_anything_is_sent(tmp_path: Path, closed: str) -> None:
+    file = tmp_path / "no-token"
+    file.write_text("two\nlines\n")
+    result = ctl("--masters", closed, "--token-file", str(file), "jobs")
+    assert result.exit_code == 1
+    assert "wrong file" in result.stderr
