@@ -28,8 +28,8 @@ from depalma.api import (
 )
 from depalma.api.context import Api
 from depalma.api.forward import FORWARDED, Forwarder
-from depalma.api.inputs import check_query, query_choice
-from depalma.api.problems import Problem
+from depalma.api.inputs import check_query, query_choice, too_large
+from depalma.api.problems import Problem, shown
 from depalma.api.route import Mode, Route
 from depalma.api.services import Services
 from depalma.api.streams import Streams
@@ -37,6 +37,7 @@ from depalma.api.totals import Totals
 from depalma.blobs import BadBlob, NoMajority, UnknownBlob
 from depalma.consensus import CommandTooLarge, ConsensusError, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
+from depalma.leader.hub import LEADER
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,13 @@ def make_app(services: Services) -> web.Application:
     for route in ROUTES:
         handler = partial(route.handler, api)
         api.routes_by_handler[handler] = route
-        app.router.add_route(route.method, route.path, handler)
+        app.router.add_route(route.method, route.path, handler, expect_handler=partial(_expect, api, route))
     app.on_response_prepare.append(partial(_add_headers, api))
 
     async def stop(_: web.Application) -> None:
         api.stopping = True
         streams.close()
+        services.hub.publish([LEADER])  # those who wait look up, see it, and are told to ask another master
 
     async def cleanup(_: web.Application) -> None:
         await forwarder.close()
@@ -113,6 +115,24 @@ def _guard(api: Api) -> Middleware:
         return response
 
     return guard
+
+
+async def _expect(api: Api, route: Route, request: web.Request) -> web.Response | None:
+    """Answers `Expect: 100-continue`: a body that would be refused is not even sent."""
+    try:
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            raise Problem("bad_field", "Expect: allowed: 100-continue", status=417)
+        if route.access:
+            api.authorisation.check(request, route.access)
+        settings = api.services.config.settings
+        limit_bytes = settings.max_blob_bytes if route.raw_body else settings.max_body_bytes
+        if (request.content_length or 0) > limit_bytes:
+            raise too_large(limit_bytes, f"{request.content_length} bytes")
+    except Problem as problem:
+        return problem.response(api.leader_url())
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the true answer has not begun
+    return None
 
 
 async def _serve(api: Api, route: Route, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -166,7 +186,7 @@ def _problem(error: Exception, request: web.Request, route: Route | None) -> Pro
             return _http_problem(error, request)
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Problem("disk_full", "the disk of this master is full")
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    log.error("%s %r failed", request.method, request.path, exc_info=error)
     return Problem("internal", f"{type(error).__name__} in this master; its log says more")
 
 
@@ -179,9 +199,9 @@ def _unknown(error: Exception, route: Route | None) -> Problem:
 def _http_problem(error: web.HTTPException, request: web.Request) -> Problem:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return Problem("method_not_allowed", f"{request.method} given for {request.path}; allowed: {allowed}")
+        return Problem("method_not_allowed", f"{request.method} given for {shown(request.path)}; allowed: {allowed}")
     if isinstance(error, web.HTTPNotFound):
-        return Problem("not_found", f"there is nothing at {request.path}; GET /v1/openapi.json lists the paths")
+        return Problem("not_found", f"there is nothing at {shown(request.path)}; GET /v1/openapi.json lists the paths")
     return Problem("bad_field", error.reason, status=error.status)
 
 
@@ -191,5 +211,6 @@ async def _add_headers(api: Api, request: web.Request, response: web.StreamRespo
     headers.setdefault("Depalma-Index", str(api.state.version))
     headers.setdefault("Depalma-Leader", api.leader_url())
     headers.setdefault("Depalma-Master", api.services.master_id)
+    headers.setdefault("Cache-Control", "no-store")
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Server"] = "depalma"

@@ -86,15 +86,20 @@ class Api:
     async def wait_until(self, ready: Callable[[], bool], keys: Collection[Key], wait_s: float) -> bool:
         """Waits for a change that makes `ready()` true.
 
-        A wait that began on a leader ends when it leads no more: its state may stand still.
-        Errors: Problem no_leader.
+        A wait that began on a leader ends when it leads no more: its state may stand still. So does any wait when
+        the master stops. Errors: Problem no_leader.
         """
         if wait_s <= 0 or ready():
             return ready()
         led = self.leads
-        done = await self.services.hub.wait_until(lambda: ready() or (led and not self.leads), (*keys, LEADER), wait_s)
+
+        def over() -> bool:
+            return self.stopping or (led and not self.leads)
+
+        done = await self.services.hub.wait_until(lambda: ready() or over(), (*keys, LEADER), wait_s)
         if done and not ready():
-            raise Problem("no_leader", "this master stopped leading while the request waited; ask again")
+            why = "is being stopped" if self.stopping else "stopped leading"
+            raise Problem("no_leader", f"this master {why} while the request waited; ask again")
         return done
 
     async def wait_for_index(self, request: web.Request) -> None:

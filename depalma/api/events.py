@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -68,12 +69,15 @@ async def _stream(api: Api, request: web.Request, after: int) -> web.StreamRespo
             async with asyncio.timeout(STUCK_S):
                 await response.write(_encoder.encode_lines(found) if found else b"\n")
             await asyncio.sleep(0)
-            last = after
-            await hub.wait_until(lambda last=last: newest(api.state) > last or api.leads != led, (ANY,), KEEP_ALIVE_S)  # type: ignore[misc]
+            await hub.wait_until(partial(_moved, api, after, led), (ANY,), KEEP_ALIVE_S)
         await response.write_eof()
     except (ConnectionError, TimeoutError):
         pass  # the reader went away or is stuck; it can resume after the last index it has
     return response
+
+
+def _moved(api: Api, after: int, led: bool) -> bool:
+    return api.stopping or api.leads != led or newest(api.state) > after
 
 
 ROUTES = (

@@ -71,7 +71,7 @@ async def test_a_defect_is_told_without_details_and_logged(bench: Bench, caplog:
     bench.master.state.jobs[1] = None  # type: ignore[assignment]
     problem = await bench.get("/v1/jobs", 500)
     assert (problem["code"], problem["detail"]) == ("internal", "AttributeError in this master; its log says more")
-    assert "GET /v1/jobs failed" in caplog.text
+    assert "GET '/v1/jobs' failed" in caplog.text
 
 
 # ---------------------------------------------------------------- reads, leaders and followers

@@ -142,7 +142,7 @@ async def test_a_bad_key_is_refused(bench: Bench) -> None:
         ("/v1/jobs?consistency=weak", 400, "bad_field", "consistency: 'weak' given; allowed: linearizable, stale"),
         ("/v1/hosts/h9", 404, "unknown_host", "there is no host 'h9'; there are: none"),
         ("/v1/code/3", 404, "unknown_code", "there is no code index 3; the newest is 0"),
-        ("/v1/nothing", 404, "not_found", "there is nothing at /v1/nothing"),
+        ("/v1/nothing", 404, "not_found", "there is nothing at '/v1/nothing'"),
     ],
 )
 async def test_a_bad_read_says_what_is_wrong(bench: Bench, path: str, status: int, code: str, said: str) -> None:
@@ -154,7 +154,7 @@ async def test_a_bad_read_says_what_is_wrong(bench: Bench, path: str, status: in
 async def test_a_wrong_method_names_the_right_ones(bench: Bench) -> None:
     problem = await bench.call("DELETE", "/v1/jobs", 405)
     assert (problem["code"], problem["detail"]) == (
-        "method_not_allowed", "DELETE given for /v1/jobs; allowed: GET, POST",
+        "method_not_allowed", "DELETE given for '/v1/jobs'; allowed: GET, POST",
     )  # fmt: skip
 
 
