@@ -150,13 +150,16 @@ def unpack(source: bytes | Path, target: Path, limits: Limits = DEFAULT_LIMITS) 
 
 def _unpack_into(reader: _Inflater, target: Path, limits: Limits) -> None:
     seen: dict[str, bool] = {}  #: folded path → is a folder
-    count = 0
+    count = size_bytes = 0
     with tarfile.TarFile(fileobj=reader, mode="r") as tar:  # type: ignore[arg-type]
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]
             count += 1
+            size_bytes += member.size
             if count > limits.members:
                 raise ArchiveError(f"more than {limits.members} members")
+            if size_bytes > limits.size_bytes:
+                raise ArchiveError(f"unpacks to more than {limits.size_bytes} bytes")
             problem = _member_problem(member, limits) or _clash(member, seen)
             if problem:
                 raise ArchiveError(f"{member.name[:200]!r}: {problem}")
@@ -169,8 +172,8 @@ def _member_problem(member: tarfile.TarInfo, limits: Limits) -> str:
         return "neither a plain file nor a folder"
     if member.mode & 0o7000:
         return "has a set-id or sticky bit"
-    if member.size < 0 or member.size > limits.size_bytes:
-        return f"is larger than {limits.size_bytes} bytes"
+    if member.size < 0:
+        return "has a negative size"
     return _name_problem(member.name, limits.depth)
 
 

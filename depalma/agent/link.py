@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ class MonitorLink:
         """Starts the monitor. It shares the lock on the agent's folder and keeps it until everything is dead."""
         near, far = socket.socketpair()
         argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(lock_fd), str(root)]
+        # The child inherits the mask: a signal to all processes of a service cannot end it before it ignores them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -41,6 +44,7 @@ class MonitorLink:
                 cwd="/",
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             far.close()
         self._channel = Channel(near)
         asyncio.get_running_loop().add_reader(near, self._readable)

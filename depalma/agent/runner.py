@@ -43,6 +43,7 @@ class Runner:
         self.workers: dict[int, WorkerHandle] = {}
         self.keys: dict[int, AttemptRef | WorkerHandle] = {}
         self._next_key = 1
+        self._argument_files: dict[AttemptRef, str] = {}  #: arguments too large for a message
         self._known_jobs: dict[int, None] = {}
         self._drained_s = 0.0
         self._paused: list[WorkerHandle] = []
@@ -193,10 +194,15 @@ class Runner:
         if given.argument_blob:
             return None, self.blob_path(given.argument_blob), given.argument_item
         if given.argument is not None and len(given.argument) > ARGUMENT_LIMIT_BYTES:
-            path = f"{self.root}/blobs/out/argument.{'.'.join(map(str, attempt.ref))}"
+            path = self._argument_files[attempt.ref] = f"{self.root}/blobs/out/{'.'.join(map(str, attempt.ref))}"
             Path(path).write_bytes(given.argument)
             return None, path, -1
         return given.argument, "", -1
+
+    def _drop_argument(self, ref: AttemptRef) -> None:
+        path = self._argument_files.pop(ref, None)
+        if path is not None:
+            os.unlink(path)
 
     def blob_path(self, digest: str) -> str:
         """Returns where a fetched blob is."""
@@ -248,6 +254,7 @@ class Runner:
                 if report is None:
                     self.emit(WorkerReady(handle.number))
                 else:
+                    self._drop_argument((report.job, report.task, report.attempt))
                     reports.append(report)
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
@@ -273,6 +280,8 @@ class Runner:
     def _salvage(self, handle: WorkerHandle) -> None:
         """Keeps what the task that was in the worker had written."""
         ref = next(iter(handle.sent), None)
+        if ref is not None:
+            self._drop_argument(ref)
         for stream in ("stdout", "stderr"):
             source = self.output.live(f"w{handle.number}", stream)
             if ref is None or not read_slice(source, 0, 1)[0]:

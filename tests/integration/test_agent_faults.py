@@ -1,0 +1,386 @@
+"""What an agent does when it, its monitor, its leader or the line between them fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from depalma.model import JobSpec
+from depalma.protocol import Assignment, Refused
+from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
+
+HIDES = """
+trap '' TERM
+sleep 2001 &
+setsid sleep 2001 &
+(setsid sh -c 'trap "" TERM HUP; (env -i sleep 2001 &); (sleep 2001 &) ; while :; do sleep 2001; done' &)
+wait
+"""
+
+
+@pytest.fixture
+async def leader() -> AsyncIterator[FakeLeader]:
+    async with FakeLeader() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
+    process = AgentProcess(tmp_path, [leader.url], slots=4)
+    process.start()
+    try:
+        await wait_until(lambda: leader.connected, "connection")
+        yield process
+    finally:
+        await process.stop()
+
+
+def sleeping(seconds: int = 2001) -> list[int]:
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", str(seconds)]]
+
+
+async def start_hiding(leader: FakeLeader, tasks: int = 1) -> None:
+    leader.job(1, JobSpec(kind="command", argv=("sh", "-c", HIDES), grace_s=0.2))
+    await leader.assign(*[Assignment(1, index, 1, 1) for index in range(tasks)])
+    await wait_until(lambda: len(sleeping()) == 5 * tasks, "trees")
+
+
+def descends(pid: int) -> bool:
+    return any(process.pid == pid for process in psutil.Process().children(recursive=True))
+
+
+async def test_a_killed_agent_leaves_nothing(leader: FakeLeader, agent: AgentProcess) -> None:
+    await start_hiding(leader, tasks=4)
+    incarnation = leader.hellos[-1].incarnation
+
+    agent.signal(signal.SIGKILL)
+    killed_s = time.monotonic()
+    await wait_until(lambda: not sleeping(), "end of all trees", for_s=2.0)
+    await wait_until(lambda: leader.gone, "word from the monitor", for_s=2.0)
+
+    assert time.monotonic() - killed_s < 2.0
+    assert leader.gone == [{"host": "h1", "incarnation": incarnation, "reason": "agent died"}]
+
+
+async def test_a_killed_agent_takes_its_workers_along(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, JobSpec(kind="function", function="time:sleep"))
+    import pickle
+
+    await leader.assign(Assignment(1, 0, 1, 1, pickle.dumps((None, (2002,), {}))))
+    await wait_until(lambda: (1, 0, 1) in leader.started, "start")
+    workers = [p for p in psutil.Process(agent.pid).children(recursive=True) if "worker.py" in " ".join(p.cmdline())]
+    assert workers
+
+    agent.signal(signal.SIGKILL)
+
+    await wait_until(lambda: not any(p.is_running() for p in workers), "end of the workers", for_s=2.0)
+
+
+async def test_a_stopped_agent_does_not_prolong_its_tasks(tmp_path: Path) -> None:
+    async with FakeLeader(lease_s=1.0) as leader:
+        agent = AgentProcess(tmp_path, [leader.url], lease_s=1.0)
+        agent.start()
+        try:
+            await wait_until(lambda: leader.connected, "connection")
+            await start_hiding(leader)
+            agent.signal(signal.SIGSTOP)
+            stopped_s = time.monotonic()
+
+            await wait_until(lambda: not sleeping(), "end of the tree", for_s=3.0)
+            assert time.monotonic() - stopped_s < 1.5
+            assert not leader.gone
+
+            agent.signal(signal.SIGCONT)
+            await wait_until(lambda: len(leader.hellos) == 2, "rejoin")
+            assert leader.hellos[1].incarnation != leader.hellos[0].incarnation
+            assert leader.hellos[1].running == leader.hellos[1].unreported == ()
+            assert leader.reports == {}
+            report = await leader.run(JobSpec(kind="command", argv=("true",)), job=2)
+            assert report.outcome == "succeeded"
+        finally:
+            await agent.stop()
+
+
+async def test_silence_of_the_leader_ends_everything_at_the_lease(tmp_path: Path) -> None:
+    async with FakeLeader(lease_s=1.0) as leader:
+        agent = AgentProcess(tmp_path, [leader.url], on_cut_off="exit")
+        agent.start()
+        try:
+            await wait_until(lambda: leader.connected, "connection")
+            await start_hiding(leader)
+            leader.answers = False
+            silent_s = time.monotonic()
+
+            await wait_until(lambda: not sleeping(), "end of the tree", for_s=3.0)
+
+            assert 0.8 < time.monotonic() - silent_s < 1.6
+            assert await agent.exit_code() == 4
+            assert "cut off: no leader was heard for 1 s" in agent.log.read_text()
+            assert leader.reports == {}
+        finally:
+            await agent.stop()
+
+
+async def test_a_short_silence_changes_nothing(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, JobSpec(kind="command", argv=("sleep", "2003"), grace_s=0.1))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until(lambda: sleeping(2003), "task")
+    await leader.drop()
+
+    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "second hello")
+
+    assert leader.hellos[1].incarnation == leader.hellos[0].incarnation
+    assert leader.hellos[1].running == ((1, 0, 1),)
+    assert len(sleeping(2003)) == 1
+    # A leader that forgot to look may send it again: it is not started twice.
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await leader.run(JobSpec(kind="command", argv=("true",)), job=2)
+    assert len(sleeping(2003)) == 1
+    await wait_until(lambda: (1, 0, 1) in leader.started, "announcement to the new leader")
+
+
+async def test_reports_are_sent_again_until_committed(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.commits = False
+    first = await leader.run(JobSpec(kind="command", argv=("true",)))
+    leader.reports.clear()
+    await leader.drop()
+
+    again = await leader.report((1, 0, 1))
+
+    assert again == first
+    assert leader.hellos[-1].unreported == ((1, 0, 1),)
+    leader.commits = True
+    await leader.drop()
+    await wait_until(lambda: len(leader.hellos) == 3 and len(leader.report_frames) == 3, "third report")
+    await leader.run(JobSpec(kind="command", argv=("true",)), job=2)
+    await leader.drop()
+    await wait_until(lambda: len(leader.hellos) == 4, "fourth hello")
+    assert leader.hellos[-1].unreported == ()
+
+
+async def test_reports_survive_the_agent(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.commits = False
+    await leader.run(JobSpec(kind="command", argv=("true",)))
+    leader.reports.clear()
+    agent.signal(signal.SIGKILL)
+    await agent.exit_code()
+    leader.commits = True
+
+    agent.start()
+
+    await leader.report((1, 0, 1))
+    assert leader.hellos[-1].unreported == ((1, 0, 1),)
+
+
+async def test_orders_of_an_older_term_are_refused(leader: FakeLeader, agent: AgentProcess) -> None:
+    await leader.drop()
+    leader.term = 5
+    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "second hello")
+    leader.job(1, JobSpec(kind="command", argv=("true",)))
+    await leader.assign(Assignment(1, 0, 1, 1), term=4)
+
+    await leader.run(JobSpec(kind="command", argv=("true",)), job=2)
+
+    assert (1, 0, 1) not in leader.reports
+
+
+async def test_a_leader_of_an_older_term_is_left(leader: FakeLeader, agent: AgentProcess) -> None:
+    await leader.drop()
+    leader.term = 5
+    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "second hello")
+    await leader.drop()
+    leader.term = 4
+
+    await wait_until(lambda: "but term 5 was seen" in agent.log.read_text(), "refusal")
+
+
+async def test_the_new_leader_is_found_at_once(tmp_path: Path) -> None:
+    async with FakeLeader() as first, FakeLeader(term=2) as second, FakeLeader() as third:
+        second.leads = third.leads = False
+        urls = [first.url, second.url, third.url]
+        first.masters = second.masters = urls
+        agent = AgentProcess(tmp_path, urls)
+        agent.start()
+        try:
+            await wait_until(lambda: first.connected, "connection")
+            first.leads = False
+            await first.drop()
+            second.leads = True
+            lost_s = time.monotonic()
+
+            report = await _run_when_connected(second)
+
+            assert report == "succeeded"
+            assert time.monotonic() - lost_s < 0.5
+            assert first.hellos[0].incarnation == second.hellos[0].incarnation
+        finally:
+            await agent.stop()
+
+
+async def _run_when_connected(leader: FakeLeader) -> str:
+    await wait_until(lambda: leader.connected, "connection")
+    return (await leader.run(JobSpec(kind="command", argv=("true",)))).outcome
+
+
+async def test_a_leader_that_is_only_named_is_found(tmp_path: Path) -> None:
+    async with FakeLeader() as follower, FakeLeader() as leader:
+        follower.leads = False
+        follower.leader_url = leader.url
+        agent = AgentProcess(tmp_path, [follower.url])
+        agent.start()
+        try:
+            await wait_until(lambda: leader.connected, "connection")
+        finally:
+            await agent.stop()
+
+
+async def test_a_frozen_leader_is_left_for_a_new_one(tmp_path: Path) -> None:
+    async with FakeLeader() as first, FakeLeader(term=2) as second:
+        second.leads = False
+        first.masters = [first.url, second.url]
+        agent = AgentProcess(tmp_path, [first.url])
+        agent.start()
+        try:
+            await wait_until(lambda: first.connected, "connection")
+            first.answers = False
+            second.leads = True
+            await wait_until(lambda: second.connected, "second connection", for_s=1.5)
+            assert second.hellos[0].incarnation == first.hellos[0].incarnation
+        finally:
+            await agent.stop()
+
+
+async def test_a_dead_monitor_means_a_new_start(leader: FakeLeader, agent: AgentProcess) -> None:
+    await start_hiding(leader)
+
+    os.kill(agent.monitor_pid(), signal.SIGKILL)
+
+    await wait_until(lambda: not sleeping(), "end of the tree", for_s=2.0)
+    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "rejoin")
+    assert leader.hellos[1].incarnation != leader.hellos[0].incarnation
+    assert leader.hellos[1].running == ()
+    assert (await leader.run(JobSpec(kind="command", argv=("true",)), job=2)).outcome == "succeeded"
+
+
+async def test_the_monitor_ignores_polite_signals(leader: FakeLeader, agent: AgentProcess) -> None:
+    monitor = agent.monitor_pid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(monitor, number)
+
+    assert (await leader.run(JobSpec(kind="command", argv=("true",)))).outcome == "succeeded"
+    assert agent.monitor_pid() == monitor
+
+
+async def test_agent_and_monitor_killed_together_are_cleaned_up_by_the_next(
+    leader: FakeLeader, agent: AgentProcess
+) -> None:
+    leader.job(1, JobSpec(kind="command", argv=("sh", "-c", "setsid sleep 2004 & wait")))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until(lambda: sleeping(2004), "task")
+    monitor = agent.monitor_pid()
+    agent.signal(signal.SIGSTOP)
+    os.kill(monitor, signal.SIGKILL)
+    agent.signal(signal.SIGKILL)
+    await agent.exit_code()
+    assert sleeping(2004)
+
+    agent.start()
+    await wait_until(lambda: len(leader.hellos) == 2, "new agent")
+
+    assert not sleeping(2004)
+
+
+async def test_a_new_agent_waits_for_the_old_ones_end(leader: FakeLeader, agent: AgentProcess) -> None:
+    await start_hiding(leader)
+    agent.signal(signal.SIGKILL)
+    await agent.exit_code()
+
+    agent.start()
+    await wait_until(lambda: len(leader.hellos) == 2, "new agent")
+
+    assert not sleeping()
+
+
+async def test_two_agents_of_one_folder_are_one_too_many(
+    leader: FakeLeader, agent: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import depalma.agent.store as store
+
+    with pytest.raises(store.FolderInUse, match=f"in use by agent process {agent.pid}"):
+        await asyncio.to_thread(store.lock_folder, agent.root, 0.2)
+
+
+async def test_sigterm_stops_in_order(leader: FakeLeader, agent: AgentProcess) -> None:
+    await start_hiding(leader, tasks=4)
+    await leader.assign(Assignment(1, 99, 1, 1))
+    monitor = psutil.Process(agent.monitor_pid())
+
+    agent.signal(signal.SIGTERM)
+
+    assert await agent.exit_code() == 0
+    assert not sleeping()
+    assert not monitor.is_running()
+    assert leader.reports[(1, 99, 1)].outcome == "returned"
+    assert [gone["reason"] for gone in leader.gone] == ["stopped"]
+
+
+async def test_a_refused_agent_exits(tmp_path: Path) -> None:
+    async with FakeLeader() as leader:
+        leader.refusal = Refused("host 'h1' is not in the cluster", stop=True)
+        agent = AgentProcess(tmp_path, [leader.url])
+        agent.start()
+        try:
+            assert await agent.exit_code() == 3
+            assert "the cluster refuses this agent: host 'h1' is not in the cluster" in agent.log.read_text()
+        finally:
+            await agent.stop()
+
+
+async def test_a_new_incarnation_is_made_on_request(leader: FakeLeader, agent: AgentProcess) -> None:
+    await start_hiding(leader)
+    leader.refusal = Refused("your work was given away", stop=True, restart_incarnation=True)
+    await leader.drop()
+
+    await wait_until(lambda: len(leader.hellos) == 3, "third hello")
+
+    assert not sleeping()
+    assert leader.hellos[2].incarnation != leader.hellos[1].incarnation
+    assert leader.hellos[2].running == ()
+
+
+async def test_a_result_is_uploaded_when_there_is_a_leader_again(leader: FakeLeader, agent: AgentProcess) -> None:
+    import pickle
+
+    leader.job(1, JobSpec(kind="function", function="builtins:bytes"))
+    flag = pickle.dumps((None, (100_000,), {}))
+    await leader.assign(Assignment(1, 0, 1, 1, flag))
+    await leader.drop()
+
+    report = await leader.report((1, 0, 1))
+
+    assert report.result is not None
+    assert pickle.loads(leader.blobs[report.result.digest]) == bytes(100_000)
+
+
+def test_the_entry_refuses_a_wrong_config(tmp_path: Path) -> None:
+    import sys
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "depalma.remote", *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    missing = run("--config", str(tmp_path / "none.yaml"), "--name", "h1")
+    assert missing.returncode == 2
+    assert "none.yaml: cannot be read" in missing.stderr
+    config = AgentProcess(tmp_path, ["http://127.0.0.1:9"]).config
+    unknown = run("--config", str(config), "--name", "h9")
+    assert unknown.returncode == 2
+    assert "there are: h1" in unknown.stderr
