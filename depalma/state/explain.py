@@ -81,7 +81,7 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
         return lines
     if job.ready:
         before = state.ready.before(job)
-        lines.append(f"{before} jobs with queued tasks stand before it" if before else "first in the queue")
+        lines.append(f"jobs with queued tasks before it: {before}" if before else "first in the queue")
     if not state.hosts:
         lines.append("there are no hosts")
     hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))

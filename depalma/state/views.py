@@ -59,7 +59,7 @@ def _command(spec: JobSpec) -> str:
 def _job_reason(state: ClusterState, job: Job) -> str:
     if job.cancelled:
         by = f" by {job.cancelled_by}" if job.cancelled_by else ""
-        return f"cancelled{by}" + ("" if job.is_final else f", {len(job.running)} tasks are being ended")
+        return f"cancelled{by}" + ("" if job.is_final else f", still on hosts: {len(job.running)}")
     if not job.is_final:
         return waiting_reason(state, job)
     record = job.outcome(job.first_bad) if job.first_bad >= 0 else None

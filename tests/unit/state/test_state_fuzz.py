@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -97,3 +101,33 @@ def test_a_kind_from_the_future_stops_the_replica():
 
     with pytest.raises(UnknownCommand, match=r"entry 9.*job\.dance"):
         machine.apply(msgspec.msgpack.encode(["job.dance", 1]), 9)
+
+
+SAME_EVERYWHERE = """
+import random, sys
+sys.path.insert(0, sys.argv[1])
+from conftest import Bench, Fuzzer
+bench = Bench()
+fuzzer = Fuzzer(bench, random.Random(11))
+for _ in range(300):
+    bench.do(fuzzer.step())
+print(bench.machine.state_hash, bench.machine.snapshot().hex())
+"""
+
+
+def test_nothing_depends_on_the_hashes_of_a_process():
+    """Masters are processes with hash seeds of their own."""
+    here = str(Path(__file__).parent)
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", SAME_EVERYWHERE, here],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+
+    assert len(seen) == 1
+    assert len(seen.pop()) > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from depalma.state import commands as c
@@ -136,6 +137,8 @@ def test_an_agent_of_an_unknown_host_or_without_incarnation(bench):
 
     assert bench.refused(c.HostUp("h9", "x", host.facts, 1.0)).code == "unknown_host"
     assert bench.refused(c.HostUp("h1", "", host.facts, 1.0)).code == "bad_field"
+    nonsense = msgspec.structs.replace(host.facts, slots=-1)
+    assert bench.refused(c.HostUp("h1", "h1-2", nonsense, 1.0)).message.startswith("facts.slots: ")
 
 
 def test_old_incarnations_are_remembered_up_to_a_number(bench):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from depalma.model import Load
+from depalma.model import Load, Payload
 from depalma.state import commands as c
 from depalma.state import explain as explain_module
 from depalma.state.views import explain, host_view, job_view, task_view, task_views
@@ -73,7 +73,7 @@ def test_a_cancelled_job_says_by_whom(bench):
     job = bench.submit()
     bench.assign((1, 0, 1))
     bench.cancel(1)
-    assert job_view(bench.state, job).reason == "cancelled by ann, 1 tasks are being ended"
+    assert job_view(bench.state, job).reason == "cancelled by ann, still on hosts: 1"
 
     bench.finish((1, 0, 1), outcome="cancelled")
     assert job_view(bench.state, job).reason == "cancelled by ann"
@@ -206,7 +206,7 @@ def test_explain_speaks_of_code_memory_and_the_wanted_host(bench):
     assert "h1: the job wants host h2" in explain(bench.state, on_host)
     assert any("bytes of memory" in line for line in explain(bench.state, memory))
     assert "h1: has code index 0, the job needs 1" in explain(bench.state, code)
-    assert "2 jobs with queued tasks stand before it" in explain(bench.state, code)
+    assert "jobs with queued tasks before it: 2" in explain(bench.state, code)
     assert bench.plan() == []
 
 
@@ -260,3 +260,65 @@ def test_explain_a_job_that_failed(bench):
         "task 1.0: attempt 1 on h1: failed, exit code 2",
         "task 1.0: placed there: because",
     ]
+
+
+def test_explain_an_open_and_a_cancelled_job(bench):
+    """What it waits for, and that it was cancelled while tasks still live."""
+    bench.host()
+    job = bench.submit(0, open=True)
+    assert explain(bench.state, job) == ["queued: 0 tasks on hosts, 0 queued", "open: waits for more tasks"]
+    job = bench.submit(2)
+    bench.assign((2, 0, 1))
+    bench.cancel(2)
+    assert explain(bench.state, job) == ["running: 1 tasks on hosts, 0 queued", "the job was cancelled by ann"]
+
+    bench.finish((2, 0, 1), outcome="cancelled")
+    assert explain(bench.state, job)[1:] == ["the job was cancelled by ann"]
+
+
+def test_explain_names_the_own_limit_and_the_hold(bench):
+    """Neither is a matter of hosts."""
+    bench.host()
+    limited, held = bench.submit(3, max_running=1), bench.submit(1, hold=True)
+    bench.assign((1, 0, 1))
+
+    assert explain(bench.state, limited)[1] == "1 of its tasks run, its own limit"
+    assert explain(bench.state, held, 0)[0] == "held until it is released"
+
+
+def test_a_story_that_is_too_long_says_so(bench):
+    """The oldest attempts are only counted."""
+    bench.host()
+    job = bench.submit()
+    for number in range(1, 26):
+        bench.assign((1, 0, number))
+        bench.finish((1, 0, number), outcome="returned")
+
+    assert explain(bench.state, job, 0)[:2] == [
+        "5 earlier attempts are no longer kept",
+        "attempt 6 on h1: returned; queued again",
+    ]
+
+
+def test_function_jobs_are_named_by_their_function(bench):
+    """Or by their name, when a pickle has none."""
+    views = [
+        job_view(bench.state, bench.submit(1, kind="function", argv=(), **spec)).command
+        for spec in (
+            {"function": "pkg:f"},
+            {"function_pickle": Payload(inline=b"x"), "name": "count"},
+            {"function_pickle": Payload(inline=b"x")},
+        )
+    ]
+
+    assert views == ["pkg:f", "count", "function"]
+
+
+def test_a_job_that_succeeded_has_no_reason(bench):
+    """Nothing to say."""
+    bench.host()
+    job = bench.submit()
+    bench.assign((1, 0, 1))
+    bench.finish((1, 0, 1))
+
+    assert job_view(bench.state, job).reason == ""
