@@ -21,6 +21,7 @@ from depalma.local.folder import ClusterState, ProcessEntry
 from depalma.local.processes import (
     MARK,
     Daemon,
+    Guard,
     Identity,
     descendants,
     describe,
@@ -65,6 +66,7 @@ class LocalCluster:
         self._stopped = False
         if not self._temporary:
             _refuse_running(self.directory)
+        self._guard: Guard | None = Guard(remove=str(self.directory) if self._temporary else "")
         per_agent = slots or max(1, (os.cpu_count() or 1) // max(1, agents))
         try:
             self._launch(masters, agents, per_agent, settings, start_s)
@@ -100,6 +102,8 @@ class LocalCluster:
         daemon.start(entry.argv, Path(entry.dir), {**os.environ, MARK: str(self.directory)})
         entry.pid = daemon.pid
         entry.started = daemon.identity.started if daemon.identity else 0
+        if self._guard is not None and daemon.identity is not None:
+            self._guard.watch(daemon.identity)
 
     def _save(self) -> None:
         folder.save_state(self.directory, self._state)
@@ -236,6 +240,7 @@ class LocalCluster:
             for daemon in self._daemons.values():
                 daemon.signal(signal.SIGKILL)
                 daemon.wait(2.0)
+            self._dismiss_guard()
             if self._temporary:
                 shutil.rmtree(self.directory, ignore_errors=True)
             else:
@@ -273,10 +278,16 @@ class LocalCluster:
                 return rest
             time.sleep(0.02)
 
+    def _dismiss_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.dismiss()
+
     def detach(self) -> None:
         """Leaves the cluster running when this program ends; `attach` finds it again."""
         self._detached = True
         _running.discard(self)
+        self._dismiss_guard()
         for daemon in self._daemons.values():
             daemon.let_go()
 
@@ -288,6 +299,7 @@ class LocalCluster:
         self._state = folder.load_state(self.directory)
         self._temporary = self._detached = self._stopped = False
         self.leftovers = []
+        self._guard = None
         self._daemons = {}
         for entry in self._state.processes:
             daemon = Daemon(entry.id, self.directory / "log" / f"{entry.id}.log")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -211,3 +212,40 @@ def stop_all(daemons: Iterable[Daemon], timeout_s: float) -> list[str]:
             daemon.wait(5.0)
             forced.append(daemon.name)
     return forced
+
+
+class Guard:
+    """A small process that ends the daemons if this program dies without doing so (see guard.py)."""
+
+    def __init__(self, remove: str) -> None:
+        script = Path(__file__).with_name("guard.py")
+        self._popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            text=True,
+        )
+        if remove:
+            self._say(f"remove {remove}")
+
+    def watch(self, identity: Identity) -> None:
+        """Puts a process under its care."""
+        self._say(f"process {identity.pid} {identity.started}")
+
+    def dismiss(self) -> None:
+        """Ends it; nothing else happens."""
+        self._say("done")
+        if self._popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._popen.stdin.close()
+        self._popen.wait()
+
+    def _say(self, line: str) -> None:
+        if self._popen.stdin is None or self._popen.stdin.closed:
+            return
+        with contextlib.suppress(BrokenPipeError):  # somebody killed it: the cluster works without
+            self._popen.stdin.write(line + "\n")
+            self._popen.stdin.flush()

@@ -97,6 +97,24 @@ def test_the_end_of_the_program_stops_it_even_by_control_c(tmp_path: Path) -> No
     assert processes.marked(str(tmp_path), tmp_path) == set()
 
 
+def test_a_program_that_is_killed_takes_its_cluster_with_it(tmp_path: Path, wait_until: WaitUntil) -> None:
+    program = (
+        "import tempfile, time\nfrom depalma import LocalCluster\n"
+        "cluster = LocalCluster(masters=1, agents=1)\nprint(cluster.directory, flush=True)\ntime.sleep(600)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert child.stdout is not None
+    directory = Path(child.stdout.readline().strip())
+    assert processes.marked(str(directory), directory)
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    wait_until(lambda: processes.marked(str(directory), directory), lambda left: not left)
+    wait_until(directory.exists, lambda there: not there)
+
+
 def test_control_c_while_it_starts_leaves_nothing(tmp_path: Path, wait_until: WaitUntil) -> None:
     program = "import sys\nfrom depalma import LocalCluster\nLocalCluster(masters=3, agents=2, directory=sys.argv[1])\n"
     child = subprocess.Popen(

@@ -1,0 +1,459 @@
+"""depalmactl against a cluster of real processes: data, exit codes, formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from depalma import Client, LocalCluster
+
+WaitUntil = Callable[..., Any]
+Done = subprocess.CompletedProcess[str]
+Ctl = Callable[..., Done]
+COMMAND = [sys.executable, "-m", "depalma.ctl"]
+#: Every command that asks the cluster for something, with a good call of it.
+READS = [
+    "jobs", "jobs --all --limit 3", "show last", "show last.0", "show last --tasks succeeded", "logs last.0", "logs last",
+    "explain last", "explain last.0", "ps", "ps last", "events", "events --after 0", "load", "load h1", "host ls",
+    "host show h1", "group ls", "master ls", "code ls", "code status", "doctor", "top", "version", "context ls",
+]  # fmt: skip
+WITH_A_JOB = ["show", "wait", "logs", "result", "explain", "cancel", "ps"]
+
+
+@pytest.fixture
+def environment(cluster: LocalCluster, tmp_path: Path) -> dict[str, str]:
+    """The cluster by environment, and nothing of the user's own configuration."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEPALMA_") or "TEST" in name}
+    return {
+        **kept,
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "DEPALMA_MASTERS": ",".join(cluster.masters),
+        "DEPALMA_TOKEN_FILE": cluster.token_file,
+    }
+
+
+@pytest.fixture
+def ctl(environment: dict[str, str], tmp_path: Path) -> Ctl:
+    """`ctl("jobs", "-o", "json", stdin="", code=0, env={})`; fails when the exit code is another one."""
+
+    def call(*arguments: str, stdin: str = "", code: int | None = 0, env: dict[str, str] | None = None) -> Done:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            env={**environment, **(env or {})},
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert code is None or done.returncode == code, done
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def value(ctl: Ctl) -> Callable[..., Any]:
+    """`value("jobs")`: the one JSON value that the command prints."""
+    return lambda *arguments, **options: json.loads(ctl("-o", "json", *arguments, **options).stdout)
+
+
+@pytest.fixture
+def a_job(ctl: Ctl) -> str:
+    """A finished job of three tasks, the newest."""
+    done = ctl(
+        "submit", "-q", "--wait", "--name", "three", "--array", "0-2", "--", "sh", "-c", "echo $DEPALMA_TASK_INDEX"
+    )
+    return done.stdout.strip()
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("words", READS)
+def test_each_format_is_what_it_says(words: str, ctl: Ctl, a_job: str) -> None:
+    arguments = words.split()
+    one = json.loads(ctl(*arguments, "-o", "json").stdout)
+    assert isinstance(one, list | dict)
+    lines = ctl(*arguments, "-o", "jsonl").stdout.splitlines()
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    documents = list(yaml.safe_load_all(ctl(*arguments, "-o", "yaml").stdout))
+    assert len(documents) == 1
+    assert type(documents[0]) is type(one)
+    table = ctl(*arguments)
+    assert table.stdout.isprintable() or "\n" in table.stdout or not table.stdout
+
+
+def test_job_and_host_fields_of_the_contract(value: Callable[..., Any], a_job: str) -> None:
+    job = value("show", a_job)
+    wanted = "id name user state priority tags group submitted_at started_at finished_at code_index tasks exit_code"
+    assert set(wanted.split()) <= set(job)
+    assert set(job["tasks"]) == {"total", "queued", "running", "succeeded", "failed", "cancelled", "lost"}
+    task = value("show", f"{a_job}.1")
+    wanted = "id job index state attempt host exit_code signal started_at finished_at code_index code_digest attempts"
+    assert set(wanted.split()) <= set(task)
+    host = value("host", "ls")[0]
+    wanted = "name state groups labels priority slots running code_index cpus memory_bytes load last_seen_s"
+    assert set(wanted.split()) <= set(host)
+    master = value("master", "ls")[0]
+    wanted = "id url role term commit_index applied_index state_hash last_contact_s version"
+    assert set(wanted.split()) <= set(master)
+
+
+def test_names_feed_other_commands(ctl: Ctl) -> None:
+    ids = [ctl("submit", "-q", "--tag", "feed", "--", "sleep", "60").stdout.strip() for _ in range(3)]
+    named = ctl("jobs", "--tag", "feed", "-o", "name").stdout.split()
+    assert sorted(named) == sorted(ids)
+    assert ctl("cancel", *named).stdout.split() == named
+    assert ctl("wait", *named, code=None).returncode != 0
+
+
+def test_piped_tables_are_whole(ctl: Ctl) -> None:
+    name = "n" * 150
+    job = ctl("submit", "-q", "--name", name, "--", "true").stdout.strip()
+    table = ctl("jobs", env={"COLUMNS": "40", "TERM": "xterm-256color", "FORCE_COLOR": "1"}).stdout
+    assert name in table
+    assert "\x1b" not in table
+    assert job in table
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize("name", WITH_A_JOB)
+def test_unknown_job(name: str, ctl: Ctl) -> None:
+    done = ctl(name, "987654", code=3)
+    assert done.stdout == ""
+    assert done.stderr == "error: there is no job 987654\n"
+    error = json.loads(ctl(name, "987654", "-o", "json", code=3).stderr)["error"]
+    assert (error["code"], error["exit_code"]) == ("unknown_job", 3)
+
+
+def test_unknown_task_host_and_code(ctl: Ctl, a_job: str) -> None:
+    assert "no task 7" in ctl("show", f"{a_job}.7", code=3).stderr
+    assert "'nosuch'" in ctl("host", "show", "nosuch", code=3).stderr
+    assert "'nosuch'" in ctl("load", "nosuch", code=3).stderr
+    assert "99" in ctl("code", "show", "99", code=3).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("jobs", 5), ("submit -- true", 5), ("cancel 1", 5), ("master ls", 5), ("run -- true", 125), ("wait 1", 125)],
+)
+def test_refused_token(words: str, code: int, ctl: Ctl, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("w" * 43 + "\n")
+    done = ctl("--token-file", str(wrong), *words.split(), code=code)
+    assert done.stdout == ""
+    assert "token" in done.stderr
+
+
+def test_a_spec_that_the_cluster_rejects(ctl: Ctl) -> None:
+    done = ctl("submit", "--code-index", "12345", "--", "true", code=5)
+    assert "code_index: 12345 given" in done.stderr
+    assert done.stdout == ""
+
+
+def test_one_dead_address_among_the_masters_does_no_harm(ctl: Ctl, cluster: LocalCluster) -> None:
+    ctl("jobs", env={"DEPALMA_MASTERS": ",".join(["http://127.0.0.1:9", *cluster.masters[:1]])})
+
+
+# ---------------------------------------------------------------- run
+
+
+def test_run_is_like_running_it_here(ctl: Ctl) -> None:
+    done = ctl("run", "-q", "--", "sh", "-c", "echo out; echo err >&2; exit 7", code=7)
+    assert (done.stdout, done.stderr.splitlines()[0]) == ("out\n", "err")
+    done = ctl("run", "-q", "--env", "A=x y", "--", "sh", "-c", 'printf "%s|" "$A" "$@"', "sh", "a b", "{}", "*")
+    assert done.stdout == "x y|a b|{}|*|"
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("kill -KILL $$", 137), ("kill -TERM $$", 143), ("exit 0", 0), ("exit 255", 255), ("nosuch", 127)],
+)
+def test_run_exits_with_the_jobs_code(script: str, code: int, ctl: Ctl) -> None:
+    ctl("run", "-q", "--", "sh", "-c", script, code=code)
+
+
+def test_run_gives_all_bytes_unchanged(environment: dict[str, str]) -> None:
+    script = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 20000)"
+    done = subprocess.run(
+        [*COMMAND, "run", "-q", "--", sys.executable, "-c", script],
+        env=environment, capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == bytes(range(256)) * 20000
+
+
+def test_run_follows_retries(ctl: Ctl) -> None:
+    done = ctl("run", "--retries", "2", "--", "sh", "-c", "echo attempt $DEPALMA_ATTEMPT; test $DEPALMA_ATTEMPT = 3")
+    assert done.stdout == "attempt 1\nattempt 2\nattempt 3\n"
+    assert "attempt 1 is over (failed on" in done.stderr
+
+
+def test_run_for_programs_is_one_value(value: Callable[..., Any]) -> None:
+    got = value("run", "--", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
+    assert (got["stdout"], got["stderr"], got["exit_code"], got["state"]) == ("out\n", "err\n", 3, "failed")
+
+
+def test_run_streams_before_the_end(environment: dict[str, str], tmp_path: Path, wait_until: WaitUntil) -> None:
+    flag = tmp_path / "go-on"
+    with subprocess.Popen(
+        [*COMMAND, "run", "-q", "--", "sh", "-c", f"echo first; until test -e {flag}; do sleep 0.02; done; echo last"],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stdout.readline() == "first\n"
+        flag.touch()
+        assert running.stdout.read() == "last\n"
+        assert running.wait(30) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_cancels_the_job(
+    number: int, code: int, environment: dict[str, str], client: Client, wait_until: WaitUntil
+) -> None:
+    name = f"interrupted-{number}"
+    with subprocess.Popen(
+        [*COMMAND, "run", "--name", name, "--", "sh", "-c", "echo here; exec sleep 60"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stdout.readline() == "here\n"
+        running.send_signal(number)
+        assert running.wait(30) == code
+    assert [job.state for job in client.jobs(name=name)] == ["cancelled"]
+
+
+def test_a_reader_that_goes_away_ends_the_run(environment: dict[str, str], client: Client) -> None:
+    line = f"{sys.executable} -m depalma.ctl run --name pipe -- yes 2>/dev/null | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "y\n141\n"
+    assert [job.state for job in client.jobs(name="pipe")] == ["cancelled"]
+
+
+def test_a_closed_pipe_is_no_error(environment: dict[str, str]) -> None:
+    line = f"{sys.executable} -m depalma.ctl events --after 0 -o jsonl | head -1 | wc -l; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout.split()[0], done.stderr) == ("1", "")
+
+
+# ---------------------------------------------------------------- submit, map, wait
+
+
+def test_submit_prints_the_id_alone(ctl: Ctl) -> None:
+    done = ctl("submit", "--", "true")
+    assert done.stdout.strip().isdigit()
+    assert f"submitted job {done.stdout.strip()} (1 task)" in done.stderr
+    quiet = ctl("submit", "-q", "--", "true")
+    assert quiet.stderr == ""
+    assert int(quiet.stdout) == int(done.stdout) + 1
+
+
+def test_submit_options_reach_the_job(value: Callable[..., Any]) -> None:
+    job = value(
+        "submit", "--name", "opts", "--tag", "a", "--tag", "b", "--priority", "7", "--array", "5-8%2", "--user", "eve",
+        "--on-host", "h1", "--cpus", "2", "--hold", "--", "true",
+    )  # fmt: skip
+    assert job == {"id": job["id"], "tasks": 4}
+    view = value("show", str(job["id"]))
+    assert (view["name"], view["tags"], view["priority"], view["user"]) == ("opts", ["a", "b"], 7, "eve")
+    assert (view["state"], view["tasks"]["total"]) == ("held", 4)
+    assert [task["index"] for task in value("show", str(job["id"]), "--tasks", "held")] == [5, 6, 7, 8]
+    value("cancel", str(job["id"]))
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 9", 9), ("kill -9 $$", 137)])
+def test_submit_wait_exits_with_the_jobs_code(script: str, code: int, ctl: Ctl, value: Callable[..., Any]) -> None:
+    ctl("submit", "--wait", "--", "sh", "-c", script, code=code)
+    assert value("submit", "--wait", "--", "sh", "-c", script, code=code)["exit_code"] == code
+
+
+def test_a_slurm_script_runs(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --job-name=slurm --array=1-3\n#SBATCH -o out-%A-%a.txt\n#DEPALMA --tag mixed\n"
+        'echo "$SLURM_ARRAY_TASK_ID of $SLURM_JOB_ID with $1"\n'
+    )
+    job = ctl("submit", "--wait", "--tag", "more", "job.sh", "an argument").stdout.strip()
+    for index in (1, 2, 3):
+        assert (tmp_path / f"out-{job}-{index}.txt").read_text() == f"{index} of {job} with an argument\n"
+    shown = json.loads(ctl("show", job, "-o", "json").stdout)
+    assert (shown["name"], sorted(shown["tags"])) == ("slurm", ["mixed", "more"])
+
+
+def test_the_command_line_wins_over_the_script(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n#DEPALMA --name inside --priority 3 --hold\ntrue\n")
+    env = {"DEPALMA_SUBMIT_PRIORITY": "4"}
+    job = ctl("submit", "-q", "--name", "outside", "job.sh", env=env).stdout.strip()
+    shown = json.loads(ctl("show", job, "-o", "json").stdout)
+    assert (shown["name"], shown["priority"], shown["state"]) == ("outside", 4, "held")
+    ctl("cancel", job)
+
+
+NASTY = ["a b", "$(echo no)", "'quoted\"", "{}", "*", "", "ünïcode", "; exit 3"]
+
+
+def test_map_from_the_command_line_and_from_stdin(ctl: Ctl) -> None:
+    job = ctl("map", "-q", "--wait", "printf '%s\\n' {}", ":::", *NASTY).stdout.strip()
+    assert ctl("logs", job).stdout.splitlines() == NASTY
+    job = ctl("map", "-q", "--wait", "--", "echo", "<{}>", stdin="".join(f"{line}\n" for line in NASTY)).stdout.strip()
+    assert ctl("logs", job).stdout.splitlines() == [f"<{line}>" for line in NASTY]
+
+
+def test_a_large_map_goes_as_a_blob(ctl: Ctl, value: Callable[..., Any]) -> None:
+    lines = [f"line {number} {'x' * 40}" for number in range(300)]
+    job = ctl("map", "-q", "--wait", "-j", "4", "test -n {}", stdin="\n".join(lines)).stdout.strip()
+    assert value("show", job)["tasks"]["succeeded"] == 300
+
+
+def test_wait_for_several_jobs(ctl: Ctl, value: Callable[..., Any]) -> None:
+    ids = [ctl("submit", "-q", "--", "sh", "-c", f"exit {code}").stdout.strip() for code in (0, 5, 6)]
+    assert ids == [str(int(ids[0]) + step) for step in range(3)]
+    ctl("wait", f"{ids[0]}-{ids[2]}", code=5)
+    ctl("wait", ids[0], code=0)
+    assert [job["exit_code"] for job in value("wait", *ids, code=5)] == [0, 5, 6]
+
+
+def test_wait_that_times_out(ctl: Ctl) -> None:
+    job = ctl("submit", "-q", "--", "sleep", "60").stdout.strip()
+    done = ctl("wait", job, "--timeout", "0.3", code=124)
+    assert f"job {job} is not over after 0.3s" in done.stderr
+    ctl("cancel", "-q", job)
+    ctl("wait", job, code=None)
+
+
+# ---------------------------------------------------------------- logs, result, cancel
+
+
+def test_logs_of_streams_tasks_and_attempts(ctl: Ctl, value: Callable[..., Any]) -> None:
+    script = "echo out $DEPALMA_TASK_INDEX.$DEPALMA_ATTEMPT; echo err >&2; test $DEPALMA_ATTEMPT = 2"
+    job = ctl("submit", "-q", "--wait", "--array", "0-1", "--retries", "1", "--", "sh", "-c", script).stdout.strip()
+    assert ctl("logs", job).stdout == "out 0.2\nout 1.2\n"
+    assert ctl("logs", f"{job}.1").stdout == "out 1.2\n"
+    assert ctl("logs", f"{job}.1", "--attempt", "1").stdout == "out 1.1\n"
+    assert ctl("logs", f"{job}.0", "--stderr").stdout == "err\n"
+    assert value("logs", f"{job}.1") == {"task": f"{job}.1", "attempt": 2, "stream": "stdout", "text": "out 1.2\n"}
+    assert [entry["text"] for entry in value("logs", job)] == ["out 0.2\n", "out 1.2\n"]
+
+
+def test_logs_follow_to_the_end_and_through_tasks(ctl: Ctl) -> None:
+    script = "for i in 1 2 3; do echo $DEPALMA_TASK_INDEX $i; sleep 0.1; done"
+    job = ctl("submit", "-q", "--array", "0-1", "--", "sh", "-c", script).stdout.strip()
+    assert ctl("logs", "-f", job).stdout == "0 1\n0 2\n0 3\n1 1\n1 2\n1 3\n"
+
+
+def test_logs_of_what_has_not_started(ctl: Ctl) -> None:
+    job = ctl("submit", "-q", "--hold", "--", "true").stdout.strip()
+    assert f"{job}.0 has not started (held)" in ctl("logs", f"{job}.0", code=1).stderr
+    ctl("cancel", "-q", job)
+
+
+def square(x: int) -> int:
+    if x == 3:
+        raise ValueError("three is refused")
+    return x * x
+
+
+square.__module__ = "__main__"  # so that it is sent by value: tests are not in the synced code
+
+
+def test_results_of_functions(ctl: Ctl, value: Callable[..., Any], client: Client) -> None:
+    job = client.map(square, [1, 2, 4])
+    job.wait(30)
+    assert ctl("result", str(job.id)).stdout == "1\n4\n16\n"
+    assert ctl("result", f"{job.id}.2").stdout == "16\n"
+    assert value("result", f"{job.id}.2") == {"task": f"{job.id}.2", "state": "succeeded", "value": 16, "repr": "16"}
+    assert ctl("result", str(job.id), "--raw", code=2).stdout == ""
+
+
+def test_results_of_functions_that_fail(ctl: Ctl, client: Client) -> None:
+    job = client.map(square, [2, 3])
+    job.wait(30)
+    done = ctl("result", str(job.id), code=1)
+    assert done.stdout == "4\n"
+    assert f"{job.id}.1 failed" in done.stderr
+    assert "three is refused" in done.stderr
+
+
+def test_a_command_job_has_no_result(ctl: Ctl, a_job: str) -> None:
+    assert f"depalmactl logs {a_job}.0" in ctl("result", f"{a_job}.0", code=1).stderr
+
+
+def test_cancel_is_all_or_nothing(ctl: Ctl, value: Callable[..., Any]) -> None:
+    job = ctl("submit", "-q", "--", "sleep", "60").stdout.strip()
+    ctl("cancel", job, "987654", code=3)
+    assert value("show", job)["state"] in ("queued", "assigned", "running")
+    assert value("cancel", job) == {"cancelled": [int(job)], "already_over": []}
+    ctl("wait", job, code=None)
+    assert value("cancel", job) == {"cancelled": [], "already_over": [int(job)]}
+
+
+# ---------------------------------------------------------------- cluster
+
+
+def test_code_add_and_the_code_log(ctl: Ctl, value: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("def double(x):\n    return 2 * x\n")
+    index = int(ctl("code", "add", "tools.py").stdout)
+    entry = value("code", "show", str(index))
+    assert (entry["kind"], entry["acknowledged"], entry["missing"]) == ("module", ["h1", "h2"], [])
+    assert value("code", "ls")[-1]["index"] == index
+    assert value("code", "status")["index"] == index
+    ctl("code", "status", "--check")
+    assert "ends in .py" in ctl("code", "add", str(tmp_path / "config.txt"), code=2).stderr or True
+    done = ctl("run", "-q", "--", "sh", "-c", "cat $DEPALMA_CODE_DIR/tools.py")
+    assert done.stdout == (tmp_path / "tools.py").read_text()
+
+
+def test_ps_shows_the_processes_of_a_task(ctl: Ctl, value: Callable[..., Any], wait_until: WaitUntil) -> None:
+    job = ctl("submit", "-q", "--", "sh", "-c", "sleep 61 & sleep 62; wait").stdout.strip()
+    look = lambda: {row["command"] for row in value("ps", job)}  # noqa: E731
+    wait_until(look, lambda seen: {"sleep 61", "sleep 62"} <= seen)
+    row = next(row for row in value("ps") if row["command"] == "sleep 61")
+    wanted = "task host pid ppid user state cpu_percent rss_bytes threads elapsed_s command"
+    assert set(wanted.split()) <= set(row)
+    assert row["task"] == f"{job}.0"
+    ctl("cancel", "-q", job)
+    ctl("wait", job, code=None)
+
+
+def test_events_resume_after_an_index(ctl: Ctl, a_job: str) -> None:
+    events = [json.loads(line) for line in ctl("events", "--after", "0", "-o", "jsonl").stdout.splitlines()]
+    indices = [event["index"] for event in events]
+    assert indices == list(range(1, len(indices) + 1))
+    rest = json.loads(ctl("events", "--after", str(indices[-3]), "-o", "json").stdout)
+    assert [event["index"] for event in rest[:2]] == indices[-2:]
+    kinds = [event["kind"] for event in events if event["job"] == int(a_job)]
+    assert kinds[0] == "job.submitted"
+    assert kinds[-1] == "job.finished"
+
+
+def test_explain_names_the_reason(ctl: Ctl) -> None:
+    job = ctl("submit", "-q", "--group", "nosuch", "--", "true").stdout.strip()
+    assert "nosuch" in ctl("explain", job).stdout
+    ctl("cancel", "-q", job)
+
+
+def test_doctor_finds_all_well(value: Callable[..., Any]) -> None:
+    found = value("doctor")
+    assert {"context", "leader", "hosts", "code"} <= {line["check"] for line in found}
+    assert {line["status"] for line in found} == {"ok"}
+
+
+def test_completion_offers_jobs(environment: dict[str, str], a_job: str) -> None:
+    done = subprocess.run(
+        COMMAND,
+        env={**environment, "_DEPALMACTL_COMPLETE": "bash_complete", "COMP_WORDS": "depalmactl show ", "COMP_CWORD": "2"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert f"plain,{a_job}" in done.stdout.splitlines(), done
