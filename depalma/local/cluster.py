@@ -103,7 +103,7 @@ class LocalCluster:
         entry.pid = daemon.pid
         entry.started = daemon.identity.started if daemon.identity else 0
         if self._guard is not None and daemon.identity is not None:
-            self._guard.watch(daemon.identity)
+            self._guard.watch(entry.role, daemon.identity)
 
     def _save(self) -> None:
         folder.save_state(self.directory, self._state)

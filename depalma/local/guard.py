@@ -1,6 +1,6 @@
 """Ends a local cluster whose program died without a word (SIGKILL, a restarted notebook kernel).
 
-It is told on its standard input, a line each: `process PID STARTED`, `remove FOLDER`, `done`. When the input ends
+It is told on its standard input, a line each: `agent PID STARTED`, `master PID STARTED`, `remove FOLDER`, `done`. When the input ends
 without `done`, the program is gone, and the guard ends the processes and removes the folder. Run by file name; standard
 library only, so that it is small and starts fast.
 """
@@ -32,7 +32,7 @@ def alive(processes: dict[int, int]) -> list[int]:
 
 
 def end(processes: dict[int, int]) -> None:
-    """Ends them in order, by force after the grace time."""
+    """Ends them, by force after the grace time."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in alive(processes):
             os.kill(pid, number)
@@ -46,18 +46,19 @@ def main() -> None:
     """Listens until the input ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its program, not before
-    processes: dict[int, int] = {}
+    known: dict[str, dict[int, int]] = {"agent": {}, "master": {}}
     folder = ""
     for line in sys.stdin:
         word, *rest = line.split(maxsplit=1)
         if word == "done":
             return
-        if word == "process":
+        if word in known:
             pid, start = rest[0].split()
-            processes[int(pid)] = int(start)
+            known[word][int(pid)] = int(start)
         elif word == "remove":
             folder = rest[0].strip()
-    end(processes)
+    for processes in known.values():  # agents first: they say goodbye to the masters
+        end(processes)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 

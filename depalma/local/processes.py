@@ -231,9 +231,9 @@ class Guard:
         if remove:
             self._say(f"remove {remove}")
 
-    def watch(self, identity: Identity) -> None:
-        """Puts a process under its care."""
-        self._say(f"process {identity.pid} {identity.started}")
+    def watch(self, role: str, identity: Identity) -> None:
+        """Puts an agent or a master under its care."""
+        self._say(f"{role} {identity.pid} {identity.started}")
 
     def dismiss(self) -> None:
         """Ends it; nothing else happens."""
