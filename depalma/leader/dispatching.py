@@ -55,10 +55,11 @@ class DispatchLoop:
 
     def _rooms(self) -> dict[str, HostRoom]:
         now = self._context.clock()
+        hosts = self._context.state.hosts
         return {
             session.host: HostRoom(
                 incarnation=session.incarnation,
-                slots=session.facts.slots,
+                slots=hosts[session.host].slots,
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
             )

@@ -207,7 +207,8 @@ class Sessions:
                 raise _Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
             if host.incarnation != hello.incarnation or host.state in ("lost", "down"):
-                await context.execute(HostUp(hello.host, hello.incarnation, hello.facts, context.wall()))
+                up = HostUp(hello.host, hello.incarnation, hello.facts, context.wall(), hello.code_index)
+                await context.execute(up)
             elif host.state == "suspect":
                 await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))
         except Rejected as refusal:
