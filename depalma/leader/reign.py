@@ -15,8 +15,8 @@ from depalma.leader.dispatching import DispatchLoop
 from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.model import AttemptRef
-from depalma.state.commands import AddHost, AnyCommand, ForgetJobs, HostLost, HostSuspect
 from depalma.state.cluster_state import Changes
+from depalma.state.commands import AddHost, AnyCommand, ForgetJobs, HostLost, HostSuspect
 
 log = logging.getLogger(__name__)
 
