@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,18 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields line and full name of everything that the file imports at run time, wherever in the file it stands."""
-    tree = ast.parse(path.read_text(), str(path))
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@cache
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Returns line and full name of everything that the file imports at run time, wherever in the file it stands."""
+    return list(_imports(path, tree_of(path)))
+
+
+def _imports(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -160,7 +170,7 @@ def test_no_error_is_swallowed() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (*MODULES, *TESTS)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ExceptHandler)
         and is_broad(node)
         and all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
@@ -168,7 +178,7 @@ def test_no_error_is_swallowed() -> None:
     found += [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (*MODULES, *TESTS)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith("suppress")
         and any(ast.unparse(argument) in ("Exception", "BaseException") for argument in node.args)
@@ -194,7 +204,7 @@ def test_tests_wait_for_what_they_need_and_do_not_sleep() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line} in {node.name}"
         for path in TESTS
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
         for line in sleeps_in(node)
     ]
