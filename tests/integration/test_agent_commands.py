@@ -155,11 +155,20 @@ async def test_a_time_limit_ends_the_whole_tree(leader: FakeLeader, agent: Agent
     assert not sleeping("987", "986")
 
 
+_here: list[str] = []  #: where the tasks of this test run, which tells them from those of other runs
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> None:
+    _here[:] = [str(tmp_path)]
+
+
 def sleeping(*arguments: str) -> list[int]:
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["cmdline", "cwd"]):
         line = process.info["cmdline"] or []
-        if len(line) == 2 and line[0] == "sleep" and line[1] in arguments:
+        ours = (process.info["cwd"] or "").startswith(_here[0])
+        if ours and len(line) == 2 and line[0] == "sleep" and line[1] in arguments:
             found.append(process.pid)
     return found
 

@@ -43,18 +43,27 @@ async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProces
         await process.stop()
 
 
+_here: list[str] = []  #: where the tasks of this test run, which tells them from those of other runs
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> None:
+    _here[:] = [str(tmp_path)]
+
+
 def sleeping(seconds: int = 2001) -> list[int]:
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", str(seconds)]]
+    found = psutil.process_iter(["cmdline", "cwd"])
+    return [
+        p.pid
+        for p in found
+        if p.info["cmdline"] == ["sleep", str(seconds)] and (p.info["cwd"] or "").startswith(_here[0])
+    ]
 
 
 async def start_hiding(leader: FakeLeader, tasks: int = 1) -> None:
     leader.job(1, JobSpec(kind="command", argv=("sh", "-c", HIDES), grace_s=0.2))
     await leader.assign(*[Assignment(1, index, 1, 1) for index in range(tasks)])
     await wait_until(lambda: len(sleeping()) == 5 * tasks, "trees")
-
-
-def descends(pid: int) -> bool:
-    return any(process.pid == pid for process in psutil.Process().children(recursive=True))
 
 
 async def test_a_killed_agent_leaves_nothing(leader: FakeLeader, agent: AgentProcess) -> None:
