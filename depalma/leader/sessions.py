@@ -211,6 +211,9 @@ class Sessions:
                 await context.execute(up)
             elif host.state == "suspect":
                 await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))
+            else:
+                # A welcome begins a lease, so only one who leads for certain may say it: see heartbeats.
+                await context.barrier()
         except Rejected as refusal:
             raise _Goodbye(Refused(str(refusal), restart_incarnation=True)) from refusal
         except (NotLeader, OutcomeUnknown) as error:
