@@ -103,6 +103,8 @@ class Engine:
         """Begin after this snapshot, which the owner has restored."""
         applied = snapshot.index if snapshot is not None else self.applied
         self._raft.start(applied, min(max(self._journal.commit_index, applied), self._log.last_index))
+        if not self._peers:
+            self._stand()  # there is nobody to wait for
 
     # -- what is known -------------------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Replica:
             self._running = True
             await self._mesh.start()
         except BaseException:
+            self._running = True  # so that whatever was opened is closed
             self._shut("the replica could not start")
             raise
         self._timer = self._loop.call_later(0, self._on_timer)

@@ -74,17 +74,22 @@ class ForkedSnapshots:
 
     def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
         parent = os.getpid()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: see the class
-            pid = os.fork()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: see the class
+                pid = os.fork()
+        except OSError as error:
+            logger.error("cannot fork to write a snapshot: %s", error)
+            pid = -1
         if pid == 0:
             _child(parent, lambda: store.write(index, term, sequence, encode()))
         self._pid = pid
         self._started_at = time.monotonic()
 
     def poll(self) -> bool | None:
-        if not self._pid:
-            return None
+        if self._pid <= 0:
+            failed, self._pid = self._pid < 0, 0
+            return False if failed else None
         pid, status = os.waitpid(self._pid, os.WNOHANG)
         if pid:
             self._pid = 0
@@ -98,7 +103,7 @@ class ForkedSnapshots:
         return None
 
     def cancel(self) -> None:
-        if self._pid:
+        if self._pid > 0:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             self._pid = 0
@@ -108,6 +113,9 @@ def _child(parent: int, work: Callable[[], None]) -> None:
     """Do the work and exit, whatever happens: nothing of the parent's loop may run here."""
     status = 1
     try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
             gc.disable()

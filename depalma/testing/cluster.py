@@ -224,6 +224,11 @@ class SimCluster(Generic[MachineT]):
         if not self.nodes[name].up:
             self._start(name)
 
+    def wipe(self, name: str) -> None:
+        """Take the disk of a replica that is down away and give it an empty one."""
+        assert not self.nodes[name].up
+        self.nodes[name].disk = SimDisk(Random(self.random.random()), name=name)
+
     def run_for(self, seconds: float) -> None:
         """Let so much virtual time pass."""
         self.timeline.run_for(seconds)

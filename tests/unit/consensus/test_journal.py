@@ -1,0 +1,286 @@
+"""The journal keeps what was flushed, cuts what was not, and never starts on damage."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from depalma.consensus.disk import FileDisk
+from depalma.consensus.errors import DirectoryInUse, DiskFailed, JournalDamaged
+from depalma.consensus.journal import Journal
+from depalma.testing import PowerCut, SimDisk
+
+
+def opened(disk: SimDisk | FileDisk, segment_bytes: int = 1 << 20) -> Journal:
+    journal = Journal(disk, segment_bytes=segment_bytes)
+    journal.open()
+    return journal
+
+
+def content(journal: Journal) -> list[tuple[int, int, bytes]]:
+    log = journal.log
+    return [(index, term, command) for command, index, term in log.entries(log.base_index + 1, len(log))]
+
+
+def filled(disk: SimDisk | FileDisk, count: int, segment_bytes: int = 1 << 20, each: bytes = b"command") -> Journal:
+    journal = opened(disk, segment_bytes)
+    for _ in range(count):
+        journal.append(each, journal.log.last_index + 1, 1)
+        journal.flush()
+    return journal
+
+
+@pytest.fixture
+def disk() -> SimDisk:
+    return SimDisk(Random(1))
+
+
+def test_what_was_flushed_comes_back(disk: SimDisk) -> None:
+    journal = opened(disk)
+    journal.set_vote(3, "m2")
+    journal.append(b"a", 2, 1)
+    journal.append(b"b", 3, 3)
+    journal.commit_index = 2
+    journal.set_joined()
+    journal.flush()
+    disk.crash()
+
+    again = opened(disk)
+
+    assert content(again) == [(2, 1, b"a"), (3, 3, b"b")]
+    assert (again.term, again.voted_for, again.commit_index, again.joined) == (3, "m2", 2, True)
+
+
+def test_one_flush_is_one_sync(disk: SimDisk) -> None:
+    journal = opened(disk)
+    before = journal.syncs
+    for index in range(2, 100):
+        journal.append(b"x", index, 1)
+    journal.flush()
+    journal.flush()
+
+    assert journal.syncs == before + 1
+
+
+def test_what_was_not_flushed_is_gone(disk: SimDisk) -> None:
+    journal = filled(disk, 3)
+    journal.append(b"never flushed", 5, 1)
+    disk.crash()
+
+    assert len(content(opened(disk))) == 3
+
+
+def test_truncation_is_a_record_and_survives(disk: SimDisk) -> None:
+    journal = filled(disk, 5)
+    journal.truncate_from(4)
+    journal.append(b"new", 4, 2)
+    journal.flush()
+
+    assert content(opened(disk)) == [(2, 1, b"command"), (3, 1, b"command"), (4, 2, b"new")]
+
+
+@pytest.mark.parametrize("cut", range(1, 41, 6))
+def test_a_torn_tail_is_cut_and_reported(disk: SimDisk, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    filled(disk, 4)
+    name = disk.names()[0]
+    disk.truncate(name, disk.size(name) - cut)
+
+    with caplog.at_level(logging.WARNING):
+        journal = opened(disk)
+
+    assert len(content(journal)) == 3
+    assert "unfinished write" in caplog.text
+    journal.append(b"goes on", journal.log.last_index + 1, 2)
+    journal.flush()
+    assert content(opened(disk))[-1][2] == b"goes on"
+
+
+def test_every_bit_flip_before_the_tail_is_found(disk: SimDisk) -> None:
+    filled(disk, 30, segment_bytes=600)
+    names = disk.names()
+    random = Random(7)
+    for _ in range(200):
+        name = random.choice(names[:-1])
+        offset, bit = random.randrange(disk.size(name)), random.randrange(8)
+        disk.flip_bit(name, offset, bit)
+        with pytest.raises(JournalDamaged) as caught:
+            opened(disk)
+        assert name in str(caught.value)
+        assert "move this replica's directory away" in str(caught.value)
+        disk.flip_bit(name, offset, bit)
+
+    assert len(content(opened(disk))) == 30
+
+
+def test_a_bit_flip_in_the_last_segment_is_found_unless_it_is_in_the_last_write(disk: SimDisk) -> None:
+    filled(disk, 20)
+    name = disk.names()[0]
+    size = disk.size(name)
+    whole = content(opened(disk))
+    for offset in range(0, size, 5):
+        copy = SimDisk(Random(2))
+        file = copy.create(name)
+        data = bytearray(disk.read(name))
+        data[offset] ^= 4
+        file.write(bytes(data))
+        try:
+            left = content(opened(copy))
+        except JournalDamaged:
+            continue
+        assert left == whole[:-1], f"flip at {offset} of {size}"
+        assert offset > size - 80
+
+
+def test_a_missing_segment_is_found_by_its_gap(disk: SimDisk) -> None:
+    """What lies before the gap is not trusted; whoever opens the journal sees that its beginning is missing."""
+    filled(disk, 80, segment_bytes=500)
+    names = disk.names()
+    assert len(names) > 4
+    disk.remove(names[2])
+
+    journal = opened(disk)
+
+    assert journal.log.base_index > 2
+    assert disk.names() == names[3:]
+
+
+def test_compaction_drops_whole_segments_only(disk: SimDisk) -> None:
+    journal = filled(disk, 60, segment_bytes=500)
+    before = disk.names()
+
+    journal.compact(40)
+
+    assert journal.log.base_index == 40
+    assert 0 < len(disk.names()) < len(before)
+    again = opened(disk, 500)
+    assert again.log.base_index <= 40
+    assert again.log.last_index == 61
+
+
+def test_segments_with_a_truncation_below_their_start_stay_readable(disk: SimDisk) -> None:
+    """A segment that voids entries of the one before it cannot be first."""
+    journal = filled(disk, 20, segment_bytes=500)
+    begin = journal._segments[-1].base_index
+    journal.truncate_from(begin - 3)
+    for index in range(begin - 3, begin + 30):
+        journal.append(b"command", index, 2)
+        journal.flush()
+
+    for keep_above in range(2, begin + 28):
+        journal.compact(keep_above)
+        again = Journal(disk, segment_bytes=500)
+        again.open()
+        assert again.log.base_index <= keep_above
+        assert again.log.last_index == journal.log.last_index
+        assert again.log.last_term == 2
+
+
+@pytest.mark.parametrize("operations", range(14))
+def test_power_cut_during_reset_leaves_the_old_or_the_new(operations: int) -> None:
+    for seed in range(8):
+        disk = SimDisk(Random(seed))
+        journal = filled(disk, 30, segment_bytes=500)
+        journal.set_vote(4, "m3")
+        journal.flush()
+        disk.power_cut_in = operations
+        try:
+            journal.reset(100, 4)
+        except PowerCut:
+            pass
+        disk.crash()
+
+        again = opened(disk)
+
+        assert again.log.last_index in (31, 100)
+        assert (again.term, again.voted_for) == (4, "m3")
+
+
+@pytest.mark.parametrize("operations", range(16))
+def test_power_cut_during_compaction_loses_nothing_above_it(operations: int) -> None:
+    for seed in range(8):
+        disk = SimDisk(Random(seed))
+        journal = filled(disk, 60, segment_bytes=500)
+        disk.power_cut_in = operations
+        try:
+            journal.compact(50)
+        except PowerCut:
+            pass
+        disk.crash()
+
+        again = opened(disk)
+
+        assert again.log.base_index <= 50
+        assert again.log.last_index == 61
+
+
+def test_a_full_disk_stops_the_journal_for_good(disk: SimDisk) -> None:
+    journal = filled(disk, 3)
+    disk.capacity_bytes = disk.size(disk.names()[0]) + 10
+    journal.append(b"too much" * 100, 5, 1)
+    with pytest.raises(DiskFailed, match="No space left") as caught:
+        journal.flush()
+    assert caught.value.errno == errno.ENOSPC
+
+    disk.capacity_bytes = None
+    with pytest.raises(DiskFailed):
+        journal.flush()
+    disk.crash()
+    assert len(content(opened(disk))) == 3
+
+
+def test_a_failed_sync_is_never_tried_again(disk: SimDisk) -> None:
+    journal = filled(disk, 3)
+    journal.append(b"x", 5, 1)
+    disk.fails_syncs = True
+    with pytest.raises(DiskFailed, match="Input/output error"):
+        journal.flush()
+    disk.fails_syncs = False
+    before = disk.operations
+
+    with pytest.raises(DiskFailed):
+        journal.flush()
+
+    assert disk.operations == before
+
+
+def test_what_a_killed_process_left_in_memory_is_synced_before_it_is_trusted(disk: SimDisk) -> None:
+    """The process dies between write and sync, the next one reads what it wrote, then the power goes off."""
+    journal = filled(disk, 3)
+    journal.append(b"written, not synced", 5, 1)
+    disk.power_cut_in = 1
+    with pytest.raises(PowerCut):
+        journal.flush()
+    disk.crash(power=False)
+    seen = content(opened(disk))
+    disk.crash(power=True)
+
+    assert content(opened(disk)) == seen
+
+
+def test_real_files_come_back_and_are_private(tmp_path: Path) -> None:
+    disk = FileDisk(tmp_path / "replica")
+    disk.open()
+    journal = filled(disk, 50, segment_bytes=500)
+    journal.compact(30)
+    journal.close()
+    disk.close()
+
+    disk.open()
+    assert opened(disk, 500).log.last_index == 51
+    assert (tmp_path / "replica").stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "replica").iterdir())
+    disk.close()
+
+
+def test_a_directory_has_one_user(tmp_path: Path) -> None:
+    first, second = FileDisk(tmp_path), FileDisk(tmp_path)
+    first.open()
+    with pytest.raises(DirectoryInUse):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
