@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_module.load(arguments.config)
         config.master(arguments.id)
-        secrets = config_module.load_secrets((arguments.config.parent / config.secrets).resolve())
+        secrets = config_module.load_secrets(arguments.config.parent / Path(config.secrets).expanduser())
     except ConfigError as error:
         print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201
         return 2

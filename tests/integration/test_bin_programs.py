@@ -135,3 +135,18 @@ def test_run_names_its_programs() -> None:
 
     assert done.returncode == 2
     assert "{master|agent|ctl}" in done.stderr
+
+
+@pytest.mark.parametrize("program", [["master", "--id", "m1"], ["agent", "--name", "h1"]], ids=["master", "agent"])
+@pytest.mark.parametrize("secrets", ["~/secrets", "secrets"])
+def test_missing_secrets_are_looked_for_where_the_file_says(program: list[str], secrets: str, tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(f"masters: [{{id: m1, host: 127.0.0.1, dir: m1}}]\nhosts: [{{name: h1}}]\nsecrets: {secrets}\n")
+    argv = [sys.executable, str(BIN / "run.py"), *program, "--config", str(file)]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=environment, cwd="/")
+
+    assert done.returncode == 2
+    assert f"{tmp_path}/secrets/" in done.stderr
+    assert "Traceback" not in done.stderr
