@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from typing import Any
 
 if __name__ == "__main__":  # started isolated (-I -S): the package is found beside this file
@@ -30,6 +31,7 @@ from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
 _KILL_AGAIN_S = 0.05
+_COALESCE_S = 0.002
 
 
 def boottime() -> float:
@@ -50,10 +52,15 @@ class Monitor:
         self.unknown: dict[int, set[int]] = {}  #: orphans without a marker, and the keys they may belong to
         self.identity: dict[str, Any] = {}
         self.stopping = ""  #: why, when the agent asked for an orderly end
+        self.running: dict[int, int] = {}  #: slot → key of the command on it
+        self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
         self._exits: list[tuple[int, int | None, float, float, str]] = []
-        #: From the agent. To it: exits, expired, all_dead, trees.
+        self._exits_s = 0.0  #: when the first of them was noted
+        self._prompt = True  #: somebody waits for what there is to say
+        #: From the agent. To it: exits, expired, all_dead, trees, recalled.
         self._orders = {
             "spawn": self._spawn,
+            "recall": self._recall,
             "kill": self._kill,
             "lease": self._lease,
             "environment": self._environment,
@@ -68,14 +75,29 @@ class Monitor:
         self._orders[message[0]](message)
 
     def flush(self) -> None:
-        """Sends what there is to say. Errors: OSError when the agent is gone."""
+        """Sends what there is to say; ends wait a moment for company while every slot has its next command.
+
+        Errors: OSError when the agent is gone.
+        """
+        if self._exits and (self._prompt or time.monotonic() - self._exits_s >= _COALESCE_S):
+            self._queue_exits()
+        self.channel.flush()
+
+    def _queue_exits(self) -> None:
         if self._exits:
             self.channel.queue(("exits", self._exits))
             self._exits = []
-        self.channel.flush()
+        self._prompt = False
+
+    def _note_exit(self, key: int, status: int | None, started: float, ended: float, problem: str) -> None:
+        if not self._exits:
+            self._exits_s = time.monotonic()
+        self._exits.append((key, status, started, ended, problem))
 
     def wait_s(self) -> float:
         """Returns how long the loop may sleep."""
+        if self._exits:
+            return _COALESCE_S
         if any(spawned.deadline is not None or spawned.status is not None for spawned in self.by_key.values()):
             return _KILL_AGAIN_S
         if self.lease_until:
@@ -97,8 +119,16 @@ class Monitor:
     # ------------------------------------------------------------ orders
 
     def _spawn(self, message: tuple[Any, ...]) -> None:
-        _, key, _, _, _, _, (out, err), slot, has_fd = message
-        fd = self.channel.received_fds.popleft() if has_fd else -1
+        slot, has_fd = message[7:]
+        if slot in self.running:
+            self.lines.setdefault(slot, deque()).append(message)
+            return
+        self._start(message, self.channel.received_fds.popleft() if has_fd else -1)
+        if slot >= 0 and slot not in self.running:
+            self._prompt = True
+
+    def _start(self, message: tuple[Any, ...], fd: int) -> None:
+        _, key, _, _, _, _, (out, err), slot, _ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
             if not self.lease_until or self.stopping:
@@ -106,12 +136,30 @@ class Monitor:
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
             now = time.time()
-            self._exits.append((key, error.exit_code << 8, now, now, str(error)))
+            self._note_exit(key, error.exit_code << 8, now, now, str(error))
             return
         finally:
             if fd >= 0:
                 os.close(fd)
         self.by_pid[spawned.pid] = self.by_key[key] = spawned
+        if slot >= 0:
+            self.running[slot] = key
+
+    def _start_next(self, slot: int) -> None:
+        """Starts the next command of a slot that is free now."""
+        self.running.pop(slot, None)
+        line = self.lines.get(slot)
+        while line and slot not in self.running:
+            self._start(line.popleft(), -1)
+        if slot not in self.running:
+            self._prompt = True
+
+    def _recall(self, message: tuple[Any, ...]) -> None:
+        """Takes back the commands of a slot that have not started; the ends of the others are told before."""
+        _, lane, slot = message
+        keys = [waiting[1] for waiting in self.lines.pop(slot, ())]
+        self._queue_exits()
+        self.channel.queue(("recalled", lane, keys))
 
     def _kill(self, message: tuple[Any, ...]) -> None:
         _, key, grace_s = message
@@ -156,6 +204,7 @@ class Monitor:
 
     def _stop(self, message: tuple[Any, ...]) -> None:
         _, self.stopping, grace_s = message
+        self.lines.clear()
         if self.by_key or self.unknown:
             proctree.send_tree(os.getpid(), signal.SIGTERM)
             end = boottime() + grace_s
@@ -233,7 +282,11 @@ class Monitor:
                 self.slots.finish(spawned)
             except OSError as error:
                 problem = f"output could not be kept: {error.strerror}: {error.filename}"
-        self._exits.append((spawned.key, spawned.status, spawned.started, spawned.ended, problem))
+        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, problem)
+        if spawned.slot >= 0:
+            self._start_next(spawned.slot)
+        else:
+            self._prompt = True
 
     def _signal_tree(self, spawned: Spawned, number: int) -> None:
         """Signals the process group, and what has left it."""
@@ -271,6 +324,8 @@ class Monitor:
         self.by_pid.clear()
         self.by_key.clear()
         self.unknown.clear()
+        self.running.clear()
+        self.lines.clear()
         self._exits.clear()
 
 

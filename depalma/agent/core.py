@@ -326,7 +326,7 @@ class AgentCore(Execution):
         for report in event.reports:
             ref = (report.job, report.task, report.attempt)
             attempt = self.attempts.get(ref)
-            if attempt is not None and attempt.state in ("sent", "running"):
+            if attempt is not None and attempt.state == "sent":
                 self.finished(attempt, report, now)
         self._flush(now)
 

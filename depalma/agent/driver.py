@@ -192,13 +192,13 @@ class Agent:
 
     def _action_table(self) -> dict[type, Callable[[Any], object]]:
         return {
-            ev.Launch: lambda a: self._runner.launch(a.attempt),
+            ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, a.attempts),
             ev.StopCommand: lambda a: self._runner.stop_command(a.attempt, a.grace_s),
             ev.StartWorker: lambda a: self._runner.start_worker(
                 a.worker, a.code_index, self._code.folder.digest(a.code_index)
             ),
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
-            ev.Recall: lambda a: self._runner.recall(a.worker),
+            ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
             ev.Prepare: lambda a: self._spawn(self._prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
@@ -309,6 +309,8 @@ class Agent:
                 self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
             elif message[0] == "all_dead":
                 self._dead.set()
+            elif message[0] == "recalled":
+                self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
                 self._spawn(self._answer_processes(message[1], message[2]))
 

@@ -56,9 +56,9 @@ class Uploaded(Event, frozen=True):
 
 
 class Recalled(Event, frozen=True):
-    """These had been sent to the worker and had not been read: they have not started."""
+    """These had been handed to a lane and have not started. Of the others on it all but the last have ended."""
 
-    worker: int
+    lane: int
     attempts: tuple[AttemptRef, ...]
 
 
@@ -175,8 +175,7 @@ class Attempt:
     """One attempt that this host knows and that has not been reported."""
 
     __slots__ = (
-        "announced", "argument", "assigned_s", "doomed", "job", "missing", "reason", "ref", "slot", "started_s",
-        "state", "worker",
+        "announced", "argument", "assigned_s", "doomed", "job", "lane", "missing", "reason", "ref", "state",
     )  # fmt: skip
 
     def __init__(self, ref: AttemptRef, job: Job, argument: Assignment, assigned_s: float) -> None:
@@ -184,11 +183,9 @@ class Attempt:
         self.job = job
         self.argument = argument
         self.assigned_s = assigned_s
-        self.state = "preparing"  #: preparing, waiting, sent (to a worker), running (a command), uploading
+        self.state = "preparing"  #: preparing, waiting, sent (to a lane), uploading
         self.missing = 0  #: needs that are not here yet
-        self.worker = -1
-        self.slot = -1
-        self.started_s = 0.0  #: 0 = as far as is known it has not started
+        self.lane = -1
         self.announced = False  #: the leader was told that it runs
         self.doomed = ""  #: the outcome to report once it is dead; `forget` = report nothing
         self.reason = ""
@@ -199,12 +196,16 @@ class Action(Struct, frozen=True, gc=False):
 
 
 class Launch(Action, frozen=True):
-    """Start a command attempt on its slot."""
+    """Start commands on a slot, one after the other, behind those that were given to it before."""
 
-    attempt: Attempt
+    lane: int
+    slot: int
+    attempts: tuple[Attempt, ...]
 
 
 class StopCommand(Action, frozen=True):
+    """End a command that has started."""
+
     attempt: AttemptRef
     grace_s: float
 
@@ -224,9 +225,9 @@ class SendTasks(Action, frozen=True):
 
 
 class Recall(Action, frozen=True):
-    """Take back what the worker has not read; answered by Recalled, always."""
+    """Take back what has not started; answered by Recalled, always."""
 
-    worker: int
+    lane: int
 
 
 class StopWorker(Action, frozen=True):

@@ -19,7 +19,7 @@ from depalma.agent.events import (
     WorkerEnded,
     WorkerReady,
 )
-from depalma.agent.lanes import Lanes, Worker, learn_duration
+from depalma.agent.lanes import Lane, Lanes, learn_duration
 from depalma.model import AttemptRef, Report
 
 #: Attempts that run longer than this are announced.
@@ -77,7 +77,6 @@ class Execution:
 
     def end(self, attempt: Attempt, outcome: str, reason: str) -> None:
         """Brings an attempt to an end as ordered; one that has started is not taken back."""
-        grace_s = attempt.job.spec.grace_s
         if attempt.state in ("preparing", "waiting"):
             if attempt.state == "waiting":
                 self._unqueued.append(attempt)
@@ -87,15 +86,21 @@ class Execution:
             if outcome == "forget":
                 self.uploading.pop(attempt.ref, None)
                 self.drop(attempt)
-        elif attempt.state == "sent":
-            if outcome == "returned" and attempt.doomed:
-                return
+        elif attempt.state == "sent" and not (outcome == "returned" and attempt.doomed):
+            self._end_sent(attempt, outcome, reason)
+
+    def _end_sent(self, attempt: Attempt, outcome: str, reason: str) -> None:
+        lane = self.lanes.lanes[attempt.lane]
+        if lane.is_worker or lane.queue[0] is not attempt:
             attempt.doomed, attempt.reason = outcome, reason
-            self._recall(self.lanes.workers[attempt.worker])
-        elif outcome != "returned" and (not attempt.doomed or outcome == "forget"):
-            if not attempt.doomed:
-                self.out.append(StopCommand(attempt.ref, grace_s))
-            attempt.doomed, attempt.reason = outcome, reason
+            self._recall(lane)
+        elif outcome != "returned":
+            # The first command of a lane has started, always.
+            fresh = not attempt.doomed
+            if fresh or outcome == "forget":
+                attempt.doomed, attempt.reason = outcome, reason
+            if fresh:
+                self.out.append(StopCommand(attempt.ref, attempt.job.spec.grace_s))
 
     def settle(self) -> None:
         """Takes out of the queue what was ended while it waited."""
@@ -105,14 +110,13 @@ class Execution:
 
     def finished(self, attempt: Attempt, report: Report, now: float) -> None:
         """Takes an attempt off its lane with the outcome that was seen."""
-        is_command = attempt.state == "running"
         self.lanes.ended(attempt, now)
         if report.started_at is not None and report.finished_at is not None:
             learn_duration(attempt.job, report.finished_at - report.started_at)
         if attempt.doomed == "forget":
             self.drop(attempt)
             return
-        if attempt.doomed and is_command:
+        if attempt.doomed not in ("", "returned") and not attempt.job.is_function:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
             report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason)
         if report.result is not None and report.result.digest:
@@ -129,49 +133,51 @@ class Execution:
         digest = attempt.job.template.tree_digest
         return Report(job, task, number, outcome, error=error, code_index=attempt.job.code_index, code_digest=digest)
 
-    # ------------------------------------------------------------ workers
+    # ------------------------------------------------------------ lanes
 
-    def _recall(self, worker: Worker) -> None:
-        if not worker.recalling:
-            worker.recalling = True
-            self.out.append(Recall(worker.id))
+    def _recall(self, lane: Lane) -> None:
+        if not lane.recalling:
+            lane.recalling = True
+            self.out.append(Recall(lane.id))
 
     def _on_recalled(self, event: Recalled, now: float) -> None:
-        worker = self.lanes.workers.get(event.worker)
-        if worker is None:
+        lane = self.lanes.lanes.get(event.lane)
+        if lane is None:
             return
-        worker.recalling = False
-        back = self._take_back(worker, event.attempts, now)
-        for attempt in worker.queue:
+        lane.recalling = False
+        self._take_back(lane, event.attempts, now)
+        for attempt in lane.queue:
             if attempt.doomed == "returned":
                 attempt.doomed = ""  # too late: it has started
-        # All of the queue was read, in order: whatever is not the last has ended, its result is on the way.
-        if worker.queue and worker.queue[-1].doomed:
-            self.lanes.stop(worker, worker.queue[-1].job.spec.grace_s, self.out)
-        if back:
-            self._flush(now)
+        # All of the queue has started, in order: whatever is not the last has ended, its end is on the way.
+        if lane.queue and lane.queue[-1].doomed:
+            last = lane.queue[-1]
+            if lane.is_worker:
+                self.lanes.stop(lane, last.job.spec.grace_s, self.out)
+            else:
+                self.out.append(StopCommand(last.ref, last.job.spec.grace_s))
+        self._flush(now)
 
-    def _take_back(self, worker: Worker, refs: tuple[AttemptRef, ...], now: float) -> list[Attempt]:
-        """Puts unread attempts back into the queue; those that are doomed end here."""
-        unread = set(refs)
-        back = [attempt for attempt in worker.queue if attempt.ref in unread]
-        self.lanes.take_back(worker, back, now)
+    def _take_back(self, lane: Lane, refs: tuple[AttemptRef, ...], now: float) -> None:
+        """Puts attempts that have not started back into the queue; those that are doomed end here."""
+        unstarted = set(refs)
+        back = [attempt for attempt in lane.queue if attempt.ref in unstarted]
+        self.lanes.take_back(lane, back, now)
         for attempt in back:
             if attempt.doomed:
                 self.report_unstarted(attempt, attempt.doomed, attempt.reason)
             elif self.stopping:
                 attempt.state = "waiting"
                 self.end(attempt, "returned", "the agent is stopping")
-        return back
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
-        worker = self.lanes.workers.get(event.worker)
+        worker = self.lanes.lanes.get(event.worker)
         if worker is not None:
             worker.ready = True
             self._start_failures.pop(worker.code_index, None)
 
     def _on_worker_ended(self, event: WorkerEnded, now: float) -> None:
-        worker = self.lanes.workers.get(event.worker)
+        worker = self.lanes.lanes.get(event.worker)
         if worker is None:
             return
         self._take_back(worker, event.unread, now)
@@ -194,7 +200,7 @@ class Execution:
             finished_at=event.at,
         )
 
-    def _count_start_failure(self, worker: Worker, reason: str) -> None:
+    def _count_start_failure(self, worker: Lane, reason: str) -> None:
         """Ends one task if workers of its code cannot even start, so that it does not go round for ever."""
         failures = self._start_failures.get(worker.code_index, 0) + 1
         self._start_failures[worker.code_index] = failures
@@ -238,19 +244,16 @@ class Execution:
     def look(self, now: float, *, announce: bool) -> None:
         """Looks at everything that depends on time."""
         started: list[tuple[int, int, int, float]] = []
-        for attempt in list(self.lanes.commands.values()):
-            self._look_at(attempt, attempt.started_s, now, started if announce else None)
-        idle = len(self.lanes.free)
-        for worker in list(self.lanes.workers.values()):
-            if not worker.queue or worker.stopping:
+        stalled_s = STALLED_AFTER_S / 2 if self.lanes.free else STALLED_AFTER_S
+        for lane in list(self.lanes.lanes.values()):
+            if not lane.queue or lane.stopping:
                 continue
-            self._look_at(worker.queue[0], worker.head_s, now, started if announce else None)
-            stalled_s = STALLED_AFTER_S / 2 if idle else STALLED_AFTER_S
-            if len(worker.queue) > 1 and now - worker.head_s > stalled_s:
+            self._look_at(lane.queue[0], lane.head_s, now, started if announce else None)
+            if len(lane.queue) > 1 and now - lane.head_s > stalled_s:
                 # The task at the head is longer than its like: what was handed ahead must not wait for it.
-                job = worker.queue[0].job
-                job.average_s, job.depth = max(job.average_s, now - worker.head_s), 1
-                self._recall(worker)
+                job = lane.queue[0].job
+                job.average_s, job.depth = max(job.average_s, now - lane.head_s), 1
+                self._recall(lane)
         if started:
             self.out.append(Announce(tuple(started)))
         if not self.lanes.free:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
@@ -30,6 +31,22 @@ _WORKERS = -1
 _COALESCE_S = 0.001
 
 
+class Line:
+    """The commands that a slot was given, the first of them running."""
+
+    def __init__(self, lane: int) -> None:
+        self.lane = lane
+        self.refs: dict[AttemptRef, None] = {}
+
+
+class Command(NamedTuple):
+    """One command that the monitor was given."""
+
+    key: int  #: the monitor's name for it
+    attempt: Attempt
+    slot: int
+
+
 class Runner:
     """Processes of attempts. `emit` takes the events that they cause."""
 
@@ -39,7 +56,8 @@ class Runner:
         self.link = link
         self.emit = emit
         self.output = OutputFiles(root)
-        self.commands: dict[AttemptRef, tuple[int, Attempt]] = {}
+        self.commands: dict[AttemptRef, Command] = {}
+        self.slots: dict[int, Line] = {}
         self.workers: dict[int, WorkerHandle] = {}
         self.keys: dict[int, AttemptRef | WorkerHandle] = {}
         self._next_key = 1
@@ -67,7 +85,7 @@ class Runner:
         whole = {**os.environ, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
         self.link.send(("environment", number, {os.fsencode(k): os.fsencode(v) for k, v in whole.items()}))
         if len(self._known_jobs) > _KNOWN_JOBS:
-            live = {attempt.job.id for _, attempt in self.commands.values()} | {_WORKERS, number}
+            live = {command.attempt.job.id for command in self.commands.values()} | {_WORKERS, number}
             for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
                 del self._known_jobs[old]
                 self.link.send(("environment", old, None))
@@ -89,32 +107,38 @@ class Runner:
 
     # ------------------------------------------------------------ commands
 
-    def launch(self, attempt: Attempt) -> None:
-        """Starts a command attempt; its end comes as an event."""
-        job = attempt.job
-        if job.id not in self._known_jobs:
-            variables = self.job_environment(job)
-            paths = [self.code_dir(job.code_index), variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")]
-            if job.code_index > 0:
-                variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-            self._environment(job.id, variables)
-        try:
-            argv = self._argv(attempt)
-        except (OSError, ValueError, IndexError) as error:
-            now = time.time()
-            self.emit(Ended((self._report(attempt, "failed", None, None, f"argument: {error}", now, now),)))
-            return
-        number, task, count = attempt.ref
-        extra = {
-            b"DEPALMA_TASK_INDEX": b"%d" % task,
-            b"DEPALMA_ATTEMPT": b"%d" % count,
-            b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
-            b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{attempt.slot}"),
-        }
-        files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
-        key = self._key(attempt.ref)
-        self.commands[attempt.ref] = (key, attempt)
-        self.link.send(("spawn", key, argv, number, extra, job.spec.cwd, files, attempt.slot, False))
+    def launch(self, lane: int, slot: int, attempts: tuple[Attempt, ...]) -> None:
+        """Hands commands to a slot, to run one after the other; their ends come as events."""
+        line = self.slots.setdefault(slot, Line(lane))
+        line.lane = lane
+        for attempt in attempts:
+            job = attempt.job
+            if job.id not in self._known_jobs:
+                self._environment(job.id, self._command_environment(job))
+            try:
+                argv = self._argv(attempt)
+            except (OSError, ValueError, IndexError) as error:
+                now = time.time()
+                self.emit(Ended((self._report(attempt, "failed", None, None, f"argument: {error}", now, now),)))
+                continue
+            key = self._key(attempt.ref)
+            line.refs[attempt.ref] = None
+            self.commands[attempt.ref] = Command(key, attempt, slot)
+            files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
+            extra = {
+                b"DEPALMA_TASK_INDEX": b"%d" % attempt.ref[1],
+                b"DEPALMA_ATTEMPT": b"%d" % attempt.ref[2],
+                b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
+                b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{slot}"),
+            }
+            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, slot, False))
+
+    def _command_environment(self, job: Job) -> dict[str, str]:
+        variables = self.job_environment(job)
+        if job.code_index > 0:
+            before = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [self.code_dir(job.code_index), before]))
+        return variables
 
     def _argv(self, attempt: Attempt) -> list[bytes]:
         words = attempt.job.spec.argv
@@ -140,18 +164,20 @@ class Runner:
     def stop_command(self, ref: AttemptRef, grace_s: float) -> None:
         """SIGTERM to the tree of a command, after the grace SIGKILL."""
         if ref in self.commands:
-            self.link.send(("kill", self.commands[ref][0], grace_s))
+            self.link.send(("kill", self.commands[ref].key, grace_s))
 
     def _command_ended(self, ref: AttemptRef, status: int, started: float, ended: float, error: str) -> Report | None:
-        known = self.commands.pop(ref, None)
-        if known is None:
+        command = self.commands.pop(ref, None)
+        if command is None:
             return None
+        self.slots[command.slot].refs.pop(ref, None)
+        known = command.attempt
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
-            return self._report(known[1], "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
+            return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
         if code:
-            return self._report(known[1], "failed", code, None, error or f"exit code {code}", started, ended)
-        return self._report(known[1], "succeeded", 0, None, error, started, ended)
+            return self._report(known, "failed", code, None, error or f"exit code {code}", started, ended)
+        return self._report(known, "succeeded", 0, None, error, started, ended)
 
     def _report(
         self, attempt: Attempt, outcome: str, code: int | None, number: int | None, error: str, start: float, end: float
@@ -209,7 +235,11 @@ class Runner:
         return f"{self.root}/blobs/cache/{digest}"
 
     def recall(self, number: int) -> None:
-        """Takes back what a worker has not read."""
+        """Takes back what has not started on a lane."""
+        for slot, line in self.slots.items():
+            if line.lane == number:
+                self.link.send(("recall", number, slot))
+                return
         handle = self.workers.get(number)
         self.emit(Recalled(number, handle.recall() if handle is not None else ()))
 
@@ -300,6 +330,16 @@ class Runner:
 
     # ------------------------------------------------------------ from the monitor
 
+    def recalled(self, lane: int, keys: list[int]) -> None:
+        """Takes the monitor's answer: these it has not started, and will not."""
+        refs: list[AttemptRef] = []
+        for key in keys:
+            ref = self.keys.pop(key)
+            assert not isinstance(ref, WorkerHandle)
+            self.slots[self.commands.pop(ref).slot].refs.pop(ref)
+            refs.append(ref)
+        self.emit(Recalled(lane, tuple(refs)))
+
     def exits(self, ended: list[tuple[int, int, float, float, str]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
@@ -320,14 +360,17 @@ class Runner:
             self._forget_handle(handle)
         self.workers.clear()
         self.commands.clear()
+        self.slots.clear()
         self.keys.clear()
         self._known_jobs.clear()
         self._paused.clear()
 
     def live_output(self, ref: AttemptRef, stream: str) -> Path | None:
         """Returns where a running attempt writes now; None if it does not run."""
-        if ref in self.commands:
-            return self.output.live(str(self.commands[ref][1].slot), stream)
+        command = self.commands.get(ref)
+        if command is not None:
+            head = next(iter(self.slots[command.slot].refs))
+            return self.output.live(str(command.slot), stream) if head == ref else None
         for handle in self.workers.values():
             if next(iter(handle.sent), None) == ref:
                 return self.output.live(f"w{handle.number}", stream)
@@ -345,7 +388,7 @@ class Runner:
 
     def cut_output(self, limit_bytes: int) -> None:
         """Cuts what running attempts have written beyond the limit."""
-        live = [(ref, str(attempt.slot)) for ref, (_, attempt) in self.commands.items()]
+        live = [(next(iter(line.refs)), str(slot)) for slot, line in self.slots.items() if line.refs]
         live += [(next(iter(h.sent)), f"w{h.number}") for h in self.workers.values() if h.sent]
         for ref, slot in live:
             for stream in ("stdout", "stderr"):

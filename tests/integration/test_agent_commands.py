@@ -266,3 +266,32 @@ async def test_waiting_attempts_go_back_after_a_while(leader: FakeLeader, agent:
     assert report.outcome == "returned"
     assert report.started_at is None
     await leader.kill([(1, 0, 1), (1, 1, 1)])
+
+
+async def test_what_waits_behind_a_long_command_goes_elsewhere(leader: FakeLeader, agent: AgentProcess) -> None:
+    """Short commands are given to a slot several at a time; one that turns out to be long must not hold up the rest."""
+    script = "test -z {} || sleep {}"
+    leader.job(1, command("sh", "-c", script))
+    await leader.assign(*[Assignment(1, index, 1, 1, b"") for index in range(40)])
+    await leader.report((1, 39, 1))
+    await leader.assign(*[Assignment(1, 100 + index, 1, 1, b"" if index else b"1071") for index in range(40)])
+
+    for index in range(1, 40):
+        assert (await leader.report((1, 100 + index, 1))).outcome == "succeeded"
+    assert len(sleeping("1071")) == 1
+    await leader.kill([(1, 100, 1)])
+    assert (await leader.report((1, 100, 1))).outcome == "cancelled"
+
+
+async def test_cancelling_many_at_once_ends_each_once(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, command("sh", "-c", "sleep 0.01"))
+    refs = [(1, index, 1) for index in range(200)]
+    await leader.assign(*[Assignment(*ref, 1) for ref in refs])
+    await leader.report((1, 20, 1))
+    await leader.kill(refs)
+
+    outcomes = [(await leader.report(ref)).outcome for ref in refs]
+
+    assert set(outcomes) == {"succeeded", "cancelled"}
+    assert len([report for frame in leader.report_frames for report in frame.reports]) == 200
+    assert (await leader.run(command("true"), job=2)).outcome == "succeeded"

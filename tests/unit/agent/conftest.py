@@ -64,14 +64,14 @@ class Rig:
         """The invariants: every attempt is in one place, every slot is free or used once."""
         core, lanes = self.core, self.core.lanes
         waiting = [a.ref for a in lanes.waiting]
-        sent = [a.ref for w in lanes.workers.values() for a in w.queue]
+        sent = [a.ref for w in lanes.lanes.values() for a in w.queue]
         preparing = [ref for ref, a in core.attempts.items() if a.state == "preparing"]
-        placed = [*waiting, *sent, *lanes.commands, *preparing, *core.uploading]
+        placed = [*waiting, *sent, *preparing, *core.uploading]
         assert sorted(placed) == sorted(core.attempts), "an attempt is lost or in two places"
         assert not set(core.attempts) & set(core.pending), "an attempt is alive and reported"
-        used = [a.slot for a in lanes.commands.values()] + [w.slot for w in lanes.workers.values() if w.slot >= 0]
+        used = [lane.slot for lane in lanes.lanes.values() if lane.slot >= 0]
         assert sorted([*used, *lanes.free]) == list(range(lanes.slots)), "a slot is lost or used twice"
-        for worker in lanes.workers.values():
+        for worker in lanes.lanes.values():
             assert (worker.slot >= 0) == bool(worker.queue) or worker.stopping
         for job in core.jobs.values():
             assert job.live == sum(a.job is job for a in core.attempts.values())
@@ -89,7 +89,7 @@ class Rig:
 
     @staticmethod
     def launched(actions: list[Any]) -> list[AttemptRef]:
-        return [action.attempt.ref for action in actions if type(action) is Launch]
+        return [a.ref for action in actions if type(action) is Launch for a in action.attempts]
 
     @staticmethod
     def sent(actions: list[Any]) -> dict[int, list[AttemptRef]]:

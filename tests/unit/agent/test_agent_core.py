@@ -284,7 +284,7 @@ def test_cancelling_the_head_spares_what_was_handed_ahead(rig_of: Any) -> None:
     worker = ready_worker(rig)
     rig.assign(*[(1, index, 1) for index in range(3)], spec=FUNCTION)
 
-    assert rig.one(rig(Kill(1, 1, ((1, 0, 1),), "cancelled", "why")), Recall).worker == worker
+    assert rig.one(rig(Kill(1, 1, ((1, 0, 1),), "cancelled", "why")), Recall).lane == worker
     actions = rig(Recalled(worker, ((1, 1, 1), (1, 2, 1))))
     assert rig.one(actions, StopWorker) == StopWorker(worker, 4.0)
 
@@ -335,13 +335,13 @@ def test_what_waits_behind_a_long_task_is_recalled(rig_of: Any) -> None:
     rig = rig_of(slots=2)
     worker = ready_worker(rig)
     rig.assign(*[(1, index, 1) for index in range(6)], spec=FUNCTION)
-    other = next(number for number in rig.core.lanes.workers if number != worker)
-    busy = [attempt.ref for attempt in rig.core.lanes.workers[worker].queue]
-    rig.end(*[attempt.ref for attempt in rig.core.lanes.workers[other].queue])
+    other = next(number for number in rig.core.lanes.lanes if number != worker)
+    busy = [attempt.ref for attempt in rig.core.lanes.lanes[worker].queue]
+    rig.end(*[attempt.ref for attempt in rig.core.lanes.lanes[other].queue])
 
     actions = rig(Tick(), after_s=0.2)
 
-    assert rig.one(actions, Recall).worker == worker
+    assert rig.one(actions, Recall).lane == worker
     actions = rig(Recalled(worker, tuple(busy[1:])))
     assert rig.sent(actions) == {other: [busy[1]]}
 

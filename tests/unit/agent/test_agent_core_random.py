@@ -32,7 +32,10 @@ class World:
         self.committed: set[AttemptRef] = set()
         self.assigned: dict[AttemptRef, int] = {}
         self.forgotten: set[AttemptRef] = set()
-        self.commands: dict[AttemptRef, bool] = {}  #: running → was told to stop
+        self.inbox: deque[Any] = deque()  #: what the monitor has not looked at yet
+        self.outbox: deque[ev.AnyEvent] = deque()  #: what it has said and the agent has not heard
+        self.lines: dict[int, deque[AttemptRef]] = {}  #: by slot; the first is running
+        self.lane_slots: dict[int, int] = {}
         self.workers: dict[int, deque[AttemptRef]] = {}
         self.current: dict[int, AttemptRef | None] = {}
         self.doomed_workers: set[int] = set()
@@ -52,11 +55,8 @@ class World:
 
     def act(self, action: Any) -> ev.AnyEvent | None:
         match action:
-            case ev.Launch(attempt):
-                self.start(attempt.ref)
-                self.commands[attempt.ref] = False
-            case ev.StopCommand(ref):
-                self.commands[ref] = True
+            case ev.Launch() | ev.StopCommand():
+                self.inbox.append(action)
             case ev.StartWorker(worker):
                 assert worker not in self.workers
                 self.workers[worker], self.current[worker] = deque(), None
@@ -66,6 +66,8 @@ class World:
                 self.workers[worker].extend(attempt.ref for attempt in attempts[:room])
                 if attempts[room:]:
                     return ev.Recalled(worker, tuple(attempt.ref for attempt in attempts[room:]))
+            case ev.Recall(lane) if lane not in self.workers:
+                self.inbox.append(action)
             case ev.Recall(worker):
                 unread = tuple(self.workers[worker])
                 self.workers[worker].clear()
@@ -97,7 +99,10 @@ class World:
 
     def cut_off(self) -> None:
         self.cut = True
-        self.commands.clear()
+        self.inbox.clear()
+        self.outbox.clear()
+        self.lines.clear()
+        self.lane_slots.clear()
         self.workers.clear()
         self.current.clear()
         self.doomed_workers.clear()
@@ -174,10 +179,43 @@ class World:
         self.give(ev.WorkerEnded(worker, unread, "died", None, 9, 0.0))
 
     def end_command(self) -> None:
-        if self.commands:
-            ref = self.random.choice(list(self.commands))
-            del self.commands[ref]
-            self.give(ev.Ended((Report(*ref, "succeeded", started_at=0.0, finished_at=0.1),)))
+        """The monitor looks at its orders, a command ends, the agent hears of it; any of these, or all."""
+        for _ in range(self.random.choice([0, 1, 99])):
+            if self.inbox:
+                self.monitor(self.inbox.popleft())
+        for line in self.lines.values():
+            if line and self.random.random() < 0.5:
+                self.end_first(line, "succeeded")
+        for _ in range(self.random.choice([0, 1, 99])):
+            if self.outbox:
+                self.give(self.outbox.popleft())
+
+    def end_first(self, line: deque[AttemptRef], outcome: str) -> None:
+        took_s = self.random.choice([0.001, 0.01, 1.0])
+        self.outbox.append(ev.Ended((Report(*line.popleft(), outcome, started_at=0.0, finished_at=took_s),)))
+        if line:
+            self.start(line[0])
+
+    def monitor(self, order: Any) -> None:
+        match order:
+            case ev.Launch(lane, slot, attempts):
+                self.lane_slots[lane] = slot
+                line = self.lines.setdefault(slot, deque())
+                for attempt in attempts:
+                    line.append(attempt.ref)
+                    if len(line) == 1:
+                        self.start(attempt.ref)
+            case ev.StopCommand(ref):
+                for line in self.lines.values():
+                    assert ref not in list(line)[1:], "told to stop what has not started"
+                    if line and line[0] == ref and self.random.random() < 0.5:
+                        self.end_first(line, "failed")
+            case ev.Recall(lane):
+                line = self.lines[self.lane_slots[lane]]
+                back = tuple(list(line)[1:])
+                while len(line) > 1:
+                    line.pop()
+                self.outbox.append(ev.Recalled(lane, back))
 
     def tick(self) -> None:
         self.give(ev.Tick())
@@ -211,7 +249,7 @@ class World:
 
     def settle(self) -> None:
         """Lets everything come to its end."""
-        for _ in range(150):
+        for _ in range(3000):
             self.now += 0.01
             if not self.core.connected:
                 self.give(ev.Connected(self.now))
