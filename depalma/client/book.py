@@ -27,18 +27,32 @@ class Sink(Protocol):
         """No more will come: the cluster cannot be reached, or refuses."""
 
 
+class _Reader:
+    """One sink of a job, and how many results it has had."""
+
+    __slots__ = ("cursor", "sink")
+
+    def __init__(self, sink: Sink, cursor: int) -> None:
+        self.sink = sink
+        self.cursor = cursor
+
+
 class _Entry:
     """One job."""
 
-    __slots__ = ("cursor", "early", "final", "lock", "sink")
+    __slots__ = ("early", "final", "lock", "readers")
 
     def __init__(self) -> None:
-        # Its own lock, held while the sink is called: a sink may run user code, which may start other jobs.
+        # Its own lock, held while a sink is called: a sink may run user code, which may start other jobs.
         self.lock = threading.RLock()
-        self.sink: Sink | None = None
-        self.cursor = 0
-        self.early: list[TaskResult] = []
+        self.readers: list[_Reader] = []
+        self.early: list[TaskResult] = []  #: the first results, while there is no reader
         self.final = ""
+
+    @property
+    def cursor(self) -> int:
+        """From where on results are needed."""
+        return min((reader.cursor for reader in self.readers), default=len(self.early))
 
 
 class Gap(Exception):
@@ -68,17 +82,25 @@ class Book:
         entry = self._entries.get(job)
         return entry.cursor if entry else 0
 
-    def claim(self, job: int, sink: Sink) -> None:
-        """Gives the job's results to `sink`, those that came early at once."""
+    def claim(self, job: int, sink: Sink) -> bool:
+        """Gives the job's results to `sink`, those that came early at once.
+
+        Returns False if others have had results that this one needs: they must be asked for again.
+        """
         entry = self._entry(job)
         with entry.lock:
-            entry.sink = sink
+            if entry.readers:
+                in_step = entry.cursor == 0
+                entry.readers.append(_Reader(sink, 0))
+                return in_step
             early, entry.early = entry.early, []
+            entry.readers.append(_Reader(sink, len(early)))
             if early:
                 sink.deliver(early)
             if entry.final:
                 self.discard(job)
                 sink.ended(entry.final)
+            return True
 
     def discard(self, job: int) -> None:
         """Forgets a job."""
@@ -94,17 +116,19 @@ class Book:
             begin = batch.cursor - len(batch.results)
             if begin > entry.cursor:
                 raise Gap(f"job {batch.job}: results from {begin} on, {entry.cursor} are known")
-            fresh = batch.results[entry.cursor - begin :]
-            entry.cursor = max(entry.cursor, batch.cursor)
-            if entry.sink is None:
-                entry.early += fresh
+            if not entry.readers:
+                entry.early += batch.results[len(entry.early) - begin :]
                 entry.final = batch.state if batch.final else ""
                 return
-            if fresh:
-                entry.sink.deliver(fresh)
             if batch.final:
                 self.discard(batch.job)
-                entry.sink.ended(batch.state)
+            for reader in list(entry.readers):
+                fresh = batch.results[reader.cursor - begin :]
+                reader.cursor = max(reader.cursor, batch.cursor)
+                if fresh:
+                    reader.sink.deliver(fresh)
+                if batch.final:
+                    reader.sink.ended(batch.state)
 
     def fail(self, error: Exception) -> None:
         """Tells everybody who waits that nothing will come."""
@@ -112,8 +136,8 @@ class Book:
             entries, self._entries = self._entries, {}
         for entry in entries.values():
             with entry.lock:
-                if entry.sink is not None:
-                    entry.sink.broken(error)
+                for reader in entry.readers:
+                    reader.sink.broken(error)
 
     def after_fork(self) -> None:
         """Replaces the locks in a forked child: threads that are not there may have held them."""

@@ -59,6 +59,9 @@ class Client:
         self._fetchers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._executors: weakref.WeakSet[Executor] = weakref.WeakSet()
+        # A client that is dropped without close leaves no thread and no socket. Whoever waits for a result holds it.
+        self._finalizer = weakref.finalize(self, _end, self._connections, self._stream)
+        self._finalizer.atexit = False
         _all_clients.add(self)
 
     # ------------------------------------------------------------ work
@@ -222,8 +225,7 @@ class Client:
         fetchers, self._fetchers = self._fetchers, None
         if fetchers is not None:
             fetchers.shutdown(wait=True)
-        self._stream.close()
-        self._connections.close()
+        self._finalizer()
         _all_clients.discard(self)
 
     def __enter__(self) -> Client:
@@ -293,6 +295,12 @@ class Client:
         self._fetchers = None
         self._connections.after_fork()
         self._stream.after_fork()
+
+
+def _end(connections: Connections, stream: ResultStream) -> None:
+    connections.refuse()
+    stream.close()
+    connections.close()
 
 
 _all_clients: weakref.WeakSet[Client] = weakref.WeakSet()

@@ -90,7 +90,8 @@ class Connections:
         self.endpoints = endpoints
         self.deadline_s = deadline_s
         self.token = token
-        self._lock = threading.Lock()
+        # Re-entrant: a client may be collected, and so closed, at any point of a thread.
+        self._lock = threading.RLock()
         self._idle: dict[str, list[HttpConnection]] = {}
         self._process = os.getpid()
         self._closed = False
@@ -177,10 +178,14 @@ class Connections:
                 return
         connection.close()
 
+    def refuse(self) -> None:
+        """Ends calls that are under way at their next step; no new ones are taken."""
+        self._closed = True
+
     def close(self) -> None:
-        """Closes the idle connections; calls that are under way end with an error."""
+        """Refuses calls and closes the idle connections."""
+        self.refuse()
         with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:
@@ -188,6 +193,6 @@ class Connections:
 
     def after_fork(self) -> None:
         """Makes the copy in a forked child usable: the lock may have been held by a thread that is not there."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle = {}
         self._process = os.getpid()

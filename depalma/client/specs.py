@@ -155,7 +155,9 @@ def function_work(
     values.setdefault("name", functions.display_name(function))
     values.update(count=len(arguments), open=is_open)
     if isinstance(function, str) or by_reference:
-        spec = JobSpec(kind="function", function=functions.reference(function), **values)
+        # Calls that are added to an open job may carry pickled functions whatever the first one was.
+        python = functions.python_version() if is_open else ""
+        spec = JobSpec(kind="function", function=functions.reference(function), python=python, **values)
         return Work(spec, arguments=arguments)
     spec = JobSpec(kind="function", python=functions.python_version(), **values)
     return Work(spec, function=functions.dumps(function), arguments=arguments)

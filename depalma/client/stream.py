@@ -66,12 +66,12 @@ class ResultStream:
 
     def watch(self, job: int, sink: Sink, session: str = "", master: str = "") -> None:
         """Gives the results of a job to `sink`, from its first on."""
-        self.book.claim(job, sink)
+        in_step = self.book.claim(job, sink)
         if job not in self.book:  # it ended before it was claimed
             return
         with self._changed:
             self._used_at = time.monotonic()
-            if session and session == self._session and master == self._master:
+            if in_step and session and session == self._session and master == self._master:
                 self._in_doubt[job] = self._used_at
             else:
                 self._ask_again()
@@ -111,6 +111,16 @@ class ResultStream:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        try:
+            self._go_on()
+        except BaseException as error:
+            # A defect must not leave those who wait to wait for ever; it is shown as any thread's is.
+            with self._changed:
+                self._thread = None
+            self.book.fail(DepalmaError(f"the stream of results ended: {error!r}"))
+            raise
+
+    def _go_on(self) -> None:
         process = os.getpid()
         failing_since: float | None = None
         while self._await_need() and os.getpid() == process:

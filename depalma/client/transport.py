@@ -140,7 +140,8 @@ class Exchange:
     def __init__(self, endpoints: Endpoints, request: Request, *, now: float, deadline_s: float) -> None:
         self.request = request
         self._endpoints = endpoints
-        self._deadline = now + deadline_s + request.wait_s
+        self._upload_s = len(request.body) / UPLOAD_BYTES_PER_S
+        self._deadline = now + deadline_s + request.wait_s + self._upload_s
         self._deadline_s = deadline_s
         self._tried: set[str] = set()
         self._pause_s = BACKOFF_S[0]
@@ -214,8 +215,7 @@ class Exchange:
     def _attempt_timeout_s(self, now: float) -> float:
         request = self.request
         patience = ATTEMPT_S * (1 << min(self._timeouts, 4)) + request.wait_s
-        patience += len(request.body) / UPLOAD_BYTES_PER_S
-        return max(0.05, min(patience, self._deadline - now))
+        return max(0.05, min(patience + self._upload_s, self._deadline - now))
 
     def _story(self) -> str:
         said = "; ".join(f"{url}: {words}" for url, words in self._trouble.items()) or "none was asked in time"

@@ -46,7 +46,7 @@ T = TypeVar("T")
 Verb = Generator[Request, Answer, T]
 
 #: Long waits are cut into pieces of this length, so that a master that froze is noticed.
-SLICE_S = 5.0
+SLICE_S = 2.0
 PAGE = 1000
 #: Payloads up to this size travel in the request (the master itself puts them beside the log if they are large);
 #: larger ones are uploaded first.

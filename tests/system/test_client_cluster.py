@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,25 @@ def test_jobs_are_found_by_tag_and_after_the_fact(client: Client) -> None:
     assert list(again.results(timeout=20)) == [0, 1, 4]
     assert again.explain()
     assert "3 of 3" in again._repr_html_()
+
+
+def test_two_handles_of_one_job_both_see_everything(client: Client) -> None:
+    one = client.map(square, range(2000))
+    early = one.as_completed(timeout=30)
+    first = [next(early).index for _ in range(10)]
+    two = client.job(one.id)
+    assert list(two.results(timeout=30)) == [n * n for n in range(2000)]
+    assert sorted(first + [task.index for task in early]) == list(range(2000))
+
+
+def test_a_dropped_client_leaves_no_thread(cluster: LocalCluster, wait_until: WaitUntil) -> None:
+    before = threading.active_count()
+    client = cluster.client()
+    assert client.submit(square, 3).result(20) == 9
+    assert threading.active_count() > before
+    del client
+    gc.collect()
+    wait_until(threading.active_count, lambda now: now == before)
 
 
 def test_unknown_things_are_refused(client: Client) -> None:

@@ -78,6 +78,20 @@ def test_an_unknown_job_is_an_error_for_those_who_wait_and_nothing_otherwise() -
     assert len(book) == 0
 
 
+def test_a_second_reader_gets_everything_and_the_first_nothing_twice() -> None:
+    book, one, two = Book(), Record(1), Record(1)
+    assert book.claim(1, one)
+    book.accept(batch(2, 0, 1))
+    assert not book.claim(1, two)
+    assert book.cursors() == {1: 0}
+    with pytest.raises(Gap):
+        book.accept(batch(3, 2))
+    book.accept(batch(3, 0, 1, 2))
+    book.accept(batch(4, 3, final=True))
+    assert tasks_of(one) == tasks_of(two) == [0, 1, 2, 3]
+    assert (one.state, two.state) == ("succeeded", "succeeded")
+
+
 def test_failing_tells_everybody() -> None:
     book, one, two = Book(), Record(1), Record(2)
     book.claim(1, one)
