@@ -115,7 +115,11 @@ class FakeMaster:
             def log_message(self, format: str, *args: object) -> None:
                 """Tests look at `seen` instead."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Clients go away in the middle here, and it is not worth a word."""
+
+        self._server = Server(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
