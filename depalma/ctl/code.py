@@ -18,7 +18,7 @@ from depalma.ctl.values import DURATION
 from depalma.ctl.wording import ago, listed, moment, size
 
 #: One blocking read; waiting goes on with another one.
-_SLICE_S = 30.0
+_SLICE_S = 5.0
 _ENTRY_COLUMNS = (
     Column("INDEX", lambda row: row["index"], right=True),
     Column("NAME", lambda row: row["name"]),

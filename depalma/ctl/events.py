@@ -14,7 +14,8 @@ from depalma.ctl.session import Session
 from depalma.ctl.wording import clean
 
 _PAGE = 1000
-_WAIT_S = 30
+#: How long one read may block. Short, as a frozen leader looks like a long wait.
+_WAIT_S = 5
 #: Above every event number: asks for none, and so learns the latest.
 _AFTER_ALL = 10**15
 Row = Mapping[str, Any]
@@ -74,10 +75,12 @@ def _until_now(session: Session, after: int) -> Iterator[dict[str, Any]]:
 
 
 def _follow(session: Session, after: int) -> Iterator[dict[str, Any]]:
+    wait: str | None = None  # the first look does not block, so that a cluster that is not there is noticed soon
     while True:
-        for event in session.get("/v1/events", after=after, limit=_PAGE, wait=f"{_WAIT_S}s")["events"]:
+        for event in session.get("/v1/events", after=after, limit=_PAGE, wait=wait)["events"]:
             yield event
             after = event["index"]
+        wait = f"{_WAIT_S}s"
 
 
 def event_text(event: Row) -> str:

@@ -12,7 +12,8 @@ from depalma.ctl.session import Session
 from depalma.ctl.wait import FINAL
 from depalma.ctl.wording import clean
 
-LOG_WAIT_S = 10.0
+#: How long one read may block. Short, as a frozen leader looks like a long wait.
+LOG_WAIT_S = 3.0
 CHUNK_BYTES = 1024 * 1024
 #: Output of an attempt that is over is asked for so long while its host does not answer.
 _UNREACHABLE_S = 5.0
@@ -70,7 +71,7 @@ def next_attempt(session: Session, task: str, after: int) -> dict[str, Any]:
     """Returns the task's view once it has an attempt later than `after` that is under way or over, or is final."""
     index = None
     while True:
-        answer = session.ask(f"/v1/tasks/{task}", wait="30s" if index else None, index=index)
+        answer = session.ask(f"/v1/tasks/{task}", wait=f"{LOG_WAIT_S:g}s" if index else None, index=index)
         view: dict[str, Any] = answer.json()
         if view["state"] in FINAL or (view["attempt"] > after and view["state"] in ("running", "assigned")):
             return view

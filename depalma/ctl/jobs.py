@@ -118,7 +118,7 @@ def _changes(session: Session, filters: Mapping[str, Any], limit: int) -> Iterat
     seen: dict[int, object] = {}
     index: str | None = None
     while True:
-        answer = session.ask("/v1/jobs", **filters, limit=min(limit, _PAGE), wait="30s" if index else None, index=index)
+        answer = session.ask("/v1/jobs", **filters, limit=min(limit, _PAGE), wait="5s" if index else None, index=index)
         index = answer.headers.get("depalma-index")
         for row in reversed(answer.json()["jobs"]):
             mark = (row["state"], row["tasks"])

@@ -106,6 +106,7 @@ def cli(
         color=not (no_color or os.environ.get("NO_COLOR")),
         timeout_s=timeout,
     )
+    ctx.call_on_close(ctx.obj.close)
 
 
 def main() -> NoReturn:

@@ -90,6 +90,11 @@ class Session:
             self._connections = Connections(Endpoints(connection.masters), connection.token, deadline_s=self.timeout_s)
         return self._connections
 
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._connections is not None:
+            self._connections.close()
+
     def call(self, request: Request) -> Answer:
         """Returns the cluster's answer. Errors: NoLeader, Rejected.
 

@@ -65,6 +65,7 @@ class Poller(threading.Thread):
             started = time.monotonic()
             self.poll()
             self._stop.wait(max(0.05, PERIOD_S - (time.monotonic() - started)))
+        self._session.close()
 
     def stop(self) -> None:
         """Ends the thread after the call that is under way."""

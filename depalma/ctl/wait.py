@@ -17,8 +17,8 @@ from depalma.ctl.values import DURATION
 from depalma.ctl.wording import clean, duration
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "timed_out", "lost"})
-#: One blocking read; waiting goes on with another one.
-SLICE_S = 30.0
+#: One blocking read; waiting goes on with another one. Short, as a frozen leader looks like a long wait.
+SLICE_S = 5.0
 _DRAW_S = 0.5
 
 
@@ -71,24 +71,21 @@ def wait_for(
     session: Session,
     job: int,
     *,
-    until: str = "final",
     deadline: float | None = None,
     watcher: Callable[[Mapping[str, Any]], None] | None = None,
-    slice_s: float = SLICE_S,
 ) -> dict[str, Any]:
-    """Returns the job's view once it is over (or started), or as it is at the deadline (monotonic seconds)."""
+    """Returns the job's view once it is over, or as it is at the deadline (monotonic seconds)."""
+    slice_s = SLICE_S if watcher is None else _DRAW_S
+    # The first look does not block: a blocking read is tried for as long as it may block, even when nobody is there.
+    view: dict[str, Any] = session.get(f"/v1/jobs/{job}")
     while True:
-        left_s = slice_s if deadline is None else max(0.0, min(slice_s, deadline - time.monotonic()))
-        if watcher is not None:
-            left_s = min(left_s, _DRAW_S)
-        view: dict[str, Any] = session.get(f"/v1/jobs/{job}", wait=f"{left_s:.3f}s", until=until)
         if watcher is not None:
             watcher(view)
-        started = view["state"] not in ("queued", "held", "blocked")
-        if view["state"] in FINAL or (until == "started" and started):
+        now = time.monotonic()
+        if view["state"] in FINAL or (deadline is not None and now >= deadline):
             return view
-        if deadline is not None and time.monotonic() >= deadline:
-            return view
+        left_s = slice_s if deadline is None else min(slice_s, deadline - now)
+        view = session.get(f"/v1/jobs/{job}", wait=f"{left_s:.3f}s", until="final")
 
 
 def exit_code(session: Session, view: Mapping[str, Any]) -> int:

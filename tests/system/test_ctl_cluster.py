@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from depalma import Client, LocalCluster
+from depalma.ctl.main import cli
 
 WaitUntil = Callable[..., Any]
 Done = subprocess.CompletedProcess[str]
@@ -22,8 +24,8 @@ Ctl = Callable[..., Done]
 COMMAND = [sys.executable, "-m", "depalma.ctl"]
 #: Every command that asks the cluster for something, with a good call of it.
 READS = [
-    "jobs", "jobs --all --limit 3", "show last", "show last.0", "show last --tasks succeeded", "logs last.0", "logs last",
-    "explain last", "explain last.0", "ps", "ps last", "events", "events --after 0", "load", "load h1", "host ls",
+    "jobs", "jobs --all --limit 3", "show JOB", "show JOB.0", "show JOB --tasks succeeded", "logs JOB.0", "logs JOB",
+    "explain last", "explain JOB.0", "ps", "ps last", "events", "events --after 0", "load", "load h1", "host ls",
     "host show h1", "group ls", "master ls", "code ls", "code status", "doctor", "top", "version", "context ls",
 ]  # fmt: skip
 WITH_A_JOB = ["show", "wait", "logs", "result", "explain", "cancel", "ps"]
@@ -57,7 +59,8 @@ def ctl(environment: dict[str, str], tmp_path: Path) -> Ctl:
             check=False,
         )
         assert code is None or done.returncode == code, done
-        assert "Traceback" not in done.stderr, done.stderr
+        assert "internal error" not in done.stderr, done
+        assert not done.stderr.startswith("Traceback"), done
         return done
 
     return call
@@ -69,30 +72,35 @@ def value(ctl: Ctl) -> Callable[..., Any]:
     return lambda *arguments, **options: json.loads(ctl("-o", "json", *arguments, **options).stdout)
 
 
-@pytest.fixture
-def a_job(ctl: Ctl) -> str:
-    """A finished job of three tasks, the newest."""
-    done = ctl(
-        "submit", "-q", "--wait", "--name", "three", "--array", "0-2", "--", "sh", "-c", "echo $DEPALMA_TASK_INDEX"
-    )
-    return done.stdout.strip()
+@pytest.fixture(scope="module")
+def a_job(cluster: LocalCluster) -> str:
+    """A finished job of three tasks."""
+    with cluster.client() as client:
+        job = client.command(["sh", "-c", "echo $DEPALMA_TASK_INDEX"], array="0-2", name="three")
+        job.wait(30)
+        return str(job.id)
 
 
 # ---------------------------------------------------------------- formats
 
 
 @pytest.mark.parametrize("words", READS)
-def test_each_format_is_what_it_says(words: str, ctl: Ctl, a_job: str) -> None:
-    arguments = words.split()
-    one = json.loads(ctl(*arguments, "-o", "json").stdout)
+def test_each_format_is_what_it_says(words: str, environment: dict[str, str], a_job: str) -> None:
+    arguments = words.replace("JOB", a_job).split()
+
+    def stdout(output: str) -> str:
+        result = CliRunner().invoke(cli, [*arguments, "-o", output], env=environment)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    one = json.loads(stdout("json"))
     assert isinstance(one, list | dict)
-    lines = ctl(*arguments, "-o", "jsonl").stdout.splitlines()
-    assert all(isinstance(json.loads(line), dict) for line in lines)
-    documents = list(yaml.safe_load_all(ctl(*arguments, "-o", "yaml").stdout))
-    assert len(documents) == 1
-    assert type(documents[0]) is type(one)
-    table = ctl(*arguments)
-    assert table.stdout.isprintable() or "\n" in table.stdout or not table.stdout
+    assert all(isinstance(json.loads(line), dict) for line in stdout("jsonl").splitlines())
+    (document,) = yaml.safe_load_all(stdout("yaml"))
+    assert type(document) is type(one)
+    assert "\x1b" not in stdout("table") + stdout("wide")
+    if isinstance(one, list) and arguments[0] in ("jobs", "host", "master", "code", "context"):
+        assert len(stdout("name").split()) == len(one)
 
 
 def test_job_and_host_fields_of_the_contract(value: Callable[..., Any], a_job: str) -> None:
@@ -410,7 +418,8 @@ def test_code_add_and_the_code_log(ctl: Ctl, value: Callable[..., Any], tmp_path
     assert value("code", "ls")[-1]["index"] == index
     assert value("code", "status")["index"] == index
     ctl("code", "status", "--check")
-    assert "ends in .py" in ctl("code", "add", str(tmp_path / "config.txt"), code=2).stderr or True
+    (tmp_path / "notes.txt").write_text("no module\n")
+    assert "ends in .py" in ctl("code", "add", "notes.txt", code=2).stderr
     done = ctl("run", "-q", "--", "sh", "-c", "cat $DEPALMA_CODE_DIR/tools.py")
     assert done.stdout == (tmp_path / "tools.py").read_text()
 
@@ -450,10 +459,10 @@ def test_doctor_finds_all_well(value: Callable[..., Any]) -> None:
     assert {line["status"] for line in found} == {"ok"}
 
 
-def test_completion_offers_jobs(environment: dict[str, str], a_job: str) -> None:
+def test_completion_offers_jobs(ctl: Ctl, environment: dict[str, str]) -> None:
+    job = ctl("submit", "-q", "--", "true").stdout.strip()
+    asked = {"_DEPALMACTL_COMPLETE": "bash_complete", "COMP_WORDS": "depalmactl show ", "COMP_CWORD": "2"}
     done = subprocess.run(
-        COMMAND,
-        env={**environment, "_DEPALMACTL_COMPLETE": "bash_complete", "COMP_WORDS": "depalmactl show ", "COMP_CWORD": "2"},
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert f"plain,{a_job}" in done.stdout.splitlines(), done
+        COMMAND, env={**environment, **asked}, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert f"plain,{job}" in done.stdout.splitlines(), done
