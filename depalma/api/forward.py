@@ -35,6 +35,8 @@ _WHOLE_BYTES = 256 * 1024
 _ANSWER_S = 15.0
 #: How often it is looked whether the leader that was asked still leads.
 _LOOK_S = 0.05
+#: An election alone ends no request: the old leader may still answer. One without a winner for so long does.
+_NO_LEADER_S = 2.0
 
 
 class Forwarder:
@@ -45,6 +47,7 @@ class Forwarder:
         self._session: aiohttp.ClientSession | None = None
         self._urls = {master.id: master.url for master in services.config.masters}
         self._asked: dict[asyncio.Timeout, str] = {}  #: requests under way → the leader they went to
+        self._leader_seen_at = 0.0
         self._looking: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
@@ -99,13 +102,20 @@ class Forwarder:
         """Ends the request when its leader leads no more: a frozen master answers nobody."""
         self._asked[until] = leader
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+            loop = asyncio.get_running_loop()
+            self._leader_seen_at = loop.time()
+            self._looking = loop.call_later(_LOOK_S, self._look)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        now = self._services.replica.leader_id
-        for until, leader in self._asked.items():
-            if leader != now and until.when() is None:
+        leader = self._services.replica.leader_id
+        if leader is not None:
+            self._leader_seen_at = loop.time()
+        elif loop.time() - self._leader_seen_at < _NO_LEADER_S:
+            self._looking = loop.call_later(_LOOK_S, self._look)
+            return
+        for until, asked in self._asked.items():
+            if asked != leader and until.when() is None:
                 until.reschedule(loop.time())
         self._looking = loop.call_later(_LOOK_S, self._look) if self._asked else None
 

@@ -143,15 +143,23 @@ async def test_a_leader_that_is_not_there_changed_nothing(follower: Bench, leade
     assert (problem["code"], "nothing was changed" in problem["detail"]) == ("no_leader", True)
 
 
+@pytest.mark.parametrize("new_leader", ["m1", None])
 @pytest.mark.parametrize(("method", "code"), [("POST", "outcome_unknown"), ("GET", "no_leader")])
 async def test_a_leader_that_is_replaced_while_it_is_silent(
-    follower: Bench, leader: Leader, wait_until: Any, method: str, code: str
+    follower: Bench,
+    leader: Leader,
+    wait_until: Any,
+    method: str,
+    code: str,
+    new_leader: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("depalma.api.forward._NO_LEADER_S", 0.2)
     body = {"json": BODY} if method == "POST" else {}
     asking = asyncio.create_task(follower.call(method, "/v1/jobs", 503, **body))
     await wait_until(lambda: leader.requests)
     assert not asking.done()
-    follower.master.replica.leader_id = "m1"
+    follower.master.replica.leader_id = new_leader
     problem = await asyncio.wait_for(asking, 5)
     assert problem["code"] == code
     if code == "outcome_unknown":
@@ -184,6 +192,20 @@ async def test_an_answer_that_breaks_off_is_not_passed_as_whole(follower: Bench,
     async with follower.http.get(f"{follower.url}/v1/tasks/1.0/result") as answer:
         with pytest.raises(Exception, match=r"payload|Connection|closed"):
             await answer.read()
+
+
+async def test_an_election_that_the_old_leader_wins_disturbs_nobody(
+    follower: Bench, leader: Leader, wait_until: Any
+) -> None:
+    asking = asyncio.create_task(follower.post("/v1/jobs", BODY, 200))
+    await wait_until(lambda: leader.requests)
+    follower.master.replica.leader_id = None
+    forwarder = follower.app[API].forwarder
+    looked = forwarder._looking
+    await wait_until(lambda: forwarder._looking is not looked)
+    follower.master.replica.leader_id = "m2"
+    leader.release.set()
+    await asking
 
 
 async def test_nothing_goes_on_looking_when_nothing_is_asked(follower: Bench, leader: Leader, wait_until: Any) -> None:
