@@ -42,9 +42,9 @@ def boottime() -> float:
 class Monitor:
     """The state of the supervisor: what runs, until when it may, and what is still to be said to the agent."""
 
-    def __init__(self, channel: Channel, root: str) -> None:
+    def __init__(self, channel: Channel, root: str, output_limit_bytes: int) -> None:
         self.channel = channel
-        self.slots = Slots(root)
+        self.slots = Slots(root, output_limit_bytes)
         self.spawner = Spawner(self.slots)
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
@@ -57,7 +57,7 @@ class Monitor:
         self._exits: list[tuple[int, int | None, float, float, str]] = []
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
-        #: From the agent. To it: exits, expired, all_dead, trees, recalled.
+        #: From the agent. To it: exits, expired, all_dead, trees, recalled, pong.
         self._orders = {
             "spawn": self._spawn,
             "recall": self._recall,
@@ -67,6 +67,7 @@ class Monitor:
             "identity": self._identity,
             "kill_all": self._kill_all,
             "trees": self._trees,
+            "ping": lambda message: self.channel.queue(("pong", message[1])),
             "stop": self._stop,
         }
 
@@ -131,7 +132,7 @@ class Monitor:
         _, key, _, _, _, _, (out, err), slot, _ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
-            if not self.lease_until or self.stopping:
+            if boottime() >= self.lease_until or self.stopping:
                 raise SpawnError("the host's lease is over", 126)
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
@@ -208,7 +209,7 @@ class Monitor:
         if self.by_key or self.unknown:
             proctree.send_tree(os.getpid(), signal.SIGTERM)
             end = boottime() + grace_s
-            while self.by_key and boottime() < min(end, self.lease_until or end):
+            while self.by_key and boottime() < min(end, self.lease_until):
                 time.sleep(0.01)
                 self.reap()
 
@@ -361,8 +362,8 @@ def serve(monitor: Monitor, wakeup: socket.socket) -> str:
 
 
 def main() -> None:
-    """Entry: `monitor.py CHANNEL_FD LOCK_FD FOLDER`."""
-    channel_fd, lock_fd, root = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    """Entry: `monitor.py CHANNEL_FD LOCK_FD FOLDER OUTPUT_LIMIT_BYTES`."""
+    channel_fd, lock_fd, root, limit_bytes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     os.set_inheritable(channel_fd, False)
     os.set_inheritable(lock_fd, False)
     proctree.become_subreaper()
@@ -373,7 +374,7 @@ def main() -> None:
     waker.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root)
+    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root, limit_bytes)
     try:
         why = serve(monitor, wakeup)
     finally:  # also when this code is wrong: nothing may outlive its supervisor

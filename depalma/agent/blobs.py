@@ -20,6 +20,7 @@ _CHUNK_BYTES = 256 * 1024
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 _STALL_S = 10.0
+_REMEMBERED = 10_000
 
 
 class BlobUnavailable(DepalmaError):
@@ -37,6 +38,8 @@ class Blobs:
         self._session = session
         self._masters = masters
         self._limit_bytes = limit_bytes
+        self._uploading: dict[str, asyncio.Lock] = {}
+        self._uploaded: dict[str, None] = {}
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in self._cache.glob("*.part"):
             left.unlink()
@@ -103,18 +106,34 @@ class Blobs:
         return evicted
 
     async def upload(self, digest: str) -> None:
-        """Brings the file `blobs/out/DIGEST` to a majority of masters, however long it takes, then removes it."""
+        """Brings the file `blobs/out/DIGEST` to a majority of masters, however long it takes, then removes it.
+
+        Errors: BlobUnavailable if the file is gone.
+        """
         path = self._out / digest
         pause_s = _FIRST_PAUSE_S
-        while not await self._upload_once(path, digest):
-            await asyncio.sleep(pause_s)
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
-        path.unlink(missing_ok=True)
+        async with self._uploading.setdefault(digest, asyncio.Lock()):
+            # Equal results of several tasks are one file: whoever comes first brings it for all.
+            while path.exists() and not await self._upload_once(path, digest):
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+            if path.exists():
+                path.unlink()
+                self._uploaded[digest] = None
+        if digest not in self._uploaded:
+            raise BlobUnavailable(f"result {digest[:12]} is not on this disk any more")
+        self._uploading.pop(digest, None)
+        while len(self._uploaded) > _REMEMBERED:
+            del self._uploaded[next(iter(self._uploaded))]
 
     async def _upload_once(self, path: Path, digest: str) -> bool:
         urls = self._masters()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=30)
-        headers = {"Content-Length": str(path.stat().st_size), "Content-Type": "application/octet-stream"}
+        try:
+            size_bytes = path.stat().st_size
+        except FileNotFoundError:
+            return True  # somebody else has just brought the same
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
         for url in urls:
             try:
                 put = self._session.put(

@@ -67,6 +67,13 @@ class CodeFolder:
         building.write_bytes(msgspec.msgpack.encode(self.entries))
         building.rename(self.root / "entries")
 
+    def reset(self) -> None:
+        """Begins at index 0 (blocks)."""
+        self.entries, self.index = [], 0
+        (self.root / "entries").unlink(missing_ok=True)
+        shutil.rmtree(self._trees, ignore_errors=True)
+        (self._trees / "0").mkdir(mode=0o700, parents=True)
+
     def has(self, digest: str) -> bool:
         """Returns whether an archive is unpacked here."""
         return (self._store / digest).exists()
@@ -107,18 +114,27 @@ class CodeSync:
         self.folder = folder
         self._blobs = blobs
         self._lock = asyncio.Lock()
+        self._coming: dict[int, CodeEntry] = {}
         self._advanced = asyncio.Event()
 
-    async def apply(self, entries: tuple[CodeEntry, ...]) -> str:
-        """Completes the tree of the last of `entries`. Returns its digest, empty if there was nothing new.
+    def take(self, entries: tuple[CodeEntry, ...]) -> None:
+        """Notes entries that are to be applied."""
+        self._coming.update({entry.index: entry for entry in entries})
 
-        Errors: BlobUnavailable, ArchiveError, ValueError for a gap in the numbers; what was there stays in force.
+    async def apply(self) -> bool:
+        """Completes the tree of the newest entry that was taken. Returns whether there was anything new.
+
+        Errors: BlobUnavailable, ArchiveError, ValueError for a gap in the numbers: what was there stays in force, and
+        the entries are tried again by the next call, with those that have come since.
         """
         async with self._lock:
-            fresh = [entry for entry in entries if entry.index > self.folder.index]
+            fresh = [entry for index, entry in sorted(self._coming.items()) if index > self.folder.index]
             if not fresh:
-                return ""
-            if [entry.index for entry in fresh] != list(range(self.folder.index + 1, fresh[-1].index + 1)):
+                self._coming.clear()
+                return False
+            run = range(self.folder.index + 1, self.folder.index + 1 + len(fresh))
+            fresh = [entry for entry, index in zip(fresh, run, strict=True) if entry.index == index]
+            if not fresh:
                 raise ValueError(f"the code log has a gap after {self.folder.index}")
             for entry in fresh:
                 problem = _entry_problem(entry)
@@ -131,7 +147,16 @@ class CodeSync:
             self.folder.append(fresh)
             self._advanced.set()
             self._advanced = asyncio.Event()
-            return self.folder.digest(index)
+            return True
+
+    def drop_coming(self) -> None:
+        """Forgets entries that were taken and not applied."""
+        self._coming.clear()
+
+    async def reset(self) -> None:
+        """Throws the log of this host away; archives stay, they are named by their content."""
+        async with self._lock:
+            await asyncio.get_running_loop().run_in_executor(None, self.folder.reset)
 
     async def have(self, index: int, for_s: float) -> str:
         """Returns the digest of the tree at `index`, which is complete then; waits until the log has come so far.

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from depalma.agent.events import (
     AnyAction,
     AnyEvent,
@@ -31,6 +33,7 @@ from depalma.agent.events import (
     Reconnect,
     Rejoined,
     RenewLease,
+    ResetCode,
     SendReports,
     Stopping,
     Tick,
@@ -265,11 +268,20 @@ class AgentCore(Execution):
         job = attempt.job
         expected = job.template.tree_digest
         if expected and self._trees.get(job.code_index, expected) != expected:
-            text = f"the code at index {job.code_index} is not what the log says: {self._trees[job.code_index][:12]}"
-            self.report_unstarted(attempt, "failed", f"{text}, expected {expected[:12]}")
+            text = f"the code at index {job.code_index} is that of another log ({self._trees[job.code_index][:12]})"
+            self.report_unstarted(attempt, "returned", f"{text}, expected {expected[:12]}")
+            self._reset_code(text)
             return
         attempt.state = "waiting"
         self.lanes.waiting.append(attempt)
+
+    def _reset_code(self, reason: str) -> None:
+        """Begins at code index 0: this folder was filled from another cluster's log."""
+        if self.code_index:
+            self.code_index = 0
+            self._trees = {0: ""}
+            self.needs = {need: who for need, who in self.needs.items() if who is not None or need[:5] != "tree:"}
+            self.out += [ResetCode(), Reconnect(reason)]
 
     def _on_kill(self, frame: Kill, now: float) -> None:
         if self._stale(frame.term):
@@ -333,7 +345,10 @@ class AgentCore(Execution):
     def _on_uploaded(self, event: Uploaded, now: float) -> None:
         attempt = self.attempts.get(event.attempt)
         if attempt is not None and attempt.state == "uploading":
-            self.ready_reports.append(self.uploading.pop(event.attempt))
+            report = self.uploading.pop(event.attempt)
+            if event.error:
+                report = msgspec.structs.replace(report, outcome="failed", error=event.error, result=None)
+            self.ready_reports.append(report)
             self.drop(attempt)
             self._flush(now)
 

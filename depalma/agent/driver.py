@@ -51,6 +51,8 @@ _TICK_S = 0.1
 _CHORES_S = 1.0
 _PRUNE_S = 3600.0
 _FETCH_FOR_S = 30.0
+_APPLY_AGAIN_S = 1.0
+_MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
 _OUTPUT_BYTES = 1024 * 1024
@@ -77,6 +79,9 @@ class Agent:
         self._exit = asyncio.Event()
         self._exit_code = 0
         self._dead = asyncio.Event()
+        self._unanswered_pings = 0
+        self._applying = False
+        self._code_problem = ""  #: the last one that was logged
         self._do = self._action_table()
 
     # ------------------------------------------------------------ life
@@ -84,11 +89,12 @@ class Agent:
     async def run(self) -> int:
         """Runs until told to stop. Returns the exit code."""
         proctree.become_subreaper()
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         self._lock = await asyncio.to_thread(lock_folder, self._root, _LOCK_WAIT_S)
         await asyncio.to_thread(self._kill_strays)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
-        self._runner = Runner(self._root, self._host.name, self._link, self.deliver)
+        self._runner = Runner(self._root, self._host.name, self._link, self.deliver, self._settings.output_limit_bytes)
         headers = {"Authorization": f"Bearer {self._token}"}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
@@ -122,7 +128,8 @@ class Agent:
 
     async def _end(self) -> None:
         """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
-        self._link.send(("stop", "stopped" if self._exit_code == 0 else "the agent left", _STOP_GRACE_S))
+        orderly = self._exit_code == 0
+        self._link.send(("stop", "stopped" if orderly else "the agent left", _STOP_GRACE_S if orderly else 0.0))
         self._link.flush()
         if not await asyncio.to_thread(self._link.wait, 15.0):
             log.warning("the monitor (process %d) still tries to reach a master", self._link.pid)
@@ -152,7 +159,8 @@ class Agent:
             log.info("%d reports of an earlier life were not confirmed; they are sent again", len(self._core.pending))
 
     def _start_monitor(self) -> None:
-        self._link.start(self._root, self._lock)
+        self._link.start(self._root, self._lock, self._settings.output_limit_bytes)
+        self._unanswered_pings = 0
         self._tell_identity()
 
     def _tell_identity(self) -> None:
@@ -170,9 +178,13 @@ class Agent:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a part of the agent failed: it ends", exc_info=task.exception())
-            self._exit_code = EXIT_FAULT
-            self._exit.set()
+            self._failed(None, {"message": "a task failed", "exception": task.exception()})
+
+    def _failed(self, _: object, context: dict[str, Any]) -> None:
+        """An error that nobody expected: the state may be wrong, so everything ends, and whoever starts us may."""
+        log.error("a part of the agent failed, it ends: %s", context["message"], exc_info=context.get("exception"))
+        self._exit_code = EXIT_FAULT
+        self._exit.set()
 
     # ------------------------------------------------------------ events and actions
 
@@ -207,13 +219,17 @@ class Agent:
             ev.Announce: self._announce,
             ev.RenewLease: lambda a: self._link.send(("lease", a.until_s)),
             ev.ApplyCode: lambda a: self._spawn(self._apply_code(a.entries)),
+            ev.ResetCode: lambda a: self._reset_code(),
             ev.Reconnect: self._reconnect,
             ev.CutOff: self._cut_off,
             ev.Leave: self._leave,
         }
 
     def _keep_reports(self, action: ev.KeepReports) -> None:
-        self._journal.keep(action.reports)
+        try:
+            self._journal.keep(action.reports)
+        except OSError as error:
+            log.error("reports are kept in memory only: %s", error)
         if action.send:
             self._session.report(action.reports)
 
@@ -232,9 +248,13 @@ class Agent:
         self._exit.set()
 
     async def _upload(self, action: ev.Upload) -> None:
-        await self._blobs.upload(action.digest)
+        problem = ""
+        try:
+            await self._blobs.upload(action.digest)
+        except (BlobUnavailable, OSError) as error:
+            problem = f"the result was lost: {error}"
         self._uploads.pop(action.attempt, None)
-        self.deliver(ev.Uploaded(action.attempt))
+        self.deliver(ev.Uploaded(action.attempt, problem))
 
     async def _prepare(self, need: str) -> None:
         digest = ""
@@ -252,11 +272,36 @@ class Agent:
             self.deliver(ev.Evicted(evicted))
 
     async def _apply_code(self, entries: tuple[CodeEntry, ...]) -> None:
-        try:
-            await self._code.apply(entries)
-        except (BlobUnavailable, ArchiveError, ValueError, OSError) as error:
-            log.error("code log: %s", error)
+        """Applies entries, tried again and again by one task with all that have come by then."""
+        self._code.take(entries)
+        if self._applying:
             return
+        self._applying = True
+        try:
+            while True:
+                if await self._apply_once():
+                    return
+                await asyncio.sleep(_APPLY_AGAIN_S)
+        finally:
+            self._applying = False
+
+    async def _apply_once(self) -> bool:
+        try:
+            while await self._code.apply():
+                self._acknowledge()
+        except (BlobUnavailable, ArchiveError, ValueError, OSError) as error:
+            if str(error) != self._code_problem:
+                self._code_problem = str(error)
+                log.error("code log: %s", error)
+            return False
+        self._code_problem = ""
+        return True
+
+    def _reset_code(self) -> None:
+        self._code.drop_coming()  # now: what comes from here on belongs to the other log
+        self._spawn(self._code.reset())
+
+    def _acknowledge(self) -> None:
         index = self._code.folder.index
         digest = self._code.folder.digest(index)
         self.deliver(ev.CodeReached(index))
@@ -281,10 +326,12 @@ class Agent:
             self._exit.set()
             return
         self._link.send(("kill_all", 0))
+        self._link.kill_tree()
         self._spawn(self._rejoin())
 
     async def _rejoin(self) -> None:
         await self._dead.wait()
+        await asyncio.to_thread(empty_folder, self._root / "blobs" / "out")
         self.deliver(ev.Rejoined(secrets.token_hex(8)))
         self._tell_identity()
         self._session.whole.set()
@@ -309,6 +356,8 @@ class Agent:
                 self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
             elif message[0] == "all_dead":
                 self._dead.set()
+            elif message[0] == "pong":
+                self._unanswered_pings = 0
             elif message[0] == "recalled":
                 self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
@@ -350,6 +399,17 @@ class Agent:
 
     # ------------------------------------------------------------ time
 
+    def _look_after_monitor(self) -> None:
+        """A monitor that is stopped or hangs can neither start nor end anything: it is replaced."""
+        # Counted, not timed: this process may have been stopped itself.
+        self._unanswered_pings += 1
+        if self._unanswered_pings > _MONITOR_SILENT_PINGS:
+            log.error("the monitor does not answer: it is killed")
+            self._unanswered_pings = 0
+            self._link.kill()
+        self._link.send(("ping", self._unanswered_pings))
+        self._link.flush()
+
     async def _tick_forever(self) -> None:
         chores_s = prune_s = 0.0
         while True:
@@ -358,7 +418,8 @@ class Agent:
             self.deliver(ev.Tick())
             if now >= chores_s:
                 chores_s = now + _CHORES_S
-                self._runner.cut_output(self._settings.output_limit_bytes)
+                self._runner.cut_output()
+                self._look_after_monitor()
                 await asyncio.to_thread(empty_folder, self._root / "trash")
             if now >= prune_s:
                 prune_s = now + _PRUNE_S

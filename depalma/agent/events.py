@@ -50,9 +50,10 @@ class Ended(Event, frozen=True):
 
 
 class Uploaded(Event, frozen=True):
-    """The result of an attempt is with the masters."""
+    """The result of an attempt is with the masters, or (`error`) will never be."""
 
     attempt: AttemptRef
+    error: str = ""
 
 
 class Recalled(Event, frozen=True):
@@ -282,6 +283,10 @@ class Reconnect(Action, frozen=True):
     reason: str
 
 
+class ResetCode(Action, frozen=True):
+    """The code here is that of another log: throw it away and begin at 0."""
+
+
 class CutOff(Action, frozen=True):
     """Kill everything, then exit or come back as a new incarnation, as configured (`must_rejoin`: come back)."""
 
@@ -310,6 +315,7 @@ AnyAction = (
     | RenewLease
     | ApplyCode
     | Reconnect
+    | ResetCode
     | CutOff
     | Leave
 )

@@ -28,6 +28,8 @@ ANNOUNCE_AFTER_S = 0.2
 GIVE_BACK_AFTER_S = 2.0
 #: What was handed ahead to a worker is taken back when the task before it takes longer than this.
 STALLED_AFTER_S = 0.1
+#: A worker that is not ready by then is replaced.
+START_WITHIN_S = 60.0
 #: Workers of one code index that may die before they are ready, until a task pays for it.
 START_FAILURES = 3
 
@@ -172,8 +174,9 @@ class Execution:
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
         worker = self.lanes.lanes.get(event.worker)
-        if worker is not None:
+        if worker is not None and not worker.ready:
             worker.ready = True
+            worker.head_s = now  # what waited for it starts now
             self._start_failures.pop(worker.code_index, None)
 
     def _on_worker_ended(self, event: WorkerEnded, now: float) -> None:
@@ -186,7 +189,7 @@ class Execution:
             self.drop(attempt)
             if attempt.doomed != "forget":
                 self.ready_reports.append(self._death(attempt, event, now - worker.head_s))
-        if not worker.ready and not worker.stopping and not worker.queue:
+        if not worker.ready and not worker.queue and (worker.hung or not worker.stopping):
             self._count_start_failure(worker, event.reason)
         self._flush(now)
 
@@ -247,6 +250,11 @@ class Execution:
         stalled_s = STALLED_AFTER_S / 2 if self.lanes.free else STALLED_AFTER_S
         for lane in list(self.lanes.lanes.values()):
             if not lane.queue or lane.stopping:
+                continue
+            if not lane.ready:
+                if now - lane.head_s > START_WITHIN_S:
+                    lane.hung = True
+                    self.lanes.stop(lane, 0.0, self.out)
                 continue
             self._look_at(lane.queue[0], lane.head_s, now, started if announce else None)
             if len(lane.queue) > 1 and now - lane.head_s > stalled_s:

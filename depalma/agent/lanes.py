@@ -22,7 +22,7 @@ COMMANDS = -1
 class Lane:
     """One worker process, or the commands of one slot."""
 
-    __slots__ = ("code_index", "head_s", "id", "idle_s", "queue", "ready", "recalling", "slot", "stopping")
+    __slots__ = ("code_index", "head_s", "hung", "id", "idle_s", "queue", "ready", "recalling", "slot", "stopping")
 
     def __init__(self, number: int, code_index: int) -> None:
         self.id = number
@@ -31,7 +31,8 @@ class Lane:
         self.slot = -1  #: -1 = idle
         self.head_s = 0.0  #: since when the first of the queue is the first
         self.idle_s = 0.0
-        self.ready = False
+        self.ready = code_index == COMMANDS  #: a worker has to start first
+        self.hung = False  #: it took too long to start
         self.recalling = False
         self.stopping = False
 

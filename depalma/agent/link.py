@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import depalma.monitor
+from depalma.agent import proctree
 from depalma.agent.channel import Channel, Message
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,11 @@ class MonitorLink:
         self._channel: Channel | None = None
         self._waits_for_room = False
 
-    def start(self, root: Path, lock_fd: int) -> None:
+    def start(self, root: Path, lock_fd: int, output_limit_bytes: int) -> None:
         """Starts the monitor. It shares the lock on the agent's folder and keeps it until everything is dead."""
         near, far = socket.socketpair()
         argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(lock_fd), str(root)]
+        argv.append(str(output_limit_bytes))
         # The child inherits the mask: a signal to all processes of a service cannot end it before it ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         try:
@@ -113,6 +115,17 @@ class MonitorLink:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def kill_tree(self) -> None:
+        """Kills what the monitor has started, without its help: it may be stopped itself."""
+        for _ in range(3):
+            if not self.pid or not proctree.send_tree(self.pid, signal.SIGKILL):
+                return
+
+    def kill(self) -> None:
+        """Kills the monitor: it does not answer."""
+        if self._process is not None:
+            self._process.kill()
 
     def reaped(self, pids: set[int]) -> None:
         """Takes note that the process was reaped by somebody else."""

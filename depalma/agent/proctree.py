@@ -93,8 +93,8 @@ def send(pid: int, parent: int, number: int) -> bool:
         return False
     try:
         now = stat(pid)
-        # Its parent may have died in between: then it hangs below a subreaper of ours, or of its own.
-        if now is None or (now.ppid != parent and now.ppid != os.getpid()):
+        # Its parent may have died in between: then it is a child of ours.
+        if now is None or now.ppid not in (parent, os.getpid()):
             return False
         signal.pidfd_send_signal(handle, number)
         return True

@@ -19,7 +19,6 @@ from depalma.agent.link import MonitorLink
 from depalma.agent.proctree import OWNER
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
 from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message
-from depalma.items import read
 from depalma.model import AttemptRef, Report
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,8 @@ log = logging.getLogger(__name__)
 #: Environments of jobs that the monitor knows; -1 is that of the workers.
 _KNOWN_JOBS = 256
 _WORKERS = -1
+#: What whoever started the agent may have had in the environment, and no task may.
+_SECRET = frozenset(["DEPALMA_TOKEN", "DEPALMA_TOKEN_FILE"])
 #: Answers that come soon after others wait for company this long.
 _COALESCE_S = 0.001
 
@@ -50,11 +51,14 @@ class Command(NamedTuple):
 class Runner:
     """Processes of attempts. `emit` takes the events that they cause."""
 
-    def __init__(self, root: Path, host: str, link: MonitorLink, emit: Callable[[AnyEvent], None]) -> None:
+    def __init__(
+        self, root: Path, host: str, link: MonitorLink, emit: Callable[[AnyEvent], None], output_limit_bytes: int
+    ) -> None:
         self.root = root
         self.host = host
         self.link = link
         self.emit = emit
+        self.output_limit_bytes = output_limit_bytes
         self.output = OutputFiles(root)
         self.commands: dict[AttemptRef, Command] = {}
         self.slots: dict[int, Line] = {}
@@ -82,7 +86,8 @@ class Runner:
         if number in self._known_jobs:
             return
         self._known_jobs[number] = None
-        whole = {**os.environ, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
+        inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
+        whole = {**inherited, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
         self.link.send(("environment", number, {os.fsencode(k): os.fsencode(v) for k, v in whole.items()}))
         if len(self._known_jobs) > _KNOWN_JOBS:
             live = {command.attempt.job.id for command in self.commands.values()} | {_WORKERS, number}
@@ -117,7 +122,7 @@ class Runner:
                 self._environment(job.id, self._command_environment(job))
             try:
                 argv = self._argv(attempt)
-            except (OSError, ValueError, IndexError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 now = time.time()
                 self.emit(Ended((self._report(attempt, "failed", None, None, f"argument: {error}", now, now),)))
                 continue
@@ -144,9 +149,8 @@ class Runner:
         words = attempt.job.spec.argv
         argument = attempt.argument.argument
         if attempt.argument.argument_blob:
-            argument = Path(self.blob_path(attempt.argument.argument_blob)).read_bytes()
-            if attempt.argument.argument_item >= 0:
-                argument = read(argument, attempt.argument.argument_item)
+            path, item = self.blob_path(attempt.argument.argument_blob), attempt.argument.argument_item
+            argument = worker_program.read_item(path, item) if item >= 0 else Path(path).read_bytes()
         if argument is None:
             return [os.fsencode(word) for word in words]
         text = argument.decode("utf-8", "surrogateescape")
@@ -194,6 +198,7 @@ class Runner:
         handle.key = self._key(handle)
         code_dir = self.code_dir(code_index)
         argv = [sys.executable, worker_program.__file__, str(self.root), str(number), code_dir]
+        argv.append(str(self.output_limit_bytes))
         spool = f">{self.root}/spool/w{number}"
         files = (f"{spool}.out", f"{spool}.err")
         message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True)
@@ -386,14 +391,14 @@ class Runner:
                 found.append((f"{ref[0]}.{ref[1]}", pids))
         return found
 
-    def cut_output(self, limit_bytes: int) -> None:
+    def cut_output(self) -> None:
         """Cuts what running attempts have written beyond the limit."""
         live = [(next(iter(line.refs)), str(slot)) for slot, line in self.slots.items() if line.refs]
         live += [(next(iter(h.sent)), f"w{h.number}") for h in self.workers.values() if h.sent]
         for ref, slot in live:
             for stream in ("stdout", "stderr"):
-                if cut(self.output.live(slot, stream), limit_bytes):
-                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, limit_bytes)
+                if cut(self.output.live(slot, stream), self.output_limit_bytes):
+                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, self.output_limit_bytes)
 
 
 def name_of(number: int) -> str:

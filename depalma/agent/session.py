@@ -182,9 +182,11 @@ class Session:
             waited_s = boottime() - (self._unanswered_s if self._core.connected and self._unanswered_s else since_s)
             if waited_s < (min(0.5, max(0.2, self._beat_s / 2)) if self._core.connected else _HELLO_WAIT_S):
                 continue
-            found = await self.finder.ask([other for other in self.finder.masters if other != url])
-            if found is not None and found[0] != url:
-                log.warning("%s is silent, %s leads now", url, found[0])
+            # After a while the same master is asked too: the line may be dead and nobody said so.
+            again = waited_s > _HELLO_WAIT_S
+            found = await self.finder.ask([one for one in self.finder.masters if again or one != url])
+            if found is not None and (again or found[0] != url):
+                log.warning("%s is silent, %s answers", url, found[0])
                 return found
             if found is not None:
                 self._close(found[1])

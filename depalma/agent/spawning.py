@@ -56,7 +56,8 @@ class Spawned:
 class Slots:
     """Spools and scratch folders below the agent's folder."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, output_limit_bytes: int) -> None:
+        self.output_limit_bytes = output_limit_bytes
         self.spool = f"{root}/spool"
         self.scratch = f"{root}/scratch"
         self.trash = f"{root}/trash"
@@ -87,11 +88,13 @@ class Slots:
         pair = self._open.get(slot)
         if pair is not None:
             for position, name in enumerate(("out", "err")):
-                written = os.fstat(pair[position]).st_size > 0
-                if not written and not spawned.dirty:
+                size_bytes = os.fstat(pair[position]).st_size
+                if not size_bytes and not spawned.dirty:
                     continue
+                if size_bytes > self.output_limit_bytes:
+                    os.ftruncate(pair[position], self.output_limit_bytes)
                 os.close(pair[position])
-                if written and spawned.finals[position]:
+                if size_bytes and spawned.finals[position]:
                     _rename(f"{self.spool}/{slot}.{name}", spawned.finals[position])
                 pair[position] = self._new_spool(slot, name)
         if slot in self._scratches:
@@ -164,8 +167,11 @@ class Spawner:
         files = list(self.slots.spools(slot)) if slot >= 0 else [self._null, self._null]
         for position, target in enumerate((out, err)):
             if target.startswith(">"):
-                files[position] = os.open(target[1:], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                # Without O_NONBLOCK a FIFO nobody reads would hold up every task of this host.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+                files[position] = os.open(target[1:], flags, 0o644)
                 opened.append(files[position])
+                os.set_blocking(files[position], True)
         return files
 
     def _start(self, path: bytes, argv: list[bytes], environment: dict[bytes, bytes], actions: list[Any]) -> int:

@@ -1,8 +1,9 @@
 """The process that runs Python functions, task after task, for one code index.
 
-Started by file name as `worker.py FOLDER NUMBER CODE_DIR`, with its socket to the agent as descriptor 3. One message
-is one task; it is read when the task before it has been answered. So what the agent can take back from the socket has
-not started, and of what was read everything but the last has been answered: a crash costs exactly one task.
+Started by file name as `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`, with its socket to the agent as
+descriptor 3. One message is one task; it is read when the task before it has been answered. So what the agent can take
+back from the socket has not started, and of what was read everything but the last has been answered: a crash costs
+exactly one task.
 
 It imports little, because each worker pays for it; cloudpickle only when a value asks for it.
 """
@@ -26,6 +27,7 @@ from typing import Any
 _MESSAGE_BYTES = 262_144
 _INLINE_BYTES = 4096  # = model.INLINE_LIMIT_BYTES, which would cost an import of msgspec
 _ERROR_BYTES = 65_536
+_JOBS = 256  # many more than the agent believes us to know, see workers.py
 _ITEM = struct.Struct("<2Q")
 
 
@@ -61,9 +63,10 @@ def resolve(reference: str) -> Callable[..., Any]:
 class Worker:
     """One worker process."""
 
-    def __init__(self, sock: socket.socket, root: str, number: str) -> None:
+    def __init__(self, sock: socket.socket, root: str, number: str, output_limit_bytes: int) -> None:
         self.sock = sock
         self.root = root
+        self.output_limit_bytes = output_limit_bytes
         self.spool = f"{root}/spool/w{number}"
         self.scratch = f"{root}/scratch/w{number}"
         self.jobs: dict[int, Job] = {}
@@ -83,7 +86,10 @@ class Worker:
                 return
             message = marshal.loads(data)
             if message[0] == "job":
+                self.jobs.pop(message[1], None)
                 self.jobs[message[1]] = Job(message)
+                if len(self.jobs) > _JOBS:
+                    del self.jobs[next(iter(self.jobs))]
             else:
                 self._run(message)
 
@@ -114,7 +120,7 @@ class Worker:
         environment["DEPALMA_ATTEMPT"] = str(attempt)
         environment["DEPALMA_FENCE"] = str(fence)
         if path:
-            argument = _read_item(path, item) if item >= 0 else _read(path)
+            argument = read_item(path, item) if item >= 0 else _read(path)
         if not argument:
             return job.function()()
         own, args, kwargs = pickle.loads(argument)
@@ -164,8 +170,11 @@ class Worker:
             name = "out" if number == 1 else "err"
             try:
                 stream.flush()
-                if os.fstat(number).st_size == 0:
+                size_bytes = os.fstat(number).st_size
+                if not size_bytes:
                     continue
+                if size_bytes > self.output_limit_bytes:
+                    os.ftruncate(number, self.output_limit_bytes)
                 os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
                 os.rename(f"{self.spool}.{name}", f"{target}.{name}")
             except (OSError, ValueError, AttributeError):
@@ -209,7 +218,7 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _read_item(path: str, item: int) -> bytes:
+def read_item(path: str, item: int) -> bytes:
     """Returns item `item` of a packed arguments file (items.py) without reading the others."""
     with open(path, "rb") as file:
         magic, count = struct.unpack("<4sI", file.read(8))
@@ -222,8 +231,8 @@ def _read_item(path: str, item: int) -> bytes:
 
 
 def main() -> None:
-    """Entry: `worker.py FOLDER NUMBER CODE_DIR`."""
-    root, number, code_dir = sys.argv[1:4]
+    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`."""
+    root, number, code_dir, limit_bytes = sys.argv[1:5]
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[0] = code_dir
     if package_root not in sys.path:
@@ -235,7 +244,7 @@ def main() -> None:
     sock = socket.socket(fileno=3)
     sock.setblocking(True)
     os.set_inheritable(3, False)
-    Worker(sock, root, number).serve()
+    Worker(sock, root, number, int(limit_bytes)).serve()
     os._exit(0)
 
 

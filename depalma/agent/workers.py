@@ -14,6 +14,8 @@ from depalma.model import AttemptRef, Payload, Report
 
 _BUFFER_BYTES = 1024 * 1024
 _MESSAGE_BYTES = 262_144
+#: A worker remembers many more; jobs beyond these are told again.
+_JOBS = 32
 #: Larger arguments go through a file: a message must fit the socket's buffer, with others.
 ARGUMENT_LIMIT_BYTES = 32_768
 
@@ -31,7 +33,7 @@ class WorkerHandle:
         self.code_digest = code_digest
         self.ready = False
         self.key = 0  #: the monitor's name for it
-        self.jobs: set[int] = set()  #: jobs that it was told about
+        self.jobs: dict[int, None] = {}  #: the last few jobs that it was told about
         self.sent: dict[AttemptRef, None] = {}  #: sent and not answered, oldest first
         self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.near.setblocking(False)
@@ -47,7 +49,9 @@ class WorkerHandle:
         try:
             if job is not None:
                 self.near.send(marshal.dumps(job))
-                self.jobs.add(attempt.job.id)
+                self.jobs[attempt.job.id] = None
+                if len(self.jobs) > _JOBS:
+                    del self.jobs[next(iter(self.jobs))]
             self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument)))
         except BlockingIOError:
             return False
@@ -61,7 +65,7 @@ class WorkerHandle:
             while True:
                 message = marshal.loads(self.far.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT))
                 if message[0] == "job":
-                    self.jobs.discard(message[1])
+                    self.jobs.pop(message[1], None)
                 else:
                     ref = (message[0], message[1], message[2])
                     refs.append(ref)

@@ -62,6 +62,7 @@ class FakeLeader:
         self.acknowledged: list[wire.CodeAcknowledged] = []
         self.gone: list[dict[str, str]] = []
         self.blobs: dict[str, bytes] = {}
+        self.refused_blobs = 0  #: requests for blobs that are not there
         self.asked = 0  #: requests for a connection
         self._socket: web.WebSocketResponse | None = None
         self._orders = itertools.count(1)
@@ -225,6 +226,7 @@ class FakeLeader:
 
     async def _get_blob(self, request: web.Request) -> web.Response:
         data = self.blobs.get(request.match_info["digest"])
+        self.refused_blobs += data is None
         return web.Response(status=404) if data is None else web.Response(body=data)
 
     async def _put_blob(self, request: web.Request) -> web.Response:

@@ -190,7 +190,8 @@ async def test_output_is_there_while_it_runs_and_after_a_crash(leader: FakeLeade
     leader.job(1, function(talks_and_dies))
     await leader.assign(Assignment(1, 0, 1, 1, call(str(flag))))
     await wait_until(lambda: (1, 0, 1) in leader.started, "start")
-    live = await leader.ask_output((1, 0, 1))
+    while not (live := await leader.ask_output((1, 0, 1))).data:
+        pass  # it has started, and is about to print
     flag.touch()
     await leader.report((1, 0, 1))
 
@@ -397,11 +398,40 @@ async def test_a_gap_or_a_bad_archive_changes_nothing(leader: FakeLeader, agent:
     )
 
     await leader.code(bad)
+    await wait_until(lambda: "not a sound archive" in agent.log.read_text(), "complaint about the archive")
     await leader.code(outside)
-    await leader.code(gap)
-    await wait_until(lambda: agent.log.read_text().count("code log:") == 3, "three complaints")
+    await wait_until(lambda: "is not a plain file name" in agent.log.read_text(), "complaint about the name")
     assert not leader.acknowledged
     await leader.code(good)
+    await wait_until(lambda: leader.acknowledged, "acknowledgement")
+    await leader.code(gap)
+    await wait_until(lambda: "the code log has a gap after 1" in agent.log.read_text(), "complaint about the gap")
+
+    assert [acknowledged.index for acknowledged in leader.acknowledged] == [1]
+
+
+async def test_code_comes_when_its_blob_does(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
+    module = tmp_path / "m.py"
+    module.write_text("def answer(): return 1\n")
+    late = entry(leader, 1, module)
+    data = leader.blobs.pop(late.digest)
+    await leader.code(late)
+    await wait_until(lambda: leader.refused_blobs, "request for the blob")
+
+    leader.put(data)
 
     await wait_until(lambda: leader.acknowledged, "acknowledgement")
-    assert leader.acknowledged[0].index == 1
+
+
+async def test_equal_large_results_are_one_blob(leader: FakeLeader, agent: AgentProcess) -> None:
+    leader.job(1, function("builtins:bytes"))
+    await leader.assign(*[Assignment(1, index, 1, 1, call(50_000)) for index in range(40)])
+
+    digests = set()
+    for index in range(40):
+        report = await leader.report((1, index, 1))
+        assert report.outcome == "succeeded", report.error
+        assert report.result is not None
+        digests.add(report.result.digest)
+    assert len(digests) == 1
+    assert digests <= leader.blobs.keys()

@@ -21,14 +21,17 @@ from depalma.agent.events import (
     Leave,
     Prepare,
     Prepared,
+    Recall,
     Reconnect,
     Rejoined,
     RenewLease,
+    ResetCode,
     SendReports,
     SendTasks,
     StartWorker,
     StopCommand,
     Stopping,
+    StopWorker,
     Tick,
     Unprepared,
     Upload,
@@ -80,6 +83,30 @@ def test_long_attempts_are_announced_once_a_leader(rig_of: Any) -> None:
     assert rig(Tick()) == []
     rig.connect(term=2)
     rig.one(rig(Tick()), Announce)
+
+
+def test_a_function_starts_when_its_worker_is_ready(rig_of: Any) -> None:
+    rig = rig_of()
+    spec = JobSpec(kind="function", function="m:f", timeout_s=1.0)
+    worker = rig.one(rig.assign((1, 0, 1), spec=spec), StartWorker).worker
+
+    assert rig(Tick(), after_s=5.0) == []
+    assert rig(WorkerReady(worker)) == []
+    assert rig(Tick(), after_s=0.1) == []
+    rig.one(rig(Tick(), after_s=0.2), Announce)
+    rig.one(rig(Tick(), after_s=0.8), Recall)
+
+
+def test_a_worker_that_never_gets_ready_is_replaced(rig_of: Any) -> None:
+    rig = rig_of()
+    rig.connect(lease_s=1000.0)
+    actions = rig.assign((1, 0, 1), spec=FUNCTION)
+    for _ in range(3):
+        worker = rig.one(actions, StartWorker).worker
+        assert rig.one(rig(Tick(), after_s=61.0), StopWorker).worker == worker
+        actions = rig(WorkerEnded(worker, ((1, 0, 1),), "killed", None, 9, 0.0))
+
+    assert rig.outcomes(actions) == {(1, 0, 1): "failed"}
 
 
 def test_a_time_limit_counts_from_the_start(rig_of: Any) -> None:
@@ -210,13 +237,32 @@ def test_killing_what_is_being_prepared(rig_of: Any) -> None:
     assert rig(Prepared("a")) == []
 
 
-def test_a_tree_that_is_not_what_the_log_says_runs_nothing(rig_of: Any) -> None:
+def test_the_code_of_another_log_runs_nothing_and_is_thrown_away(rig_of: Any) -> None:
     rig = rig_of()
+    rig(CodeReached(4))
     rig.assign((1, 0, 1), code_index=1, tree_digest="right")
 
     actions = rig(Prepared("tree:1", "wrong"))
 
-    assert "not what the log says" in rig.one(actions, KeepReports).reports[0].error
+    report = rig.one(actions, KeepReports).reports[0]
+    assert report.outcome == "returned"
+    assert "of another log (wrong), expected right" in report.error
+    rig.one(actions, ResetCode)
+    rig.one(actions, Reconnect)
+    assert rig.core.hello("h", FACTS).code_index == 0
+    rig(Disconnected())
+    rig.connect(term=2)
+    assert rig.one(rig.assign((1, 0, 2), code_index=1, tree_digest="right", term=2), Prepare).need == "tree:1"
+
+
+def test_a_result_that_was_lost_is_a_failure(rig_of: Any) -> None:
+    rig = rig_of()
+    rig.assign((1, 0, 1), spec=FUNCTION)
+    rig.end((1, 0, 1), result=Payload(digest="d", size_bytes=9))
+
+    report = rig.one(rig(Uploaded((1, 0, 1), "the result was lost")), KeepReports).reports[0]
+
+    assert (report.outcome, report.error, report.result) == ("failed", "the result was lost", None)
 
 
 def test_the_code_log_is_applied_and_told(rig_of: Any) -> None:

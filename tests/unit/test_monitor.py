@@ -1,0 +1,320 @@
+"""The supervisor by itself: what it does when nobody tells it anything."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import depalma.monitor
+from depalma.agent.channel import Channel
+from depalma.monitor import boottime
+
+LIMIT = 1000
+
+
+class Supervised:
+    """The other end of a monitor: what an agent says and hears."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        near, far = socket.socketpair()
+        self.lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(self.lock), str(root)]
+        self.process = subprocess.Popen(
+            [*argv, str(LIMIT)], pass_fds=(far.fileno(), self.lock), stderr=subprocess.PIPE, start_new_session=True
+        )
+        far.close()
+        os.close(self.lock)
+        self.channel = Channel(near)
+        self.heard: list[tuple[Any, ...]] = []
+        self.exits: dict[int, tuple[Any, ...]] = {}
+        environment = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+        self.say(("environment", 1, environment))
+
+    def say(self, *messages: tuple[Any, ...], fd: int = -1) -> None:
+        for message in messages:
+            self.channel.queue(message, fd)
+        assert self.channel.flush()
+
+    def lease(self, seconds: float = 60.0) -> None:
+        self.say(("lease", boottime() + seconds))
+
+    def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", **extra: str) -> None:
+        files = (f"{self.root}/output/{key}.out", f"{self.root}/output/{key}.err")
+        variables = {os.fsencode(name): os.fsencode(value) for name, value in extra.items()}
+        self.say(("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False))
+
+    def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
+        """Returns the first true value of `look` after each message. Errors: AssertionError."""
+        end = time.monotonic() + for_s
+        while not (seen := look()):
+            left_s = end - time.monotonic()
+            assert left_s > 0, f"after {for_s} s no {what}; heard {self.heard[-5:]}, exits {self.exits}"
+            if select.select([self.channel.sock], [], [], min(0.02, left_s))[0]:
+                for message in self.channel.receive():
+                    self.heard.append(message)
+                    if message[0] == "exits":
+                        self.exits.update({ended[0]: ended for ended in message[1]})
+        return seen
+
+    def exit(self, key: int) -> tuple[int, str]:
+        """Returns exit code (negative: signal) and error of a process, once it has ended."""
+        ended = self.listen(lambda: self.exits.get(key), f"end of {key}")
+        return os.waitstatus_to_exitcode(ended[1]), ended[4]
+
+    def below(self) -> list[psutil.Process]:
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def close(self) -> None:
+        self.channel.close()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[Supervised]:
+    supervised = Supervised(tmp_path)
+    try:
+        yield supervised
+    finally:
+        supervised.close()
+
+
+def test_nothing_starts_without_a_lease(monitor: Supervised) -> None:
+    monitor.spawn(1, "true")
+    assert monitor.exit(1) == (126, "the host's lease is over")
+
+    monitor.lease()
+    monitor.spawn(2, "true")
+    assert monitor.exit(2) == (0, "")
+
+
+def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised) -> None:
+    monitor.lease(0.5)
+    hides = "trap '' TERM; setsid sleep 3001 & (setsid env -i sleep 3001 &); while :; do sleep 3001; done"
+    for slot in range(3):
+        monitor.spawn(slot + 1, "sh", "-c", hides, slot=slot)
+    monitor.listen(lambda: len(monitor.below()) == 12, "trees")
+    deadline = time.monotonic()
+
+    monitor.listen(lambda: not monitor.below(), "end of the trees", for_s=2.0)
+
+    assert time.monotonic() - deadline < 1.0
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    assert monitor.exits == {}
+    monitor.spawn(9, "true")
+    assert monitor.exit(9)[1] == "the host's lease is over"
+
+
+def test_renewals_move_the_deadline(monitor: Supervised) -> None:
+    monitor.lease(0.3)
+    monitor.spawn(1, "sleep", "0.8")
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:
+        monitor.lease(0.3)
+
+    monitor.lease(5)
+    assert monitor.exit(1) == (0, "")
+
+
+def test_a_deadline_in_the_past_is_one(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3002")
+    monitor.listen(monitor.below, "process")
+
+    monitor.lease(-1)
+
+    monitor.listen(lambda: not monitor.below(), "end", for_s=2.0)
+
+
+def test_the_agents_death_kills_frees_the_lock_and_ends(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", "trap '' TERM; (setsid sleep 3003 &); while :; do sleep 3003; done")
+    processes = monitor.listen(lambda: len(monitor.below()) == 3 and monitor.below(), "tree")
+    fd = os.open(monitor.root / "lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monitor.channel.close()
+
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.close(fd)
+    assert not [process for process in processes if process.is_running()]
+    assert monitor.process.wait(5) == 0
+
+
+def test_commands_of_one_slot_run_one_after_the_other(monitor: Supervised, tmp_path: Path) -> None:
+    monitor.lease()
+    log = tmp_path / "log"
+    for key in range(1, 20):
+        monitor.spawn(key, "sh", "-c", f"echo begin >> {log}; sleep 0.01; echo end >> {log}")
+    for key in range(1, 20):
+        assert monitor.exit(key) == (0, "")
+
+    assert log.read_text().split() == ["begin", "end"] * 19
+
+
+def test_a_recall_takes_back_what_has_not_started(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3004")
+    monitor.spawn(2, "true")
+    monitor.spawn(3, "true")
+    monitor.say(("recall", 77, 0))
+
+    monitor.listen(lambda: ("recalled", 77, [2, 3]) in monitor.heard, "answer")
+    monitor.say(("kill", 1, 0.0))
+    assert monitor.exit(1) == (-signal.SIGKILL, "")
+    monitor.spawn(4, "true")
+    assert monitor.exit(4) == (0, "")
+    assert not {2, 3} & monitor.exits.keys()
+
+
+def test_ends_are_told_before_the_answer_to_a_recall(monitor: Supervised) -> None:
+    monitor.lease()
+    for key in range(1, 30):
+        monitor.spawn(key, "true")
+    monitor.listen(lambda: monitor.exits, "first end")
+    monitor.say(("recall", 5, 0))
+    answer = monitor.listen(lambda: [m for m in monitor.heard if m[0] == "recalled"], "answer")[0]
+
+    place = monitor.heard.index(answer)
+    told = {ended[0] for message in monitor.heard[:place] if message[0] == "exits" for ended in message[1]}
+    later = set(range(1, 30)) - told - set(answer[2])
+    assert len(later) <= 1  # the one that was running
+
+
+def test_a_grace_is_given_and_ends(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done", slot=0)
+    monitor.spawn(2, "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done", slot=1)
+    monitor.listen(lambda: len(monitor.below()) >= 4, "both")
+    begun = time.monotonic()
+    monitor.say(("kill", 1, 30.0), ("kill", 2, 0.5))
+
+    assert monitor.exit(1) == (7, "")
+    assert monitor.exit(2) == (-signal.SIGKILL, "")
+    assert 0.5 <= time.monotonic() - begun < 5.0
+
+
+def test_a_stopped_process_hears_its_sigterm(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3005")
+    process = monitor.listen(monitor.below, "process")[0]
+    process.suspend()
+
+    monitor.say(("kill", 1, 30.0))
+
+    assert monitor.exit(1) == (-signal.SIGTERM, "")
+
+
+def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3006", slot=0)
+    monitor.spawn(2, "sh", "-c", "(setsid env -i sleep 3007 &); sleep 0.3", slot=1)
+    assert monitor.exit(2) == (0, "")
+    assert {tuple(process.cmdline()) for process in monitor.below()} >= {("sleep", "3006"), ("sleep", "3007")}
+
+    monitor.say(("kill", 1, 0.0))
+
+    monitor.listen(lambda: not monitor.below(), "end of both", for_s=3.0)
+
+
+def test_output_goes_to_its_place_and_is_cut(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", f"head -c {3 * LIMIT} /dev/zero; echo e >&2")
+    monitor.spawn(2, "true")
+    monitor.exit(2)
+
+    assert (monitor.root / "output/1.out").stat().st_size == LIMIT
+    assert (monitor.root / "output/1.err").read_bytes() == b"e\n"
+    assert sorted(path.name for path in (monitor.root / "output").iterdir()) == ["1.err", "1.out"]
+
+
+def test_output_of_a_killed_task_is_kept(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", "echo so far; exec sleep 3008")
+    monitor.listen(lambda: [p for p in monitor.below() if p.name() == "sleep"], "sleep")
+
+    monitor.say(("kill_all", 5))
+    monitor.listen(lambda: ("all_dead", 5) in monitor.heard, "word of it")
+
+    assert not monitor.below()
+    assert (monitor.root / "output/1.out").read_bytes() == b"so far\n"
+    assert monitor.exits == {}
+
+
+def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor: Supervised, tmp_path: Path) -> None:
+    monitor.lease()
+    os.mkfifo(tmp_path / "fifo")
+    files = (f">{tmp_path}/fifo", f"{monitor.root}/output/1.err")
+    monitor.say(("spawn", 1, [b"true"], 1, {}, "", files, 0, False))
+
+    code, error = monitor.exit(1)
+
+    assert code == 126
+    assert "fifo" in error
+
+
+def test_descriptors_reach_their_process(monitor: Supervised) -> None:
+    monitor.lease()
+    near, far = socket.socketpair()
+    files = (f"{monitor.root}/o", f"{monitor.root}/e")
+    message = ("spawn", 1, [b"sh", b"-c", b"echo hello >&3"], 1, {}, "", files, -1, True)
+    monitor.say(message, fd=os.dup(far.fileno()))
+    far.close()
+
+    assert monitor.exit(1) == (0, "")
+    assert near.recv(100) == b"hello\n"
+    assert near.recv(100) == b""  # nobody else holds it
+    near.close()
+
+
+def test_children_get_the_usual_signals_and_no_foreign_descriptors(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status; ls /proc/self/fd | wc -l")
+    monitor.exit(1)
+
+    lines = (monitor.root / "output/1.out").read_text().split()
+    of_the_c_library = (1 << 31) | (1 << 32)
+    assert [int(lines[number], 16) & ~of_the_c_library for number in (1, 3)] == [0, 0]
+    assert int(lines[4]) <= 5  # 0, 1, 2, the folder that ls reads, the pipe
+
+
+def test_it_answers_and_shows_trees(monitor: Supervised) -> None:
+    monitor.lease()
+    monitor.spawn(1, "sh", "-c", "sleep 3009 & (setsid sleep 3009 &) ; wait")
+    monitor.listen(lambda: len(monitor.below()) == 3, "tree")
+    monitor.say(("ping", 1), ("trees", 2))
+
+    trees = monitor.listen(lambda: [m for m in monitor.heard if m[0] == "trees"], "trees")[0]
+
+    assert ("pong", 1) in monitor.heard
+    assert {pid for _, pids in trees[2] for pid in pids} == {process.pid for process in monitor.below()}
+
+
+def test_it_starts_fast_and_imports_little(monitor: Supervised) -> None:
+    monitor.say(("ping", 1))
+    monitor.listen(lambda: ("pong", 1) in monitor.heard, "first word", for_s=5.0)
+
+    maps = Path(f"/proc/{monitor.process.pid}/maps").read_text()
+    assert "site-packages" not in maps
+    assert psutil.Process(monitor.process.pid).memory_info().rss < 40 * 1024 * 1024
