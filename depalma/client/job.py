@@ -146,7 +146,7 @@ class JobHandle:
 
     @property
     def exit_code(self) -> int | None:
-        """0 when all tasks succeeded, otherwise that of the first that failed; None while it runs."""
+        """Of a command job: 0 when all tasks succeeded, otherwise of the first that failed; None while it runs."""
         return self.view().exit_code
 
     def view(self) -> JobView:
