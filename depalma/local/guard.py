@@ -1,8 +1,8 @@
 """Ends a local cluster whose program died without a word (SIGKILL, a restarted notebook kernel).
 
-It is told on its standard input, a line each: `agent PID STARTED`, `master PID STARTED`, `remove FOLDER`, `done`. When the input ends
-without `done`, the program is gone, and the guard ends the processes and removes the folder. Run by file name; standard
-library only, so that it is small and starts fast.
+It is told on its standard input, a line each: `agent PID STARTED`, `master PID STARTED`, `remove FOLDER`, `done`. When
+the input ends without `done`, the program is gone, and the guard ends the processes and removes the folder. Run by
+file name; standard library only, so that it is small and starts fast.
 """
 
 from __future__ import annotations
