@@ -7,6 +7,7 @@ twice.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,11 @@ ATTEMPT_S = 1.0
 UPLOAD_BYTES_PER_S = 4_000_000.0
 #: Answers that mean "try again": the outcome is unknown, or there is nobody to decide.
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
+#: How a write that found no leader ends: what is known of its effect.
+NOT_DONE = "nothing was changed"
+MAYBE_DONE = "whether it was done is not known"
+#: A connection that failed so has carried nothing.
+_NEVER_SENT = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 _WRITES = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
@@ -148,6 +154,7 @@ class Exchange:
         self._resume_at = 0.0
         self._timeouts = 0
         self._trouble: dict[str, str] = {}
+        self._maybe_done = False  #: some attempt may have reached a leader
         self.headers = self._headers(request)
 
     @staticmethod
@@ -180,6 +187,7 @@ class Exchange:
         if status == 421 or status in _RETRY_STATUS:
             problem = answer.problem()
             self._trouble[attempt.url] = f"{status} {problem.get('code') or problem.get('title', '')}"
+            self._maybe_done |= status != 421 and problem.get("code") != "no_leader"
             if status == 429:
                 self._resume_at = now + min(float(problem.get("retry_after_s") or 0.0), BACKOFF_S[1])
             self._look_elsewhere(attempt, now)
@@ -191,6 +199,7 @@ class Exchange:
     def failed(self, attempt: Attempt, error: BaseException, now: float) -> None:
         """Takes a connection that failed, or an attempt that was not answered in time."""
         self._trouble[attempt.url] = _words(error)
+        self._maybe_done |= getattr(error, "errno", None) not in _NEVER_SENT
         self._timeouts += isinstance(error, TimeoutError)
         self._endpoints.unreachable(attempt.url, now)
         leader = self._endpoints.leader
@@ -219,7 +228,10 @@ class Exchange:
 
     def _story(self) -> str:
         said = "; ".join(f"{url}: {words}" for url, words in self._trouble.items()) or "none was asked in time"
-        return f"no master that leads answered within {self._deadline_s:g} s ({said})"
+        story = f"no master that leads answered within {self._deadline_s:g} s ({said})"
+        if self.request.method in _WRITES:
+            story += f"; {MAYBE_DONE if self._maybe_done else NOT_DONE}"
+        return story
 
 
 def _words(error: BaseException) -> str:
