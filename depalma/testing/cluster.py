@@ -99,8 +99,8 @@ class SimNode(Generic[MachineT]):
             return
         try:
             action()
-        except PowerCut:
-            self._cluster.crash(self.name, power=True)
+        except PowerCut as cut:
+            self._cluster.crash(self.name, power=cut.power)
         except (ConsensusError, AssertionError) as error:
             self.stopped_by = error
             self._cluster.note_stop(self.name, error)

@@ -13,6 +13,15 @@ SECTOR_BYTES = 512
 class PowerCut(Exception):
     """The power went off in the middle of a disk operation: whoever was writing is dead."""
 
+    #: whether the disk forgets what was not synced
+    power = True
+
+
+class Killed(PowerCut):
+    """Only the process was killed in the middle of a disk operation: what it wrote is there, synced or not."""
+
+    power = False
+
 
 @dataclass(slots=True)
 class _Content:
@@ -45,6 +54,8 @@ class SimDisk:
         self._changes: list[_NameChange] = []
         #: operations until the power goes off; None: it stays on
         self.power_cut_in: int | None = None
+        #: then it is not the power that ends but the process
+        self.kills_only = False
         #: room for all files together; None: endless
         self.capacity_bytes: int | None = None
         #: every sync fails with EIO while set
@@ -78,6 +89,7 @@ class SimDisk:
     def repair(self) -> None:
         """From now on it works, has room, and the power stays on."""
         self.power_cut_in = None
+        self.kills_only = False
         self.fails_syncs = False
         self.capacity_bytes = None
 
@@ -96,6 +108,9 @@ class SimDisk:
             end = min(len(content.data), start + SECTOR_BYTES)
             content.data[start:end] = bytes(end - start)
         content.synced = len(content.data)
+
+    def _end(self) -> PowerCut:
+        return Killed() if self.kills_only else PowerCut()
 
     def _operate(self) -> bool:
         """Count an operation; True if the power goes off during this one."""
@@ -130,7 +145,7 @@ class SimDisk:
     def create(self, name: str) -> SimFile:
         """A new empty file, replacing one of that name."""
         if self._operate():
-            raise PowerCut
+            raise self._end()
         content = _Content()
         self._change(_NameChange(name, content))
         return SimFile(self, content)
@@ -142,7 +157,7 @@ class SimDisk:
     def truncate(self, name: str, size: int) -> None:
         """Cut the file to `size` bytes, durably."""
         if self._operate():
-            raise PowerCut
+            raise self._end()
         content = self._content(name)
         del content.data[size:]
         content.synced = len(content.data)
@@ -152,7 +167,7 @@ class SimDisk:
         cut = self._operate()
         self._change(_NameChange(new, self._content(old), old))
         if cut:
-            raise PowerCut
+            raise self._end()
 
     def remove(self, name: str) -> None:
         """Take the name away; durable after `sync_dir`."""
@@ -160,12 +175,12 @@ class SimDisk:
         self._content(name)
         self._change(_NameChange(name, None))
         if cut:
-            raise PowerCut
+            raise self._end()
 
     def sync_dir(self) -> None:
         """Make name changes durable."""
         if self._operate():
-            raise PowerCut
+            raise self._end()
         self._check_sync()
         self._changes = []
         self._durable = dict(self._files)
@@ -176,7 +191,7 @@ class SimDisk:
         """Append to a file; a power cut or a full disk may leave a part."""
         if self._operate():
             content.data += data[: self._random.randrange(len(data) + 1)]
-            raise PowerCut
+            raise self._end()
         if self.capacity_bytes is not None:
             room = self.capacity_bytes - sum(len(file.data) for file in self._files.values())
             if room < len(data):
@@ -188,12 +203,12 @@ class SimDisk:
         """Make the content of a file durable."""
         cut = self._operate()
         if cut and self._random.random() < 0.5:
-            raise PowerCut
+            raise self._end()
         self._check_sync()
         if not self.lies:
             content.synced = len(content.data)
         if cut:
-            raise PowerCut
+            raise self._end()
 
     def _check_sync(self) -> None:
         if self.fails_syncs:

@@ -146,6 +146,7 @@ class Storm:
         name = self._some()
         disk = self.cluster.nodes[name].disk
         disk.power_cut_in = self.random.choice([0, 1, self.random.randrange(12), self.random.randrange(60)])
+        disk.kills_only = self.random.random() < 0.4
 
     def _disk_fails(self) -> None:
         name = self._some()

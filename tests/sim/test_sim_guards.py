@@ -71,6 +71,9 @@ def test_one_that_does_not_see_the_leader_does_not_disturb_it_through_the_third(
 
     assert term_of(cluster, leader) == term
     assert acknowledged(cluster, leader, b"goes on") == 2
+    cluster.network.heal()
+    cluster.run_for(2.0)
+    assert {term_of(cluster, name) for name in cluster.names} == {term}
 
 
 def test_a_leader_without_a_majority_gives_up_within_a_second() -> None:
@@ -159,6 +162,61 @@ def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledge
     assert machine is not None
     assert isinstance(number, int)
     assert machine.entries[number - 1] == b"held by two"
+
+
+def test_a_replica_with_a_new_disk_does_not_vote_for_one_that_has_joined() -> None:
+    """Not even if it is asked without having been asked before whether it would."""
+    cluster, leader, one, other = started()
+    for name in cluster.names:
+        cluster.crash(name)
+    cluster.wipe(one)
+    cluster.restart(one)
+    core = cluster.nodes[one].core
+    assert core is not None
+    sent = []
+    core._transmit = lambda peer, frame: sent.append(decode(frame))
+    core.deliver(other, encode(Vote(99, 10**6, 98, True)))
+    core.tick()
+    assert sent == []
+    core.deliver(leader, encode(Vote(99, 1, 0, False)))
+    core.tick()
+
+    assert sent == [VoteReply(99)], "in a new cluster nobody has joined"
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_any_two_go_on_without_the_third(lost: int) -> None:
+    cluster, leader, one, other = started()
+    for name in cluster.names:
+        cluster.crash(name)
+    for name in {leader, one, other} - {(leader, one, other)[lost]}:
+        cluster.restart(name)
+
+    assert acknowledged(cluster, cluster.wait_for_leader(), b"second") == 2
+
+
+def test_what_a_killed_follower_had_not_synced_is_not_acknowledged_from_memory() -> None:
+    """It dies between write and sync and comes back; what it reads then must be on disk before it acknowledges it."""
+    for seed in range(12):
+        cluster, leader, one, other = started(seed)
+        cluster.crash(other)
+        disk = cluster.nodes[one].disk
+        disk.power_cut_in, disk.kills_only = 1, True
+        answer = cluster.propose(leader, b"x")
+        cluster.run_for(0.05)
+        assert not cluster.nodes[one].up
+        cluster.restart(one)
+        cluster.wait_until(lambda a=answer: a.done, within_s=2.0, what="an answer")
+        if answer.error is not None:
+            continue  # the leader gave up first: nothing was promised
+        cluster.crash(leader)
+        cluster.crash(one)
+        cluster.restart(one)
+        cluster.restart(other)
+        cluster.wait_for_leader()
+        machine = cluster.nodes[one].machine
+        assert machine is not None
+        assert machine.entries == [b"first", b"x"]
 
 
 def test_a_replica_with_a_new_disk_is_filled_by_a_snapshot_and_then_votes() -> None:

@@ -161,22 +161,47 @@ def test_compaction_drops_whole_segments_only(disk: SimDisk) -> None:
     assert again.log.last_index == 61
 
 
-def test_segments_with_a_truncation_below_their_start_stay_readable(disk: SimDisk) -> None:
-    """A segment that voids entries of the one before it cannot be first."""
-    journal = filled(disk, 20, segment_bytes=500)
+def voided_across_segments(disk: SimDisk) -> tuple[Journal, int]:
+    """A journal whose second segment voids entries of the first, and the entry after which that segment begins."""
+    journal = filled(disk, 5, segment_bytes=500)
+    while len(journal._segments) < 2:
+        journal.append(b"command", journal.log.last_index + 1, 1)
+        journal.flush()
     begin = journal._segments[-1].base_index
+    assert begin == journal.log.last_index
     journal.truncate_from(begin - 3)
     for index in range(begin - 3, begin + 30):
         journal.append(b"command", index, 2)
         journal.flush()
+    return journal, begin
+
+
+def test_segments_that_void_entries_of_earlier_ones_stay_readable(disk: SimDisk) -> None:
+    """Such a segment cannot be the first one."""
+    journal, begin = voided_across_segments(disk)
 
     for keep_above in range(2, begin + 28):
         journal.compact(keep_above)
-        again = Journal(disk, segment_bytes=500)
-        again.open()
+        again = opened(disk, 500)
         assert again.log.base_index <= keep_above
         assert again.log.last_index == journal.log.last_index
         assert again.log.last_term == 2
+    assert len(disk.names()) < 3
+
+
+@pytest.mark.parametrize("operations", range(6))
+def test_power_cut_while_such_segments_are_removed(operations: int) -> None:
+    for seed in range(8):
+        disk = SimDisk(Random(seed))
+        journal, begin = voided_across_segments(disk)
+        disk.power_cut_in = operations
+        try:
+            journal.compact(begin + 25)
+        except PowerCut:
+            pass
+        disk.crash()
+
+        assert opened(disk, 500).log.last_index == begin + 29
 
 
 @pytest.mark.parametrize("operations", range(14))
