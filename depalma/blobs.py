@@ -114,8 +114,7 @@ class Blobs:
     async def put_here(self, stream: AsyncIterable[bytes], digest: str) -> bool:
         """Stores the bytes on this master alone; returns whether they were new. Errors: BadBlob, OSError."""
         if self.has(digest):
-            async for _ in stream:  # a sender that gets its answer too early would see a broken pipe
-                pass
+            await _drain(stream, self.limit_bytes)
             return False
         await self.store.put(stream, digest, self.limit_bytes)
         return True
@@ -133,7 +132,7 @@ class Blobs:
         await self._ensure(digest, ask_first=True)
 
     async def _ensure(self, digest: str, *, ask_first: bool) -> None:
-        if self._count(digest) >= self._majority:
+        if self.has(digest) and self._count(digest) >= self._majority:
             return
         holders = self._holders_of(digest)
         if ask_first:  # not after an upload of something new: nobody else can have it yet
@@ -207,8 +206,13 @@ class Blobs:
         task = self._fetching.get(digest)
         if task is None:
             task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
-            task.add_done_callback(lambda _: self._fetching.pop(digest, None))
+            task.add_done_callback(lambda _: self._fetched(digest))
         return await asyncio.shield(task)
+
+    def _fetched(self, digest: str) -> None:
+        task = self._fetching.pop(digest)
+        if not task.cancelled():
+            task.exception()  # all who waited for it may be gone: a failure that nobody reads is no defect
 
     async def _fetch(self, digest: str) -> Path:
         known = self._holders.get(digest, set())
@@ -281,6 +285,14 @@ class Blobs:
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
+
+
+async def _drain(stream: AsyncIterable[bytes], limit_bytes: int) -> None:
+    """Reads what is not needed: a sender that gets its answer too early would see a broken pipe."""
+    async for chunk in stream:
+        limit_bytes -= len(chunk)
+        if limit_bytes < 0:
+            raise BadBlob("more bytes than a blob may have", code="too_large")
 
 
 async def _start_of(answer: aiohttp.ClientResponse) -> str:
