@@ -63,7 +63,8 @@ def main() -> int:
             LocalCluster(masters=3, agents=3, slots=1, directory=folder) as cluster,
             cluster.client() as client,
         ):
-            say(f"a cluster of 3 masters and 3 agents runs in {folder}")
+            here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+            say(f"a cluster of 3 masters and 3 agents runs in {here}")
             run_command(client, files, story)
             together = run_map(client, cluster, files, options, story)
         say("the cluster is stopped; counting again, alone")
