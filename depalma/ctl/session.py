@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
 #: When not one master accepts a connection for this long, the cluster is not there; nobody waits out --timeout.
 NOBODY_S = 1.5
-#: Last words of a master that cannot have taken a write.
-_NOT_SENT = ("Connection refused", "No route to host", "Network is unreachable", "Name or service not known")
 
 
 class Session:
@@ -106,13 +104,14 @@ class Session:
         try:
             return connections.call(request, deadline_s=first_s)
         except NoLeader as error:
-            left_s = self.timeout_s - (time.monotonic() - started)
-            if left_s <= 0 or not any(_listens(url) for url in self.connection.masters):
-                raise _with_advice(error, request) from error
+            first = error
+        left_s = self.timeout_s - (time.monotonic() - started)
+        if left_s <= 0 or not any(_listens(url) for url in self.connection.masters):
+            raise _with_advice(first, "")
         try:
             return connections.call(request, deadline_s=left_s)
         except NoLeader as error:
-            raise _with_advice(error, request) from error
+            raise _with_advice(error, str(first)) from error
 
     def ask(self, path: str, *, raw: bool = False, **params: Any) -> Answer:
         """Returns the answer to a read; `wait` among the params is how long the server may block (`30s`)."""
@@ -142,15 +141,14 @@ class Session:
         self.call(Request("PUT", f"/v1/blobs/{digest}", data, content_type=BYTES, key=new_key()))
 
 
-def _with_advice(error: NoLeader, request: Request) -> NoLeader:
-    """Says what became of a write, as far as that can be known from here, and what to do next."""
-    if request.method == "GET":
-        return NoLeader(f"{error}; see: depalmactl doctor")
-    # Each master's last words stand between parentheses, separated by semicolons.
-    said = str(error).partition("(")[2].rstrip(")").split("; ")
-    if all(words.endswith(_NOT_SENT) for words in said):
-        return NoLeader(f"{error}. Nothing was changed; see: depalmactl doctor")
-    return NoLeader(f"{error}. It is not known whether it was done: look before you repeat it")
+def _with_advice(error: NoLeader, earlier: str) -> NoLeader:
+    """Says what to do next; what is not known of the first attempts is not known of the whole."""
+    from depalma.client.transport import MAYBE_DONE, NOT_DONE
+
+    text = str(error)
+    if MAYBE_DONE in earlier:
+        text = text.replace(NOT_DONE, MAYBE_DONE)
+    return NoLeader(f"{text}; see: depalmactl doctor")
 
 
 def _listens(url: str) -> bool:

@@ -43,6 +43,7 @@ NEEDS_CLUSTER = {
     "code status": ([], 4),
     "doctor": ([], 1),
 }
+WRITES = {"submit", "map", "run", "cancel", "code add"}
 ALONE = {"dev", "context add", "context use", "context rm", "context ls", "config check", "completion", "version"}
 
 
@@ -227,6 +228,7 @@ def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str) ->
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1
         assert "depalmactl doctor" in result.stderr
+        assert ("nothing was changed" in result.stderr) == (name in WRITES)
     assert closed in result.output
     assert "refused" in result.output
 
