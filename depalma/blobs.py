@@ -206,13 +206,8 @@ class Blobs:
         task = self._fetching.get(digest)
         if task is None:
             task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
-            task.add_done_callback(lambda _: self._fetched(digest))
+            task.add_done_callback(lambda _: self._fetching.pop(digest, None))
         return await asyncio.shield(task)
-
-    def _fetched(self, digest: str) -> None:
-        task = self._fetching.pop(digest)
-        if not task.cancelled():
-            task.exception()  # all who waited for it may be gone: a failure that nobody reads is no defect
 
     async def _fetch(self, digest: str) -> Path:
         known = self._holders.get(digest, set())

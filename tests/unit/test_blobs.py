@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import socket
 from collections.abc import AsyncIterator
@@ -145,21 +144,6 @@ async def test_a_missing_blob_is_fetched_once(nodes: list[Node]) -> None:
     assert nodes[1].requests.count("GET") == 1
     with pytest.raises(UnknownBlob):
         await nodes[0].blobs.read("0" * 64)
-
-
-async def test_a_fetch_that_fails_after_all_who_wanted_it_left_disturbs_nobody(nodes: list[Node]) -> None:
-    complaints: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    wanting = asyncio.create_task(nodes[0].blobs.read("0" * 64))
-    while not nodes[0].blobs._fetching:
-        await asyncio.sleep(0)
-    (fetching,) = nodes[0].blobs._fetching.values()
-    wanting.cancel()
-    await asyncio.wait([wanting, fetching])
-    del fetching
-    gc.collect()
-    assert complaints == []
-    assert not nodes[0].blobs._fetching
 
 
 async def test_a_body_without_end_for_a_blob_that_is_here(tmp_path: Path) -> None:
