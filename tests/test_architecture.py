@@ -31,6 +31,7 @@ HOMES = {
     "uvloop": ("master.py", "consensus/"),
     "yaml": ("config.py", "client/contexts.py", "ctl/", "local/"),
     "cloudpickle": ("client/", "agent/"),
+    "cryptography": ("certificates.py",),
 }
 #: Part → parts of depalma that it must not import.
 CLOSED = {
