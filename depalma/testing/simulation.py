@@ -62,11 +62,12 @@ class Storm:
             self._partition,
             self._cut_one_way,
             self._swing_voter,
+            self._change_sides,
             self._close_connection,
             self._bad_weather,
             self.cluster.network.heal,
         ]
-        self._kinds = self.random.sample(every, self.random.randrange(2, len(every) + 1))
+        self._kinds = self.random.sample(every, self.random.randrange(1, len(every) + 1))
         self._rate = self.random.choice([1.0, 3.0, 8.0])
         self._client()
         self._misfortune()
@@ -172,9 +173,29 @@ class Storm:
         self.cluster.network.close(one, other)
         self._crash_leader()
         for _ in range(self.random.randrange(1, 6)):
-            action = self.random.choice([self._bounce, self._cut_power_in_next_write])
-            self.cluster.timeline.after(self.random.uniform(0.0, 1.0), partial(action, voter))
+            action = self.random.choice([self._bounce, self._cut_power_in_next_write, self._cut_power_in_next_write])
+            self.cluster.timeline.after(self.random.uniform(0.0, 0.4), partial(action, voter))
         self.cluster.timeline.after(self.random.uniform(0.5, 2.0), self.cluster.network.heal)
+
+    def _change_sides(self) -> None:
+        """Two elect without the leader; one of them dies over its next write, and returns on the other side."""
+        leader = self.cluster.leader() or self._some()
+        voter, other = self.random.sample([name for name in self.cluster.names if name != leader], 2)
+        self._split([leader], [voter, other])
+        self.cluster.timeline.after(self.random.uniform(0.0, 0.1), partial(self._cut_power_in_next_write, voter))
+        self.cluster.timeline.after(self.random.uniform(0.1, 0.6), lambda: self._split([other], [leader, voter]))
+        self.cluster.timeline.after(self.random.uniform(1.0, 2.0), self.cluster.network.heal)
+
+    def _split(self, one_side: list[str], other_side: list[str]) -> None:
+        if not self.raging:
+            return
+        self.cluster.network.heal()
+        self.cluster.network.partition(one_side, other_side)
+        for name in one_side:
+            for other in other_side:
+                self.cluster.network.close(name, other)
+        for name in self.cluster.names:
+            self.cluster.restart(name)
 
     def _cut_power_in_next_write(self, name: str) -> None:
         if self.raging:
