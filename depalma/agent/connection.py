@@ -8,7 +8,7 @@ leader is silent, the others are asked too, so that a frozen leader costs little
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -19,9 +19,15 @@ from depalma.protocol import HOST_HEADER, MAX_FRAME_BYTES
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSES_S = (0.02, 0.02, 0.03, 0.04, *[0.05] * 18)  # the first second, when a leader is being elected
+Socket = aiohttp.ClientWebSocketResponse
+
+_FIRST_PAUSE_S = 0.02
+#: How it goes on for about a second, in which a leader is being elected; later it slows down to the longest pause.
+_EAGER_PAUSE_S = 0.05
+_EAGER_TRIES = 25
 _LONGEST_PAUSE_S = 0.5
 _TRY_S = 2.0
+_COMPLAIN_AFTER_S = 2.0
 
 
 class Finder:
@@ -42,83 +48,67 @@ class Finder:
         """Returns all masters, the leader first."""
         return sorted(self.masters, key=lambda url: url != self.leader)
 
-    async def find(self, pauses: tuple[float, ...] = _FIRST_PAUSES_S) -> tuple[str, aiohttp.ClientWebSocketResponse]:
-        """Returns the leader's URL and an accepted connection; comes back only with one."""
-        round_number = 0
-        pause_s = pauses[-1]
-        while True:
-            accepted = await self.ask(self.masters)
-            if accepted is not None:
-                self.leader = accepted[0]
-                return accepted
-            longer_s = min(_LONGEST_PAUSE_S, pause_s * 1.3)
-            pause_s = pauses[round_number] if round_number < len(pauses) else longer_s
-            if round_number == len(pauses):
-                log.warning("no leader found yet: %s", "; ".join(f"{u}: {t}" for u, t in self._told.items()))
-            round_number += 1
-            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
+    async def find(self, avoid: str = "") -> tuple[str, Socket]:
+        """Returns the first master that accepts, and the connection; comes back only with one.
 
-    async def ask(self, urls: list[str]) -> tuple[str, aiohttp.ClientWebSocketResponse] | None:
-        """Asks all of `urls` at once, and whom they name. Returns the first that accepts."""
-        asked = set(urls)
-        tries = {asyncio.create_task(self._try(url)) for url in urls}
+        Each master is asked at its own pace, so that one that hangs does not hold up the others. `avoid` is not asked.
+        """
+        found: asyncio.Future[tuple[str, Socket]] = asyncio.get_running_loop().create_future()
+        hunts: dict[str, asyncio.Task[None]] = {}
+
+        def hunt(url: str) -> None:
+            if url != avoid and url not in hunts:
+                hunts[url] = asyncio.create_task(self._hunt(url, found, hunt))
+
+        for url in self.masters:
+            hunt(url)
         try:
-            while tries:
-                done, tries = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
-                won: tuple[str, aiohttp.ClientWebSocketResponse] | None = None
-                for task in done:
-                    url, socket, leader = task.result()
-                    if socket is not None and won is None:
-                        won = (url, socket)
-                    elif socket is not None:
-                        await socket.close()
-                    elif leader and leader not in asked:
-                        asked.add(leader)
-                        tries.add(asyncio.create_task(self._try(leader)))
-                if won is not None:
-                    return won
-            return None
+            if not avoid:
+                await asyncio.wait([found], timeout=_COMPLAIN_AFTER_S)
+                if not found.done():
+                    log.warning("no leader found yet: %s", "; ".join(f"{u}: {t}" for u, t in self._told.items()))
+            return await found
         finally:
-            for task in tries:
+            for task in hunts.values():
                 task.cancel()
-                task.add_done_callback(_close_late)
+            await asyncio.gather(*hunts.values(), return_exceptions=True)
 
-    async def _try(self, url: str) -> tuple[str, aiohttp.ClientWebSocketResponse | None, str]:
-        """Returns the URL, and a connection or whom the master names instead."""
+    async def _hunt(self, url: str, found: asyncio.Future[tuple[str, Socket]], named: Callable[[str], None]) -> None:
+        """Asks one master until it accepts."""
+        pause_s = _FIRST_PAUSE_S
+        for number in itertools.count():
+            socket, leader = await self._try(url)
+            if socket is not None:
+                if not found.done():
+                    found.set_result((url, socket))
+                else:
+                    await socket.close()
+                return
+            if leader:
+                named(leader)
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(_LONGEST_PAUSE_S if number > _EAGER_TRIES else _EAGER_PAUSE_S, pause_s * 1.3)
+
+    async def _try(self, url: str) -> tuple[Socket | None, str]:
+        """Returns a connection, or whom the master names instead."""
         try:
             async with asyncio.timeout(_TRY_S):
                 socket = await self._session.ws_connect(
                     f"{url}/v1/agent",
                     headers=self._headers,
                     max_msg_size=MAX_FRAME_BYTES,
-                    autoping=True,
                     compress=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=0.5),
                 )
             self._told.pop(url, None)
-            return url, socket, ""
+            return socket, ""
         except aiohttp.WSServerHandshakeError as error:
             self._told[url] = f"HTTP {error.status}"
             leader = error.headers.get("Depalma-Leader", "") if error.headers and error.status == 421 else ""
-            return url, None, leader.rstrip("/")
+            return None, leader.rstrip("/")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._told[url] = str(error) or type(error).__name__
-            return url, None, ""
-
-
-def _close_late(task: asyncio.Task[tuple[str, aiohttp.ClientWebSocketResponse | None, str]]) -> None:
-    """Closes a connection that was accepted although somebody else had won already."""
-    if task.cancelled() or task.exception() is not None:
-        return
-    socket = task.result()[1]
-    if socket is not None:
-        with contextlib.suppress(RuntimeError):
-            closing = asyncio.ensure_future(socket.close())
-            _late.add(closing)
-            closing.add_done_callback(_late.discard)
-
-
-_late: set[asyncio.Future[bool]] = set()
+            return None, ""
 
 
 class Outbox:
@@ -138,7 +128,7 @@ class Outbox:
         self._frames.clear()
         self._some.clear()
 
-    async def pump(self, socket: aiohttp.ClientWebSocketResponse, refill: Callable[[], list[bytes]]) -> None:
+    async def pump(self, socket: Socket, refill: Callable[[], list[bytes]]) -> None:
         """Sends until the connection fails; `refill` gives what the batches of now are worth."""
         while True:
             await self._some.wait()

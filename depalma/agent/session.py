@@ -24,6 +24,8 @@ Socket = aiohttp.ClientWebSocketResponse
 
 _BATCH_BYTES = 1024 * 1024
 _HELLO_WAIT_S = 2.0
+#: A leader that has not answered for so long may be frozen: the others are asked whether one of them leads.
+_PATIENCE_S = 0.3
 _LOOK_S = 0.05
 
 
@@ -53,7 +55,7 @@ class Session:
         self._welcomed = False
         self._beat = 0
         self._beat_s = 1.0
-        self._unanswered_s: float | None = None  #: when the oldest heartbeat without an answer was sent
+        self._unanswered_s: float | None = None  #: when the first was sent of what should have been answered
         self._closing: set[asyncio.Task[Any]] = set()
         self._meter = LoadMeter()
 
@@ -87,6 +89,8 @@ class Session:
     def _report_frames(self) -> list[bytes]:
         """Returns what is to be reported, in frames of bounded size."""
         reports, self._reports = self._reports, []
+        if reports:
+            self._expect_answer(boottime())
         frames: list[bytes] = []
         batch: list[Report] = []
         size = 0
@@ -99,6 +103,10 @@ class Session:
         if batch:
             frames.append(encode(Reports(tuple(batch))))
         return frames
+
+    def _expect_answer(self, now: float) -> None:
+        if self._unanswered_s is None:
+            self._unanswered_s = now
 
     # ------------------------------------------------------------ connections
 
@@ -177,19 +185,29 @@ class Session:
         """Returns another leader's connection, once this one is silent and another one accepts."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if self._core.connected and self._unanswered_s is None:
-                continue
-            waited_s = boottime() - (self._unanswered_s if self._core.connected and self._unanswered_s else since_s)
-            if waited_s < (min(0.5, max(0.2, self._beat_s / 2)) if self._core.connected else _HELLO_WAIT_S):
+            silent_s = self._silent_s(since_s)
+            if silent_s < (_PATIENCE_S if self._core.connected else _HELLO_WAIT_S):
                 continue
             # After a while the same master is asked too: the line may be dead and nobody said so.
-            again = waited_s > _HELLO_WAIT_S
-            found = await self.finder.ask([one for one in self.finder.masters if again or one != url])
-            if found is not None and (again or found[0] != url):
-                log.warning("%s is silent, %s answers", url, found[0])
-                return found
-            if found is not None:
-                self._close(found[1])
+            again = silent_s > _HELLO_WAIT_S
+            hunt = asyncio.create_task(self.finder.find("" if again else url))
+            try:
+                while self._silent_s(since_s) > _LOOK_S and (again or silent_s < _HELLO_WAIT_S):
+                    await asyncio.wait([hunt], timeout=_LOOK_S)
+                    if hunt.done():
+                        break
+                    silent_s = self._silent_s(since_s)
+            finally:
+                hunt.cancel()
+            if hunt.done() and not hunt.cancelled():
+                log.warning("%s is silent, %s answers", url, hunt.result()[0])
+                return hunt.result()
+
+    def _silent_s(self, since_s: float) -> float:
+        """Returns for how long something has been waiting for an answer; before the welcome: since the hello."""
+        if not self._core.connected:
+            return boottime() - since_s
+        return 0.0 if self._unanswered_s is None else boottime() - self._unanswered_s
 
     async def beat(self) -> None:
         """Sends heartbeats, for ever."""
@@ -200,6 +218,5 @@ class Session:
             self._beat += 1
             now = boottime()
             self._deliver(BeatSent(self._beat, now))
-            if self._unanswered_s is None:
-                self._unanswered_s = now
+            self._expect_answer(now)
             self.send(Heartbeat(self._beat, now, self._meter.load(), self._core.free_slots))
