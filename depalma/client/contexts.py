@@ -134,7 +134,9 @@ def resolve(
         chosen, origin = contexts.get(name), f"context {name}"
     if chosen is not None:
         urls = _urls(chosen.masters)
-        token_file = token_file or (None if token else chosen.token_file or None)
+        from_environment = not context and bool(environ.get("DEPALMA_TOKEN") or environ.get("DEPALMA_TOKEN_FILE"))
+        if not (token or token_file or from_environment):
+            token_file = chosen.token_file or None
     return Connection(masters=urls, token=_token(token, token_file, environ), origin=origin)
 
 

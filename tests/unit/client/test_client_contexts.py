@@ -86,3 +86,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.yaml: "):
             resolve()
+
+
+def test_a_token_of_the_environment_wins_over_the_current_contexts_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path)
+    monkeypatch.setenv("DEPALMA_TOKEN", "from-env")
+    assert resolve().token == "from-env"
+    assert resolve(context="lab").token == "from-file"  # named by an argument, so are its parts
