@@ -21,13 +21,13 @@ from depalma.ctl.wording import ago, listed, moment, size
 _SLICE_S = 5.0
 _ENTRY_COLUMNS = (
     Column("INDEX", lambda row: row["index"], right=True),
-    Column("NAME", lambda row: row["name"]),
+    Column("NAME", lambda row: row["name"], cut=True),
     Column("KIND", lambda row: row["kind"]),
     Column("SIZE", lambda row: size(row["size"]), right=True),
     Column("ADDED", lambda row: ago(row["added_at"])),
     Column("BY", lambda row: row["added_by"]),
     Column("HOSTS", lambda row: f"{len(row['acknowledged'])}/{len(row['acknowledged']) + len(row['missing'])}"),
-    Column("MISSING", lambda row: listed(row["missing"], limit=5)),
+    Column("MISSING", lambda row: listed(row["missing"], limit=5), cut=True),
     Column("DIGEST", lambda row: row["digest"][:16], wide=True),
 )
 _STATUS_COLUMNS = (

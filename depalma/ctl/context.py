@@ -15,8 +15,8 @@ from depalma.ctl.wording import listed
 _COLUMNS = (
     Column("NAME", lambda row: row["name"]),
     Column("CURRENT", lambda row: "*" if row["current"] else ""),
-    Column("MASTERS", lambda row: listed(row["masters"])),
-    Column("TOKEN FILE", lambda row: row["token_file"]),
+    Column("MASTERS", lambda row: listed(row["masters"]), cut=True),
+    Column("TOKEN FILE", lambda row: row["token_file"], cut=True),
 )
 
 

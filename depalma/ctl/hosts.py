@@ -33,13 +33,13 @@ _HOST_COLUMNS = (
     Column("CPU", lambda host: percent(host["load"]["cpu_percent"]), right=True),
     Column("MEMORY", lambda host: percent(host["load"]["memory_percent"]), right=True),
     Column("CODE", lambda host: host["code_index"], right=True),
-    Column("GROUPS", lambda host: listed(host["groups"])),
+    Column("GROUPS", lambda host: listed(host["groups"]), cut=True),
     Column("HEARD", since_heard, right=True),
-    Column("REASON", lambda host: host.get("reason", "")),
+    Column("REASON", lambda host: host.get("reason", ""), cut=True),
     Column("CPUS", lambda host: host["cpus"], right=True, wide=True),
     Column("SIZE", lambda host: size(host["memory_bytes"]), right=True, wide=True),
     Column("PRIORITY", lambda host: host["priority"], right=True, wide=True),
-    Column("LABELS", lambda host: listed(f"{k}={v}" for k, v in host["labels"].items()), wide=True),
+    Column("LABELS", lambda host: listed(f"{k}={v}" for k, v in host["labels"].items()), wide=True, cut=True),
     Column("VERSION", lambda host: host.get("version", ""), wide=True),
     Column("PYTHON", lambda host: host.get("python", ""), wide=True),
     Column("ADDRESS", lambda host: host.get("address", ""), wide=True),
@@ -66,7 +66,7 @@ _PROCESS_COLUMNS = (
     Column("MEMORY", lambda row: size(row["rss_bytes"]), right=True),
     Column("THREADS", lambda row: row["threads"], right=True, wide=True),
     Column("TIME", lambda row: duration(row["elapsed_s"]), right=True),
-    Column("COMMAND", lambda row: row["command"]),
+    Column("COMMAND", lambda row: row["command"], cut=True),
 )
 
 
@@ -125,7 +125,7 @@ def group_ls(session: Session) -> None:
     columns = (
         Column("NAME", lambda row: row["name"]),
         Column("SIZE", lambda row: len(row["hosts"]), right=True),
-        Column("HOSTS", lambda row: listed(row["hosts"])),
+        Column("HOSTS", lambda row: listed(row["hosts"]), cut=True),
     )
     show_rows(session, session.get("/v1/groups")["groups"], columns, key="name")
 

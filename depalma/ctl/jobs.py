@@ -46,18 +46,18 @@ def running_time(job: Row, now: float | None = None) -> str:
 _JOB_COLUMNS = (
     Column("ID", lambda job: job["id"], right=True),
     Column("STATE", lambda job: job["state"]),
-    Column("NAME", lambda job: job["name"]),
+    Column("NAME", lambda job: job["name"], cut=True),
     Column("USER", lambda job: job["user"]),
     Column("TASKS", progress),
     Column("SUBMITTED", lambda job: ago(job["submitted_at"])),
     Column("TIME", running_time, right=True),
     Column("EXIT", lambda job: job["exit_code"], right=True),
     Column("PRIORITY", lambda job: job["priority"], right=True, wide=True),
-    Column("GROUP", lambda job: job["group"], wide=True),
-    Column("TAGS", lambda job: listed(job["tags"]), wide=True),
+    Column("GROUP", lambda job: job["group"], wide=True, cut=True),
+    Column("TAGS", lambda job: listed(job["tags"]), wide=True, cut=True),
     Column("CODE", lambda job: job["code_index"], right=True, wide=True),
-    Column("COMMAND", lambda job: job.get("command", ""), wide=True),
-    Column("REASON", lambda job: job.get("reason", ""), wide=True),
+    Column("COMMAND", lambda job: job.get("command", ""), wide=True, cut=True),
+    Column("REASON", lambda job: job.get("reason", ""), wide=True, cut=True),
 )
 _TASK_COLUMNS = (
     Column("TASK", lambda task: task["id"], right=True),
@@ -66,7 +66,7 @@ _TASK_COLUMNS = (
     Column("ATTEMPT", lambda task: task["attempt"] or None, right=True),
     Column("EXIT", lambda task: _how(task), right=True),
     Column("TIME", running_time, right=True),
-    Column("REASON", lambda task: _first_line(task.get("error") or task.get("reason") or "")),
+    Column("REASON", lambda task: _first_line(task.get("error") or task.get("reason") or ""), cut=True),
 )
 
 

@@ -1,11 +1,12 @@
 """Prints data on stdout in the format asked for: aligned columns for people, one value for programs.
 
-Tables that are piped are plain columns without truncation; on a terminal `rich` fits them to its width.
+Tables that are piped are plain columns without truncation; on a terminal they fit its width.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,9 +17,12 @@ from depalma.ctl.session import Session
 from depalma.ctl.wording import clean
 
 Row = Mapping[str, Any]
+#: A column that may be shortened keeps so many characters.
+_NARROWEST = 8
 
 #: Colours of states on a terminal; everything else is the terminal's own colour.
 STATE_STYLES = {
+    "ok": "green", "warn": "yellow", "fail": "red",
     "succeeded": "green", "up": "green", "leader": "green", "running": "cyan", "assigned": "cyan",
     "failed": "red", "timed_out": "red", "lost": "red", "kicked": "red", "unreachable": "red", "down": "red",
     "suspect": "yellow", "lagging": "yellow", "draining": "yellow", "cancelled": "yellow", "candidate": "yellow",
@@ -33,6 +37,7 @@ class Column(NamedTuple):
     cell: Callable[[Row], object]
     right: bool = False
     wide: bool = False  #: only with `-o wide`
+    cut: bool = False  #: may be shortened to fit a terminal
 
 
 def show_rows(session: Session, rows: Sequence[Row], columns: Sequence[Column], *, key: str) -> None:
@@ -83,11 +88,26 @@ def _print_lines(lines: Iterable[str]) -> None:
         click.echo(text, nl=False)
 
 
-def plain_table(headings: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
-    """Returns the lines of a table with columns aligned by spaces, nothing cut."""
+def plain_table(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    right: Sequence[bool],
+    styles: Mapping[int, Mapping[str, str]] | None = None,
+) -> list[str]:
+    """Returns the lines of a table with columns aligned by spaces, nothing cut.
+
+    `styles`: the colour of each text of a column, by its place; with it the heading is bold.
+    """
     lines = [list(headings), *[list(row) for row in cells]]
     widths = [max(cell_width(line[position]) for line in lines) for position in range(len(headings))]
-    return ["  ".join(map(_filled, line, widths, right)).rstrip() for line in lines]
+    made = []
+    for line in lines:
+        filled = list(map(_filled, line, widths, right))
+        for place, colors in (styles or {}).items():
+            if line[place] in colors:
+                filled[place] = click.style(filled[place], fg=colors[line[place]])
+        made.append("  ".join(filled).rstrip())
+    return made if styles is None else [click.style(made[0], bold=True), *made[1:]]
 
 
 def cell_width(text: str) -> int:
@@ -108,35 +128,47 @@ def _filled(text: str, width: int, to_right: bool) -> str:
 
 
 def _print_table(session: Session, columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
-        _print_rich(session, columns, cells)
+    headings, right = [column.heading for column in columns], [column.right for column in columns]
+    if not sys.stdout.isatty():
+        _print_lines(plain_table(headings, cells, right))
         return
-    _print_lines(plain_table([c.heading for c in columns], cells, [c.right for c in columns]))
+    widths = fitted([max(map(cell_width, column)) for column in zip(headings, *cells, strict=True)], columns, _room())
+    short = [[_cut(text, width) for text, width in zip(row, widths, strict=True)] for row in cells]
+    styles = {place: STATE_STYLES for place, heading in enumerate(headings) if heading in ("STATE", "ROLE")}
+    _print_lines(plain_table(headings, short, right, styles if session.color else None))
 
 
-def _print_rich(session: Session, columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _room() -> int:
+    """Returns the width of the terminal."""
+    wanted = os.environ.get("COLUMNS", "")
+    try:
+        return int(wanted) if wanted.isdigit() else os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 80
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for position, column in enumerate(columns):
-        # Ids stay whole whatever the width: they are what one types next.
-        table.add_column(
-            column.heading,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=max((len(row[0]) for row in cells), default=0) if position == 0 else None,
-        )
-    for row in cells:
-        table.add_row(
-            *[
-                Text(text, style=STATE_STYLES.get(text, "") if column.heading in ("STATE", "ROLE") else "")
-                for text, column in zip(row, columns, strict=True)
-            ]
-        )
-    Console(no_color=not session.color, highlight=False).print(table)
+
+def fitted(widths: Sequence[int], columns: Sequence[Column], room: int) -> list[int]:
+    """Returns widths that fit the room: of the columns that may be cut, the widest gives way first.
+
+    Ids, states and numbers stay whole whatever the room: they are what one reads and types next.
+    """
+    found = list(widths)
+    excess = sum(found) + 2 * (len(found) - 1) - room
+    while excess > 0:
+        cuttable = [place for place, column in enumerate(columns) if column.cut and found[place] > _NARROWEST]
+        if not cuttable:
+            break
+        found[max(cuttable, key=found.__getitem__)] -= 1
+        excess -= 1
+    return found
+
+
+def _cut(text: str, width: int) -> str:
+    if cell_width(text) <= width:
+        return text
+    while cell_width(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
 
 
 def _text(value: object) -> str:

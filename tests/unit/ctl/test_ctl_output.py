@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from depalma.ctl.output import Column, plain_table, show_rows, show_value
+from depalma.ctl.output import Column, fitted, plain_table, show_rows, show_value
 from depalma.ctl.session import Session
 
 ROWS = [{"id": 1, "state": "running", "name": "ä" * 100}, {"id": 1000, "state": "failed", "name": "x\x1b[1m"}]
@@ -57,3 +57,26 @@ def test_one_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plain_table_without_rows_is_its_heading() -> None:
     assert plain_table(["A", "B"], [], [False, True]) == ["A  B"]
+
+
+# ---------------------------------------------------------------- on a terminal
+
+CUTTABLE = (*COLUMNS[:2], Column("NAME", lambda row: row["name"], cut=True), Column("WHY", lambda row: "", cut=True))
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [(200, [4, 9, 60, 30]), (80, [4, 9, 31, 30]), (60, [4, 9, 20, 21]), (20, [4, 9, 8, 8])],
+)
+def test_what_may_be_cut_gives_way_and_the_widest_first(room: int, expected: list[int]) -> None:
+    assert fitted([4, 9, 60, 30], CUTTABLE, room) == expected
+
+
+def test_wide_characters_count_double() -> None:
+    lines = plain_table(["A", "B"], [["東京", "x"], ["abcd", "y"]], [False, False])
+    assert lines == ["A     B", "東京  x", "abcd  y"]
+
+
+def test_states_are_coloured_and_the_heading_is_bold() -> None:
+    lines = plain_table(["ID", "STATE"], [["1", "failed"], ["2", "odd"]], [True, False], {1: {"failed": "red"}})
+    assert lines == ["\x1b[1mID  STATE\x1b[0m", " 1  \x1b[31mfailed\x1b[0m", " 2  odd"]
