@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import signal
@@ -36,6 +37,9 @@ from depalma.state.commands import Rejected as RefusedCommand
 from depalma.state.machine import Machine
 
 log = logging.getLogger("depalma.master")
+
+#: What `accept` says when the system is short of something: it passes, and is no reason to stop.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def _boot_clock() -> float:
@@ -196,7 +200,10 @@ def _unhandled(master: Master, context: dict[str, object]) -> None:
     """A defect in a callback or a duty: the process stops rather than limp on; the others take over."""
     error = context.get("exception")
     message = str(context.get("message"))
-    if isinstance(error, ConnectionError | TimeoutError):
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        # asyncio goes on listening a second later; connections that are there keep working.
+        log.warning("%s: %s; new connections wait", message, error)
+    elif isinstance(error, ConnectionError | TimeoutError):
         log.info("%s: %s", message, error)
     elif isinstance(error, BaseException):
         master.fail(error)

@@ -1,0 +1,64 @@
+"""A master that has no file descriptor left goes on with the connections that it has."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from depalma.local.folder import free_ports
+
+LIMIT = 64
+
+
+def wait_ready(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
+    """Returns when /readyz answers; fails at once if the master ended."""
+    deadline = time.monotonic() + timeout_s
+    seen: object = None
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the master ended with {process.returncode}"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+                return
+        except (OSError, urllib.error.HTTPError) as error:
+            seen = error
+        time.sleep(0.05)
+    raise AssertionError(f"not ready after {timeout_s} s, last: {seen}")
+
+
+def test_a_full_table_of_descriptors_does_not_stop_a_master(tmp_path: Path) -> None:
+    port, raft_port = free_ports(2)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(mode=0o700)
+    for name in ("token", "agent.token", "raft.secret"):
+        (secrets / name).write_text(os.urandom(32).hex())
+        (secrets / name).chmod(0o600)
+    cluster = tmp_path / "cluster.yaml"
+    own = f"{{id: m1, host: 127.0.0.1, port: {port}, raft_port: {raft_port}, dir: {tmp_path}/m1}}"
+    cluster.write_text(f"masters: [{own}]\n")
+    argv = [sys.executable, "-m", "depalma.master", "--config", str(cluster), "--id", "m1"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stderr=log)
+    try:
+        wait_ready(port, process)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * LIMIT)]
+        deadline = time.monotonic() + 10
+        while b"new connections wait" not in (tmp_path / "log").read_bytes():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, "the limit was never reached: this test shows nothing"
+            time.sleep(0.05)
+        for one in idle:
+            one.close()
+        wait_ready(port, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    assert process.returncode == 0
