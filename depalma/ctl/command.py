@@ -48,6 +48,17 @@ class SubGroup(click.Group):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+            formatter.write_dl([(name, _first_sentence(found)) for name, found in commands.items() if found])
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -131,6 +142,10 @@ def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> N
         with formatter.section("Examples"):
             for example in examples:
                 formatter.write(f"{' ' * formatter.current_indent}{example}\n")
+
+
+def _first_sentence(command: click.Command) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split())
 
 
 def _shared_options() -> list[click.Option]:

@@ -127,6 +127,14 @@ def parse(words: list[str]) -> None:
     command.make_parser(click.Context(command, parent=parent)).parse_args(list(rest))
 
 
+@pytest.mark.parametrize("words", ["", "code", "host", "group", "master", "context", "config"])
+def test_a_bare_group_shows_its_help(words: str) -> None:
+    result = ctl(*words.split())
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == ctl(*words.split(), "--help").stdout
+    assert "Examples:" in result.stdout
+
+
 def test_overview_lists_every_command_and_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("depalma.ctl.command.import_module", None)
     result = ctl("--help")
