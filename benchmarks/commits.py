@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from depalma.certificates import CertificateFiles
 from depalma.consensus import Member, Replica, ReplicaSettings
-
-SECRET = b"only for this benchmark, on loopback"
+from depalma.testing.certificates import CLUSTER, throwaway_secrets
 
 
 class Counter:
@@ -80,8 +80,11 @@ def say(name: str, value: float, unit: str, **more: object) -> None:
 
 async def serve(name: str, members: tuple[Member, ...], folder: Path, count: int) -> None:
     """Is one replica; the one that leads measures, and its end ends all."""
-    settings = ReplicaSettings(id=name, members=members, directory=folder / name, secret=SECRET)
-    replica = Replica(settings, Counter(), on_fatal=lambda error: sys.exit(f"{name}: {error}"))
+    settings = ReplicaSettings(id=name, members=members, directory=folder / name)
+    certificates = CertificateFiles.of(folder / "secrets", CLUSTER, name)
+    replica = Replica(
+        settings, Counter(), certificates=certificates, on_fatal=lambda error: sys.exit(f"{name}: {error}")
+    )
     (folder / name).mkdir(mode=0o700)
     await replica.start()
     try:
@@ -113,6 +116,7 @@ def main() -> int:
         )
         for held in sockets:
             held.close()
+        throwaway_secrets(Path(folder) / "secrets", [member.id for member in members])
         context = multiprocessing.get_context("spawn")
         processes = [
             context.Process(target=run_replica, args=(member.id, members, Path(folder), options.count))

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
+from depalma.certificates import AUTHORITY_FILE, member_file
 from depalma.errors import ConfigError
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
@@ -98,7 +99,12 @@ class Secrets(Struct, frozen=True, kw_only=True):
 
     token: str  #: `token`: users and administrators, as bearer token of the API
     agent_token: str  #: `agent.token`: agents, as bearer token of /v1/agent and of blobs
-    raft_secret: bytes  #: `raft.secret`: masters among themselves
+    raft_secret: bytes  #: `raft.secret`: masters among themselves, over HTTP
+    folder: Path  #: where they came from, and where the certificates are
+
+    def __repr__(self) -> str:
+        """Shows none of them: values end up in logs and tracebacks."""
+        return f"Secrets({str(self.folder)!r})"
 
 
 def _names(names: Iterable[str]) -> str:
@@ -170,20 +176,36 @@ def _settings_problem(settings: Settings) -> str:
     return ""
 
 
-def load_secrets(folder: Path) -> Secrets:
-    """Returns the secrets. Errors: ConfigError for a missing file, or one that others may read."""
-    values = {}
-    for field, name in (("token", "token"), ("agent_token", "agent.token"), ("raft_secret", "raft.secret")):
-        path = folder / name
-        try:
-            if path.stat().st_mode & 0o077:
-                raise ConfigError(f"{path}: others may read it; run: chmod 600 {path}")
-            values[field] = path.read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        if len(values[field]) < 32:
-            raise ConfigError(f"{path}: too short for a secret ({len(values[field])} characters, at least 32)")
-    return Secrets(token=values["token"], agent_token=values["agent_token"], raft_secret=values["raft_secret"].encode())
+def load_secrets(folder: Path, master_id: str, *, made_by: Path | str = "FILE") -> Secrets:
+    """Returns the secrets of a master; `made_by` is the cluster file, for the advice.
+
+    Errors: ConfigError that names every missing file and what makes them, or a file that others may read.
+    """
+    tokens = {"token": "token", "agent_token": "agent.token", "raft_secret": "raft.secret"}
+    names = [*tokens.values(), AUTHORITY_FILE, member_file(master_id)]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        advice = f"make what is missing with: depalmactl cluster init -f {made_by}"
+        raise ConfigError(f"{folder}/ has no {', '.join(missing)}; {advice}")
+    values = {field: _read_secret(folder / name) for field, name in tokens.items()}
+    return Secrets(
+        token=values["token"],
+        agent_token=values["agent_token"],
+        raft_secret=values["raft_secret"].encode(),
+        folder=folder,
+    )
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path}: others may read it; run: chmod 600 {path}")
+        value = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(value) < 32:
+        raise ConfigError(f"{path}: too short for a secret ({len(value)} characters, at least 32)")
+    return value
 
 
 def read_agent_token(folder: Path) -> str:

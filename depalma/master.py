@@ -24,6 +24,7 @@ from aiohttp import web
 from depalma import config as config_module
 from depalma.api.app import make_app
 from depalma.blobs import Blobs, BlobStore
+from depalma.certificates import CertificateFiles
 from depalma.config import ClusterConfig, Secrets
 from depalma.consensus import Member, NotLeader, Replica, ReplicaSettings
 from depalma.errors import ConfigError, Rejected
@@ -63,7 +64,12 @@ class Master:
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         directory = own.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.replica = Replica(_replica_settings(config, secrets, master_id), self.machine, on_fatal=self.fail)
+        self.replica = Replica(
+            _replica_settings(config, master_id),
+            self.machine,
+            certificates=CertificateFiles.of(secrets.folder, config.cluster, master_id),
+            on_fatal=self.fail,
+        )
         self.blobs = Blobs.for_master(config, secrets, master_id, BlobStore(directory / "blobs"))
         self._reign = Reign(self)
         self._runner: web.AppRunner | None = None
@@ -161,12 +167,11 @@ def _keys(changes: Changes) -> Iterable[Key]:
     return keys
 
 
-def _replica_settings(config: ClusterConfig, secrets: Secrets, master_id: str) -> ReplicaSettings:
+def _replica_settings(config: ClusterConfig, master_id: str) -> ReplicaSettings:
     return ReplicaSettings(
         id=master_id,
         members=tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port) for m in config.masters),
         directory=config.master(master_id).directory / "raft",
-        secret=secrets.raft_secret,
         election_s=config.settings.election_s,
         snapshot_every_entries=config.settings.snapshot_every_entries,
     )
@@ -182,6 +187,9 @@ async def serve(config: ClusterConfig, secrets: Secrets, master_id: str) -> int:
     loop.set_exception_handler(lambda _, context: _unhandled(master, context))
     try:
         await master.start()
+    except ConfigError as error:
+        log.critical("master %s cannot start: %s", master_id, error)
+        return 2
     except Exception as error:  # the last line an operator sees must say which master and why
         log.critical("master %s cannot start: %s", master_id, error, exc_info=not isinstance(error, OSError))
         return 1
@@ -224,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_module.load(arguments.config)
         config.master(arguments.id)
-        secrets = config_module.load_secrets(arguments.config.parent / Path(config.secrets).expanduser())
+        folder = arguments.config.parent / Path(config.secrets).expanduser()
+        secrets = config_module.load_secrets(folder, arguments.id, made_by=arguments.config)
     except ConfigError as error:
         print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201
         return 2

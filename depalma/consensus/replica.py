@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable
 from random import SystemRandom
 
+from depalma.certificates import CertificateFiles
 from depalma.clock import SystemClock
 from depalma.consensus.core import Callback, Core
 from depalma.consensus.disk import FileDisk, disk_errors
 from depalma.consensus.errors import OutcomeUnknown, ReplicaStopped
+from depalma.consensus.keyring import Keyring
 from depalma.consensus.settings import ReplicaSettings, StateMachine
 from depalma.consensus.snapshotter import ForkedSnapshots
 from depalma.consensus.transport import Mesh
@@ -29,13 +31,23 @@ class Replica:
     """
 
     def __init__(
-        self, settings: ReplicaSettings, machine: StateMachine, *, on_fatal: Callable[[BaseException], None]
+        self,
+        settings: ReplicaSettings,
+        machine: StateMachine,
+        *,
+        certificates: CertificateFiles,
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
         self._on_fatal = on_fatal
         self._disk = FileDisk(settings.directory)
+        self._keyring = Keyring(certificates, settings.id)
         self._mesh = Mesh(
-            settings, on_frame=self._receive, on_connected=self._connected, on_disconnected=self._disconnected
+            settings,
+            self._keyring,
+            on_frame=self._receive,
+            on_connected=self._connected,
+            on_disconnected=self._disconnected,
         )
         self._core = Core(
             settings,
@@ -58,9 +70,11 @@ class Replica:
     async def start(self) -> None:
         """Open the disk, restore the state, listen: ready to take part, with or without a leader.
 
-        Raises DirectoryInUse, DiskFailed, JournalDamaged, SnapshotDamaged, or OSError if the port is taken.
+        Raises ConfigError for certificates that cannot be used, DirectoryInUse, DiskFailed, JournalDamaged,
+        SnapshotDamaged, or OSError if the port is taken.
         """
         self._loop = asyncio.get_running_loop()
+        self._keyring.load()
         with disk_errors("opening", str(self._settings.directory)):
             self._disk.open()
         try:
@@ -131,6 +145,14 @@ class Replica:
     def contacts(self) -> dict[str, float]:
         """Seconds since each other member was last heard."""
         return self._mesh.contacts()
+
+    def refused_connections(self) -> dict[str, int]:
+        """How many connections were refused since the start, for each reason that there is (tls.Reason)."""
+        return {str(reason): count for reason, count in self._mesh.refused.items()}
+
+    def certificate_seconds_left(self) -> float:
+        """Seconds until our own certificate ends; negative after that."""
+        return self._keyring.seconds_left()
 
     async def _ask(self, ask: Callable[[Callback], None], timeout_s: float) -> object:
         if not self._running:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 MIB = 1 << 20
-#: shortest shared secret that a cluster of more than one replica accepts
-MIN_SECRET_BYTES = 16
 
 
 class StateMachine(Protocol):
@@ -48,8 +46,6 @@ class ReplicaSettings:
     members: tuple[Member, ...]
     #: journal, vote and snapshots live here; mode 0700, one process at a time
     directory: Path
-    #: shared by the members; proves membership until mutual TLS does
-    secret: bytes = field(repr=False)
     #: a follower that hears no leader waits a random time in this range before it asks for votes
     election_s: tuple[float, float] = (0.3, 0.6)
     snapshot_every_entries: int = 20_000
@@ -70,8 +66,6 @@ class ReplicaSettings:
             raise ValueError(f"a cluster has 1, 3 or 5 members with different ids, not {ids}")
         if self.id not in ids:
             raise ValueError(f"member {self.id!r} is not one of {ids}")
-        if len(ids) > 1 and len(self.secret) < MIN_SECRET_BYTES:
-            raise ValueError(f"the cluster secret has {len(self.secret)} bytes; at least {MIN_SECRET_BYTES} are needed")
         shortest, longest = self.election_s
         if not 0 < shortest < longest:
             raise ValueError(f"election_s must be a growing pair of positive seconds, not {self.election_s}")

@@ -1,21 +1,21 @@
-"""Connections between the members over TCP: one for each pair, dialled by the one with the smaller id.
+"""Connections between the members over mutual TLS: one for each pair, dialled by the one with the smaller id.
 
-A frame is a length of four bytes and that many bytes of content; an empty frame says "still here".
-Mutual TLS will be the `ssl` argument of the two calls that open connections; the handshake stays.
+A frame is a length of four bytes and that many bytes of content; an empty frame says "still here". The acceptor's
+first frame is empty: with TLS 1.3 the dialer is through with the handshake before the acceptor has seen who it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import struct
 from collections.abc import Callable
 from functools import partial
 
-from depalma.consensus.handshake import MAX_BYTES, NONCE_BYTES, Acceptor, Dialer, HandshakeFailed
+from depalma.consensus.keyring import Keyring
 from depalma.consensus.messages import MAX_FRAME_BYTES
 from depalma.consensus.settings import Member, ReplicaSettings
+from depalma.consensus.tls import Channel, Reason, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +24,25 @@ HANDSHAKE_S = 3.0
 DIAL_S = 1.0
 RETRY_S = (0.05, 0.5)
 PING_S = 0.5
-#: connections that have not proven themselves yet
+#: accepted connections that have not proven themselves yet; one more takes the place of the oldest
 MAX_UNPROVEN = 32
 #: what may wait in the send buffer of one connection; the windows of replication keep far below it
 MAX_UNSENT_BYTES = 64 << 20
+#: refusals for one reason are told in the log so often at most
+TELL_S = 10.0
 
 
 class Connection(asyncio.Protocol):
-    """One TCP connection: handshake first, then frames."""
+    """One TCP connection: TLS and proof of who is there first, then frames."""
 
-    def __init__(self, mesh: Mesh, handshake: Dialer | Acceptor, peer: str | None) -> None:
+    def __init__(self, mesh: Mesh, channel: Channel, peer: str | None) -> None:
         self._mesh = mesh
-        self._handshake = handshake
+        self._channel = channel
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._timeout: asyncio.TimerHandle | None = None
+        self._refused = False
+        self.accepted = peer is None
         #: whom this is for (dialled) or from (accepted and proven)
         self.peer = peer
         self.proven = False
@@ -52,32 +56,56 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self._timeout = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._expire)
-        if isinstance(self._handshake, Dialer):
-            self.send(self._handshake.hello())
+        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timeout is not None:
             self._timeout.cancel()
+        if not self.proven:
+            self.refuse(Reason.CLOSED, "it hung up before it had proven itself")
         self._mesh.dismiss(self)
         if not self.closed.done():
             self.closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = asyncio.get_running_loop().time()
+        try:
+            content = self._channel.receive(data)
+            if not self.proven and self._channel.peer is not None:
+                self._introduce(self._channel.peer, content)
+        except Refusal as refusal:
+            self.refuse(refusal.reason, str(refusal))
+            return
+        self._flush()
+        if content:
+            self._take(content)
+
+    def _introduce(self, peer: str, content: bytes) -> None:
+        """The other side's certificate is good. Raises Refusal if it is not the one that belongs here."""
+        if self.peer is None:
+            if peer not in self._mesh.members:
+                raise Refusal(Reason.NOT_A_MEMBER, f"it is master {peer}, which is no other member of this cluster")
+            self._prove(peer)
+        elif peer != self.peer:
+            raise Refusal(Reason.WRONG_NAME, f"it is master {peer}, where {self.peer} should be")
+        elif content:  # the acceptor has taken us too
+            self._prove(peer)
+
+    def _take(self, content: bytes) -> None:
         buffer = self._buffer
-        buffer += data
+        buffer += content
         start = 0
         while len(buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, start)
-            limit = MAX_FRAME_BYTES if self.proven else MAX_BYTES
-            if length > limit:
-                self._refuse(f"a frame of {length} bytes, where {limit} are allowed")
+            if length > MAX_FRAME_BYTES:
+                self._drop(f"a frame of {length} bytes, where {MAX_FRAME_BYTES} are allowed")
                 return
             end = start + _LENGTH.size + length
             if len(buffer) < end:
                 break
             if length:
-                self._receive(bytes(memoryview(buffer)[start + _LENGTH.size : end]))
+                assert self.peer is not None
+                self._mesh.on_frame(self.peer, bytes(memoryview(buffer)[start + _LENGTH.size : end]))
             if self.is_closing:
                 return
             start = end
@@ -89,10 +117,11 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            self._refuse("it does not read what it is sent")
+            self._drop("it does not read what it is sent")
             return
         self.sent_at = asyncio.get_running_loop().time()
-        transport.write(_LENGTH.pack(len(frame)) + frame)
+        self._channel.send(_LENGTH.pack(len(frame)) + frame)
+        transport.write(self._channel.take())
 
     @property
     def is_closing(self) -> bool:
@@ -104,39 +133,48 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _receive(self, frame: bytes) -> None:
-        if self.proven:
-            assert self.peer is not None
-            self._mesh.on_frame(self.peer, frame)
-            return
-        try:
-            if isinstance(self._handshake, Dialer):
-                self.send(self._handshake.prove(frame))
-                self._prove(self.peer)
-            else:
-                answer, peer = self._handshake.receive(frame)
-                if answer is not None:
-                    self.send(answer)
-                self._prove(peer)
-        except HandshakeFailed as error:
-            self._refuse(str(error))
+    def refuse(self, reason: Reason, why: str) -> None:
+        """Close a connection that is not, or no longer, one of the cluster; the other side is told if TLS can say it.
 
-    def _prove(self, peer: str | None) -> None:
-        if peer is None:
+        Counted once a connection, and only for what the other side has done: one that is dialled may be down or slow.
+        """
+        if self.proven:
+            self._drop(why)
             return
+        if not self._refused and (self.accepted or reason not in (Reason.TIMEOUT, Reason.CLOSED)):
+            self._mesh.count_refusal(reason, self._where(), why)
+        self._refused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._flush()
+            self._transport.close()  # not abort: the alert is still to go out; _expire ends it if it cannot
+
+    def _drop(self, why: str) -> None:
+        logger.warning("closing the connection with %s: %s", self._where(), why)
+        self.abort()
+
+    def _prove(self, peer: str) -> None:
         self.peer = peer
         self.proven = True
         if self._timeout is not None:
             self._timeout.cancel()
+        self._flush()
+        if self.accepted:
+            self.send(b"")
         self._mesh.join(self)
 
-    def _expire(self) -> None:
-        self._refuse(f"no handshake within {HANDSHAKE_S} s")
+    def _flush(self) -> None:
+        waiting = self._channel.take()
+        if waiting and self._transport is not None:
+            self._transport.write(waiting)
 
-    def _refuse(self, why: str) -> None:
-        where = self._transport.get_extra_info("peername") if self._transport else None
-        logger.warning("closing the connection with %s %s: %s", self.peer or "a stranger", where, why)
+    def _expire(self) -> None:
+        self.refuse(Reason.TIMEOUT, f"no proof of who it is within {HANDSHAKE_S} s")
         self.abort()
+
+    def _where(self) -> str:
+        address = self._transport.get_extra_info("peername") if self._transport else None
+        place = f"{address[0]}:{address[1]}" if address else "an unknown address"
+        return f"{self.peer} at {place}" if self.peer else place
 
 
 def _itself(connection: Connection) -> Connection:
@@ -149,6 +187,7 @@ class Mesh:
     def __init__(
         self,
         settings: ReplicaSettings,
+        keyring: Keyring,
         *,
         on_frame: Callable[[str, bytes], None],
         on_connected: Callable[[str], None],
@@ -158,8 +197,13 @@ class Mesh:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._settings = settings
+        self._keyring = keyring
+        self.members = frozenset(settings.peers)
+        #: connections that were refused, by reason
+        self.refused = dict.fromkeys(Reason, 0)
+        self._told: dict[Reason, float] = {}
         self._connections: dict[str, Connection] = {}
-        self._unproven: set[Connection] = set()
+        self._unproven: dict[Connection, None] = {}  # oldest first
         self._heard: dict[str, float] = {}
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -171,6 +215,7 @@ class Mesh:
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
         me = self._settings.me
+        self._tasks.append(loop.create_task(self._keyring.watch()))
         if not self._settings.peers:
             return
         self._server = await loop.create_server(self._accept, me.host, me.raft_port)
@@ -210,17 +255,34 @@ class Mesh:
     # -- called by the connections -------------------------------------------------------------------------------
 
     def admit(self, connection: Connection) -> bool:
-        """Whether a new connection may begin its handshake."""
-        if self._closed or len(self._unproven) >= MAX_UNPROVEN:
+        """Whether a new connection may begin its handshake.
+
+        With too many strangers the oldest has to go: a master is through in milliseconds, who holds a place is none.
+        """
+        if self._closed:
             return False
-        self._unproven.add(connection)
+        strangers = [other for other in self._unproven if other.accepted and not other.is_closing]
+        if connection.accepted and len(strangers) >= MAX_UNPROVEN:
+            strangers[0].refuse(Reason.CROWDED, f"{MAX_UNPROVEN} newer connections have not proven themselves either")
+        self._unproven[connection] = None
         return True
+
+    def count_refusal(self, reason: Reason, where: str, why: str) -> None:
+        """Somebody was refused."""
+        if self._closed:
+            return
+        self.refused[reason] += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(reason, float("-inf")) >= TELL_S:
+            self._told[reason] = now
+            count = self.refused[reason]
+            logger.warning("refused a connection with %s: %s (%s, %d so far)", where, why, reason, count)
 
     def join(self, connection: Connection) -> None:
         """A connection is proven; it replaces an older one of the same member, which must be dead."""
         peer = connection.peer
         assert peer is not None
-        self._unproven.discard(connection)
+        self._unproven.pop(connection, None)
         older = self._connections.pop(peer, None)
         if older is not None:
             older.abort()
@@ -231,7 +293,7 @@ class Mesh:
 
     def dismiss(self, connection: Connection) -> None:
         """A connection is closed."""
-        self._unproven.discard(connection)
+        self._unproven.pop(connection, None)
         peer = connection.peer
         if peer is None or self._connections.get(peer) is not connection:
             return
@@ -244,17 +306,14 @@ class Mesh:
     # -- tasks ---------------------------------------------------------------------------------------------------
 
     def _accept(self) -> Connection:
-        settings = self._settings
-        members = frozenset(settings.peers)
-        return Connection(self, Acceptor(settings.secret, settings.id, members, os.urandom(NONCE_BYTES)), None)
+        return Connection(self, Channel(self._keyring.credentials, accepting=True), None)
 
     async def _dial(self, member: Member) -> None:
         """Keep one connection with the member, for ever."""
         loop = asyncio.get_running_loop()
         pause = RETRY_S[0]
         while True:
-            dialer = Dialer(self._settings.secret, self._settings.id, member.id, os.urandom(NONCE_BYTES))
-            connection = Connection(self, dialer, member.id)
+            connection = Connection(self, Channel(self._keyring.credentials, accepting=False), member.id)
             try:
                 async with asyncio.timeout(DIAL_S):
                     await loop.create_connection(partial(_itself, connection), member.host, member.raft_port)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import socket
 import sys
 import tempfile
@@ -14,12 +13,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from depalma import secretfiles
 from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load
 from depalma.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
 CLUSTER_FILE = "cluster.yaml"
 STATE_FILE = "cluster.json"
+#: A local cluster that is started renews the masters' certificates that end within this time.
+RENEW_WITHIN_DAYS = 60
 #: Fast enough to watch on one machine, slow enough for a busy one.
 SETTINGS: dict[str, Any] = {"lease_s": 3.0, "heartbeat_s": 0.5}
 
@@ -56,7 +58,6 @@ def make(
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "log").mkdir(mode=0o700, exist_ok=True)
     ports = _ports_before(directory, masters) or free_ports(2 * masters)
-    make_secrets(directory / "secrets")
     config = ClusterConfig(
         cluster="local",
         masters=tuple(
@@ -76,6 +77,8 @@ def make(
         secrets=str(directory / "secrets"),
         settings=_settings(settings or {}),
     )
+    ids = [master.id for master in config.masters]
+    secretfiles.prepare(directory / "secrets", config.cluster, ids, renew_within_days=RENEW_WITHIN_DAYS)
     data = msgspec.yaml.encode(_without_defaults(config))
     write(directory / CLUSTER_FILE, data)
     return config
@@ -106,14 +109,6 @@ def _without_defaults(config: ClusterConfig) -> dict[str, Any]:
     plain = msgspec.to_builtins(HostConfig(name=""))
     raw["hosts"] = [{k: v for k, v in host.items() if k == "name" or v != plain[k]} for host in raw["hosts"]]
     return raw
-
-
-def make_secrets(folder: Path) -> None:
-    """Makes random secrets that only this user can read; keeps those that exist."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for name in ("token", "agent.token", "raft.secret"):
-        if not (folder / name).exists():
-            write(folder / name, secrets.token_urlsafe(32).encode() + b"\n")
 
 
 def write(file: Path, data: bytes) -> None:

@@ -185,7 +185,6 @@ class SimCluster(Generic[MachineT]):
             id=node.name,
             members=members,
             directory=Path("/simulated"),
-            secret=b"simulated-secret",
             **self._settings,  # type: ignore[arg-type]
         )
         return self.core_class(

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from depalma.certificates import CertificateFiles
 from depalma.consensus import Member, NotLeader, OutcomeUnknown, Replica, ReplicaSettings
+from depalma.testing.certificates import CLUSTER, throwaway_secrets
 from depalma.testing.ledger import Ledger
-
-SECRET = b"a secret for tests only"
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,9 +41,10 @@ class Replicas:
 
     def __init__(self, directory: Path, *, size: int = 3, ports: list[int] | None = None, **settings: Any) -> None:
         self._directory = directory
-        self._settings = {"secret": SECRET, **settings}
+        self._settings = settings
         ports = ports or free_ports(size)
         self.members = tuple(Member(id=f"m{i}", host="127.0.0.1", raft_port=port) for i, port in enumerate(ports, 1))
+        self.secrets = throwaway_secrets(directory / "secrets", [member.id for member in self.members])
         self.running: dict[str, Replica] = {}
         self.ledgers: dict[str, Ledger] = {}
         #: why replicas stopped by themselves
@@ -53,6 +54,10 @@ class Replicas:
         """The settings of one replica."""
         return ReplicaSettings(id=name, members=self.members, directory=self._directory / name, **self._settings)
 
+    def certificates(self, name: str) -> CertificateFiles:
+        """The certificates of one replica."""
+        return CertificateFiles.of(self.secrets, CLUSTER, name)
+
     async def start(self, *names: str) -> None:
         """Start these replicas, or all."""
         for name in names or [member.id for member in self.members]:
@@ -60,6 +65,7 @@ class Replicas:
             replica = Replica(
                 self.settings(name),
                 self.ledgers[name],
+                certificates=self.certificates(name),
                 on_fatal=partial(self.fatal.__setitem__, name),
             )
             await replica.start()

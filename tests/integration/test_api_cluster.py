@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import secrets as random_secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,8 +18,9 @@ import pytest
 
 from depalma import items
 from depalma.client.wire import FrameReader
-from depalma.config import ClusterConfig, MasterConfig, Secrets
+from depalma.config import ClusterConfig, MasterConfig, load_secrets
 from depalma.master import Master
+from depalma.testing.certificates import throwaway_secrets
 
 BODY = {"kind": "command", "argv": ["true"]}
 
@@ -84,10 +84,10 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
             for n in range(3)
         )
     )
-    tokens = [random_secrets.token_hex(32) for _ in range(3)]
-    secrets = Secrets(token=tokens[0], agent_token=tokens[1], raft_secret=tokens[2].encode())
+    folder = throwaway_secrets(tmp_path / "secrets", [master.id for master in config.masters], cluster=config.cluster)
+    secrets = load_secrets(folder, config.masters[0].id)
     masters = {master.id: Master(config, secrets, master.id) for master in config.masters}
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {tokens[0]}"}) as http:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {secrets.token}"}) as http:
         for master in masters.values():
             await master.start()
         cluster = Cluster(masters, http)

@@ -21,7 +21,7 @@ import pytest
 
 from depalma import protocol
 from depalma.codetree import tree_digest
-from depalma.config import ClusterConfig, HostConfig, MasterConfig, Secrets, Settings
+from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load_secrets
 from depalma.leader.reign import Reign
 from depalma.master import Master
 from depalma.model import AttemptRef, HostFacts, JobSpec, Load, Report
@@ -42,6 +42,7 @@ from depalma.protocol import (
     Welcome,
 )
 from depalma.state.commands import AddCode, CancelJobs, SubmitJob
+from depalma.testing.certificates import throwaway_secrets
 
 F = TypeVar("F")
 FACTS = HostFacts(slots=2, cpus=2, memory_bytes=1, gpus=0, version="0.1.0", python="3.11", address="127.0.0.1")
@@ -63,8 +64,7 @@ async def running_master(directory: Path, **settings: float) -> AsyncIterator[Ma
         hosts=(HostConfig(name="h1"), HostConfig(name="h2")),
         settings=Settings(**settings),  # type: ignore[arg-type]
     )
-    tokens = [random_secrets.token_hex(32) for _ in range(3)]
-    secrets = Secrets(token=tokens[0], agent_token=tokens[1], raft_secret=tokens[2].encode())
+    secrets = load_secrets(throwaway_secrets(directory / "secrets", ["m1"], cluster=config.cluster), "m1")
     master = Master(config, secrets, "m1")
     await master.start()
     try:

@@ -217,7 +217,9 @@ async def test_a_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
 async def test_a_directory_in_use_and_a_taken_port_are_refused_without_leaving_anything_open(tmp_path: Path) -> None:
     async with Replicas(tmp_path) as cluster:
         await cluster.start("m1")
-        twin = Replica(cluster.settings("m1"), Ledger(), on_fatal=lambda error: None)
+        twin = Replica(
+            cluster.settings("m1"), Ledger(), certificates=cluster.certificates("m1"), on_fatal=lambda error: None
+        )
         with pytest.raises(DirectoryInUse):
             await twin.start()
         squatter = await asyncio.start_server(lambda r, w: None, "127.0.0.1", cluster.members[1].raft_port)

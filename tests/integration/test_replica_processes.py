@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from depalma.testing.certificates import throwaway_secrets
 from depalma.testing.replicas import Replicas, free_ports
 
 #: proposes as fast as it can while it leads; every acknowledged command and every new reign becomes a line of a file
@@ -56,6 +57,7 @@ class Cluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ports = free_ports(3)
+        throwaway_secrets(directory / "secrets", ["m1", "m2", "m3"])  # here, so that none of them starts late
         self.processes: Processes = {}
 
     def start(self, *names: str) -> None:

@@ -14,9 +14,9 @@ import msgspec
 from depalma.api.shapes import MasterStatus
 from depalma.blobs import master_token
 from depalma.client.client import Client
-from depalma.local.folder import make_secrets
 from depalma.local.processes import Daemon, stop_all
 from depalma.model import MasterView
+from depalma.testing.certificates import throwaway_secrets
 from depalma.testing.chaos.network import Network
 from depalma.testing.chaos.small_master import FIELDS
 from depalma.testing.chaos.waiting import wait_until
@@ -55,7 +55,7 @@ class ChaosCluster:
         self._sizes = {FIELDS[name]: str(value) for name, value in {**SIZES, **(sizes or {})}.items()}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "log").mkdir(exist_ok=True)
-        make_secrets(directory / "secrets")
+        throwaway_secrets(directory / "secrets", self.masters, cluster="chaos")
         self.config.write_bytes(msgspec.yaml.encode(self._describe({**SETTINGS, **(settings or {})})))
         secret = (directory / "secrets" / "raft.secret").read_text().strip()
         self._master_token = master_token(secret.encode())

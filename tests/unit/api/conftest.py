@@ -45,7 +45,7 @@ from depalma.state.commands import (
 from depalma.state.commands import Rejected as RefusedCommand
 from depalma.state.machine import Machine
 
-SECRETS = Secrets(token="u" * 40, agent_token="a" * 40, raft_secret=b"r" * 40)
+SECRETS = Secrets(token="u" * 40, agent_token="a" * 40, raft_secret=b"r" * 40, folder=Path("secrets"))
 FACTS = HostFacts(slots=4, cpus=4, memory_bytes=2**33, gpus=0, version="0", python="3.11", address="127.0.0.1")
 
 

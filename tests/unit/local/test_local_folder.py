@@ -25,15 +25,15 @@ def test_the_cluster_file_is_one_that_daemons_accept(tmp_path: Path) -> None:
     assert config.load(tmp_path / "cluster.yaml") == made
     assert (made.settings.lease_s, made.settings.heartbeat_s) == (3.0, 0.5)
     assert [host.slots for host in made.hosts] == [4, 4]
-    assert config.load_secrets(Path(made.secrets)).token
+    assert [config.load_secrets(Path(made.secrets), name).folder for name in ("m1", "m2", "m3")]
 
 
 def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
     folder.make(tmp_path, masters=1, agents=0, slots=1)
     token = (tmp_path / "secrets" / "token").read_text()
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
-    assert [stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "secrets").iterdir()] == [0o600] * 3
-    assert len({file.read_text() for file in (tmp_path / "secrets").iterdir()}) == 3
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "secrets").iterdir()] == [0o600] * 6
+    assert len({file.read_text() for file in (tmp_path / "secrets").iterdir()}) == 6
     folder.make(tmp_path, masters=1, agents=0, slots=1)
     assert (tmp_path / "secrets" / "token").read_text() == token
 
