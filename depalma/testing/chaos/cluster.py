@@ -207,6 +207,10 @@ class ChaosCluster:
             up = {host.name for host in client.hosts() if host.state == "up"}
         return [name for name in self.agents if self.running(name) and name not in up]
 
+    def no_one_missing(self) -> bool:
+        """Returns whether every master answers and follows or leads."""
+        return sum(view.role in ("leader", "follower") for view in self.statuses()) == len(self.masters)
+
     def same(self) -> bool:
         """Returns whether all masters answer and have applied the same."""
         views = self.statuses()

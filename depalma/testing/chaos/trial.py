@@ -195,6 +195,22 @@ class Trial:
         self.report.failovers_s.append(took_s)
         return took_s
 
+    def acknowledged_again(self, after_s: float, at_most_s: float) -> None:
+        """Expects a write that began after a fault to be acknowledged soon. Errors: TooLate."""
+        first = wait_until(lambda: self.acknowledged(after_s), within_s=20.0, what="a write after the fault")
+        assert first is not None
+        self.expect("next write after the fault", first.returned_s - after_s, at_most_s)
+
+    def latency(self, kind: str, since_s: float, until_s: float, percent: float) -> float:
+        """Returns how long such operations took that began in this time; those not answered count till now."""
+        now = time.monotonic()
+        times = [
+            min(one.returned_s, now) - one.invoked_s
+            for one in list(self.history.operations)
+            if one.kind == kind and since_s <= one.invoked_s <= until_s
+        ]
+        return percentile(times, percent) if times else float("inf")
+
     def run_for(self, seconds: float) -> None:
         """Lets the load go on."""
         time.sleep(seconds)

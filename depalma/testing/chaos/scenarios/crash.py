@@ -15,7 +15,7 @@ KILL_MEDIAN_S, KILL_P99_S = 0.35, 0.8
 def rejoined(trial: Trial, name: str, *, within_s: float = 30.0) -> float:
     """Returns after how many seconds a master that was started has all that the leader had committed by then."""
     began_s = time.monotonic()
-    leader = trial.cluster.leader(among=[other for other in trial.cluster.masters if other != name])
+    leader = trial.cluster.leader(within_s=within_s)
     view = trial.cluster.status(leader)
     wanted = view.commit_index if view is not None else 0
     wait_until(
