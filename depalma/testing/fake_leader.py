@@ -108,6 +108,18 @@ class FakeLeader:
         assert self._socket is not None, "no agent is connected"
         await self._socket.send_bytes(wire.encode(frame))
 
+    async def renew(self) -> None:
+        """Makes the agent begin anew, with nothing running, and forgets what was seen of it."""
+        before = self.hellos[-1].incarnation
+        self.refusal = wire.Refused("the next test begins", stop=True, restart_incarnation=True)
+        await self.drop()
+        await wait_until(lambda: self.connected and self.hellos[-1].incarnation != before, "new incarnation")
+        for seen in (self.reports, self.started, self.answers_to, self.blobs):
+            seen.clear()
+        for list_seen in (self.report_frames, self.beats, self.acknowledged, self.gone):
+            list_seen.clear()
+        self.answers = self.commits = True
+
     def job(self, number: int, spec: JobSpec, *, code_index: int = 0, tree_digest: str = "") -> None:
         """Makes a job known; its template goes with its first task."""
         self._specs[number] = wire.JobTemplate(number, spec, code_index, tree_digest)

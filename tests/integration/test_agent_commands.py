@@ -9,27 +9,39 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
+from depalma.agent.store import empty_folder
 from depalma.model import JobSpec
 from depalma.protocol import Assignment
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[FakeLeader, AgentProcess]]:
+    """One leader and one agent for all tests here: starting one takes longer than most of them."""
     async with FakeLeader() as fake:
-        yield fake
+        process = AgentProcess(tmp_path_factory.mktemp("agent"), [fake.url], slots=2, output_limit_bytes=100_000)
+        process.start()
+        try:
+            await wait_until(lambda: fake.connected, "connection")
+            yield fake, process
+        finally:
+            await process.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def leader(pair: tuple[FakeLeader, AgentProcess]) -> FakeLeader:
+    await pair[0].renew()
+    empty_folder(pair[1].root / "output")  # the same task numbers come again in every test
+    return pair[0]
 
 
 @pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], output_limit_bytes=100_000)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
+def agent(pair: tuple[FakeLeader, AgentProcess]) -> AgentProcess:
+    return pair[1]
 
 
 def command(*argv: str, **fields: object) -> JobSpec:
@@ -56,7 +68,7 @@ async def test_a_command_succeeds_and_its_output_is_served(leader: FakeLeader, a
 async def test_a_command_that_writes_nothing_leaves_no_file(leader: FakeLeader, agent: AgentProcess) -> None:
     await leader.run(command("true"))
 
-    assert list((agent.root / "output").iterdir()) == []
+    assert not list((agent.root / "output").glob("1/0.1.*"))
     assert await text(leader) == ""
 
 
@@ -155,12 +167,12 @@ async def test_a_time_limit_ends_the_whole_tree(leader: FakeLeader, agent: Agent
     assert not sleeping("987", "986")
 
 
-_here: list[str] = []  #: where the tasks of this test run, which tells them from those of other runs
+_here: list[str] = []  #: where the tasks of these tests run, which tells them from those of other runs
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path) -> None:
-    _here[:] = [str(tmp_path)]
+def here(agent: AgentProcess) -> None:
+    _here[:] = [str(agent.folder)]
 
 
 def sleeping(*arguments: str) -> list[int]:
