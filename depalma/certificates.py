@@ -158,7 +158,7 @@ def problem_of(
 ) -> str:
     """Returns why the other masters would not take this for the member's certificate; empty if they would."""
     if not any(was_issued_by(certificate, authority) for authority in authorities):
-        return f"was made by none of the authorities in {AUTHORITY_FILE}"
+        return "was made by no authority that is believed"
     wanted = member_uri(cluster, member_id)
     if (uris := uris_of(certificate)) != [wanted]:
         return f"is for {', '.join(uris) or 'nobody'}, not for {wanted}"

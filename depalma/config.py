@@ -176,6 +176,11 @@ def _settings_problem(settings: Settings) -> str:
     return ""
 
 
+def secrets_folder(file: Path, config: ClusterConfig) -> Path:
+    """Returns the folder of secrets that a cluster file names: relative to the file, `~` expanded."""
+    return file.absolute().parent / Path(config.secrets).expanduser()
+
+
 def load_secrets(folder: Path, master_id: str, *, made_by: Path | str = "FILE") -> Secrets:
     """Returns the secrets of a master; `made_by` is the cluster file, for the advice.
 

@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_module.load(arguments.config)
         config.master(arguments.id)
-        folder = arguments.config.parent / Path(config.secrets).expanduser()
+        folder = config_module.secrets_folder(arguments.config, config)
         secrets = config_module.load_secrets(folder, arguments.id, made_by=arguments.config)
     except ConfigError as error:
         print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201

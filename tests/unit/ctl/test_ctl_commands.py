@@ -44,7 +44,17 @@ NEEDS_CLUSTER = {
     "doctor": ([], 1),
 }
 WRITES = {"submit", "map", "run", "cancel", "code add"}
-ALONE = {"dev", "context add", "context use", "context rm", "context ls", "config check", "completion", "version"}
+ALONE = {
+    "dev",
+    "cluster init",
+    "context add",
+    "context use",
+    "context rm",
+    "context ls",
+    "config check",
+    "completion",
+    "version",
+}
 
 
 @pytest.fixture(autouse=True)
