@@ -32,6 +32,7 @@ HOMES = {
     "yaml": ("config.py", "client/contexts.py", "ctl/", "local/"),
     "cloudpickle": ("client/", "agent/"),
     "cryptography": ("certificates.py",),
+    "cryptography": ("certificates.py",),
 }
 #: Part → parts of depalma that it must not import.
 CLOSED = {
@@ -193,6 +194,8 @@ def sleeps_in(function: ast.AST) -> Iterator[int]:
     for node in ast.iter_child_nodes(function):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
+        if isinstance(node, ast.While) and "monotonic" in ast.unparse(node):
+            continue  # a wait with a deadline
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "asyncio.sleep", "sleep"):
             argument = node.args[0] if node.args else None
             if not (isinstance(argument, ast.Constant) and argument.value == 0):
