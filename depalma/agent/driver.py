@@ -263,7 +263,7 @@ class Agent:
                 digest = await self._code.have(int(need[5:]), _FETCH_FOR_S)
             else:
                 await self._blobs.have(need, _FETCH_FOR_S)
-        except (BlobUnavailable, ArchiveError, TimeoutError, OSError) as error:
+        except (BlobUnavailable, ArchiveError, TimeoutError, OSError, ValueError) as error:
             log.warning("%s cannot be had: %s", need[:20], error)
             self.deliver(ev.Unprepared(need, f"{need[:20]}: {error or type(error).__name__}"))
             return

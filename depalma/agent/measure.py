@@ -35,6 +35,11 @@ def python_version() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
+def printable(text: str) -> str:
+    """Returns the text with whatever is not Unicode escaped: file names and arguments are bytes, frames are not."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 class LoadMeter:
     """Samples the load of the whole host, at most about once a second."""
 
@@ -105,5 +110,5 @@ class ProcessTable:
                 rss_bytes=process.memory_info().rss,
                 threads=process.num_threads(),
                 elapsed_s=round(elapsed_s, 2),
-                command=" ".join(process.cmdline())[:4096] or f"[{process.name()}]",
+                command=printable(" ".join(process.cmdline())[:4096] or f"[{process.name()}]"),
             )

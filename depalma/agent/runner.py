@@ -16,6 +16,7 @@ from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.link import MonitorLink
+from depalma.agent.measure import printable
 from depalma.agent.proctree import OWNER
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
 from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message
@@ -85,10 +86,11 @@ class Runner:
         """Tells the monitor the environment that the tasks of a job share."""
         if number in self._known_jobs:
             return
-        self._known_jobs[number] = None
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
         whole = {**inherited, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
-        self.link.send(("environment", number, {os.fsencode(k): os.fsencode(v) for k, v in whole.items()}))
+        encoded = {os.fsencode(name): os.fsencode(value) for name, value in whole.items()}
+        self._known_jobs[number] = None
+        self.link.send(("environment", number, encoded))
         if len(self._known_jobs) > _KNOWN_JOBS:
             live = {command.attempt.job.id for command in self.commands.values()} | {_WORKERS, number}
             for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
@@ -118,13 +120,14 @@ class Runner:
         line.lane = lane
         for attempt in attempts:
             job = attempt.job
-            if job.id not in self._known_jobs:
-                self._environment(job.id, self._command_environment(job))
             try:
+                if job.id not in self._known_jobs:
+                    self._environment(job.id, self._command_environment(job))
                 argv = self._argv(attempt)
             except (OSError, ValueError, RuntimeError) as error:
                 now = time.time()
-                self.emit(Ended((self._report(attempt, "failed", None, None, f"argument: {error}", now, now),)))
+                problem = printable(f"the command cannot be started: {error}")
+                self.emit(Ended((self._report(attempt, "failed", None, None, problem, now, now),)))
                 continue
             key = self._key(attempt.ref)
             line.refs[attempt.ref] = None
@@ -175,7 +178,7 @@ class Runner:
         if command is None:
             return None
         self.slots[command.slot].refs.pop(ref, None)
-        known = command.attempt
+        known, error = command.attempt, printable(error)
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
             return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
@@ -214,7 +217,7 @@ class Runner:
             if job.id not in handle.jobs:
                 pickled = job.spec.function_pickle
                 path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
-                message = job_message(job, path, self.job_environment(job))
+                message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")
             if not handle.send(attempt, self._argument(attempt), message):
                 self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:])))
                 return
@@ -304,7 +307,7 @@ class Runner:
         self._forget_handle(handle)
         code = os.waitstatus_to_exitcode(status)
         how = f"signal {-code} ({name_of(-code)})" if code < 0 else f"exit code {code}"
-        reason = error or f"worker process died: {how}"
+        reason = printable(error) or f"worker process died: {how}"
         if not handle.ready:
             tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
             reason += ": " + tail.decode(errors="replace").strip().rsplit("\n", 1)[-1] if tail.strip() else ""

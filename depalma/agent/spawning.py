@@ -87,18 +87,24 @@ class Slots:
         slot = spawned.slot
         pair = self._open.get(slot)
         if pair is not None:
-            for position, name in enumerate(("out", "err")):
-                size_bytes = os.fstat(pair[position]).st_size
-                if not size_bytes and not spawned.dirty:
-                    continue
-                if size_bytes > self.output_limit_bytes:
-                    os.ftruncate(pair[position], self.output_limit_bytes)
-                os.close(pair[position])
-                if size_bytes and spawned.finals[position]:
-                    _rename(f"{self.spool}/{slot}.{name}", spawned.finals[position])
-                pair[position] = self._new_spool(slot, name)
+            sizes_bytes = [os.fstat(fd).st_size for fd in pair]
+            if spawned.dirty or any(sizes_bytes):
+                # Out of use first: whatever fails below, the next task gets new files.
+                del self._open[slot]
+                self._keep(slot, pair, sizes_bytes, spawned.finals)
         if slot in self._scratches:
             self._renew_scratch(slot)
+
+    def _keep(self, slot: int, pair: list[int], sizes_bytes: list[int], finals: tuple[str, str]) -> None:
+        try:
+            for fd, name, size_bytes, final in zip(pair, ("out", "err"), sizes_bytes, finals, strict=True):
+                if size_bytes > self.output_limit_bytes:
+                    os.ftruncate(fd, self.output_limit_bytes)
+                if size_bytes and final:
+                    _rename(f"{self.spool}/{slot}.{name}", final)
+        finally:
+            for fd in pair:
+                os.close(fd)
 
     def _new_spool(self, slot: int, name: str) -> int:
         path = f"{self.spool}/{slot}.{name}"
@@ -156,7 +162,7 @@ class Spawner:
             where = error.filename or ""
             where = os.fsdecode(where) if isinstance(where, bytes) else str(where)
             raise SpawnError(f"{where}: {error.strerror}", 126) from error
-        except ValueError as error:  # a zero byte, or an empty command
+        except (ValueError, TypeError, LookupError) as error:  # a zero byte, an empty command, and the like
             raise SpawnError(f"the command cannot be started: {error}", 126) from error
         finally:
             for handle in opened:

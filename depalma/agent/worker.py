@@ -86,6 +86,8 @@ class Worker:
                 return
             message = marshal.loads(data)
             if message[0] == "job":
+                if len(message) == 3:
+                    message = marshal.loads(_read(message[2]))
                 self.jobs.pop(message[1], None)
                 self.jobs[message[1]] = Job(message)
                 if len(self.jobs) > _JOBS:
@@ -198,7 +200,9 @@ def describe(problem: BaseException) -> str:
     except BaseException as error:
         text = f"{type(problem).__name__} (its traceback cannot be shown: {type(error).__name__})"
     data = text.encode(errors="backslashreplace")
-    return text if len(data) <= _ERROR_BYTES else "…" + data[3 - _ERROR_BYTES :].decode(errors="ignore")
+    if len(data) > _ERROR_BYTES:
+        return "…" + data[3 - _ERROR_BYTES :].decode(errors="ignore")
+    return data.decode()
 
 
 def _dumps(value: Any) -> bytes:

@@ -7,6 +7,7 @@ import marshal
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from depalma.agent.events import Attempt, Job
@@ -106,8 +107,14 @@ class WorkerHandle:
         self.far.close()
 
 
-def job_message(job: Job, function_path: str, environment: dict[str, str]) -> tuple[Any, ...]:
-    """Returns what a worker has to know of a job."""
+def job_message(job: Job, function_path: str, environment: dict[str, str], folder: Path) -> tuple[Any, ...]:
+    """Returns what a worker has to know of a job; if that is much, where it is, in a file in `folder`."""
     spec = job.spec
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
-    return ("job", job.id, spec.function, inline, function_path, environment, spec.cwd)
+    message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd)
+    data = marshal.dumps(message)
+    if len(data) <= ARGUMENT_LIMIT_BYTES:
+        return message
+    path = folder / f"job.{job.id}"
+    path.write_bytes(data)
+    return ("job", job.id, str(path))

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -90,6 +91,50 @@ async def test_failures_say_what_happened(
 
     assert (report.outcome, report.exit_code, report.signal) == ("failed", code, number)
     assert words in report.error
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"argv": ()},
+        {"argv": ("",)},
+        {"env": {"A": "a\0b"}},
+        {"env": {"": "x"}},
+        {"env": {"A=B": "x"}},
+        {"cwd": "a\0b"},
+        {"stdout": "a\0b"},
+        {"stdout": "/no/such/folder/file"},
+        {"argv": ("echo", "x" * 200_000)},
+        {"env": {"A": "x" * 3_000_000}},
+    ],
+)
+async def test_a_poisonous_command_costs_itself_only(
+    leader: FakeLeader, agent: AgentProcess, fields: dict[str, Any]
+) -> None:
+    spec = JobSpec(kind="command", **{"argv": ("true",), **fields})
+    hellos = len(leader.hellos)
+    leader.job(1, spec)
+    leader.job(2, command("true"))
+    await leader.assign(Assignment(1, 0, 1, 1), Assignment(2, 0, 1, 1))
+
+    report = await leader.report((1, 0, 1))
+
+    assert report.outcome == "failed"
+    assert report.error
+    assert len(leader.hellos) == hellos  # neither agent nor monitor began anew
+    assert (await leader.report((2, 0, 1))).outcome == "succeeded"
+
+
+async def test_names_that_are_not_unicode_are_shown_escaped(leader: FakeLeader, agent: AgentProcess) -> None:
+    failed = await leader.run(command("{}"), argument=b"no-such-\xff")
+    assert failed.error == r"no-such-\udcff: command not found"
+
+    leader.job(2, command("sh", "-c", "sleep 1081; true", "{}"))
+    await leader.assign(Assignment(2, 0, 1, 1, b"\xff"))
+    await wait_until(lambda: sleeping("1081"), "task")
+    commands = [view.command for view in (await leader.ask_processes()).processes]
+    assert r"sh -c sleep 1081; true \udcff" in commands
+    await leader.kill([(2, 0, 1)])
 
 
 async def test_a_missing_working_folder_is_named(leader: FakeLeader, agent: AgentProcess) -> None:

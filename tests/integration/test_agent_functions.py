@@ -103,6 +103,17 @@ async def test_a_failure_brings_exception_and_traceback(leader: FakeLeader, agen
     assert str(error) == "no 7 please"
 
 
+async def test_errors_that_are_not_unicode_or_too_long_are_shown(leader: FakeLeader, agent: AgentProcess) -> None:
+    def fails(text: str) -> None:
+        raise ValueError(text)
+
+    odd = await leader.run(function(fails), job=1, argument=call("\ud800"))
+    assert odd.error.endswith("ValueError: \\ud800\n")
+    long = await leader.run(function(fails), job=2, argument=call("ä" * 200_000))
+    assert long.error.startswith("…ä")
+    assert len(long.error.encode()) <= 65_536
+
+
 async def test_an_exception_that_cannot_travel_is_replaced(leader: FakeLeader, agent: AgentProcess) -> None:
     def fails() -> None:
         error = RuntimeError("has a generator")
@@ -300,6 +311,50 @@ async def test_large_values_go_beside_the_log(leader: FakeLeader, agent: AgentPr
         assert result is not None
         assert len(pickle.loads(leader.blobs[result.digest])) == length + 1
     await wait_until(lambda: not list((agent.root / "blobs/out").iterdir()), "empty folder of results")
+
+
+@pytest.mark.parametrize(
+    ("fields", "argument"),
+    [
+        ({"function": "no.such.module:f"}, None),
+        ({"function": "os:no_such_name"}, None),
+        ({"function": "not a reference"}, None),
+        ({"function": ""}, None),
+        ({"function": "os:getpid"}, b"this is no pickle"),
+        ({"function": "os:getpid"}, pickle.dumps(("only", "two"))),
+        ({"function": "os:getpid", "env": {"A": "a\0b"}}, None),
+        ({"function": "os:getpid", "env": {"A=B": "x"}}, None),
+        ({"function": "os:getpid", "cwd": "/no/such/folder"}, None),
+        ({"function": "os:getpid", "cwd": "a\0b"}, None),
+        ({"function_pickle": Payload(inline=b"garbage", size_bytes=7)}, None),
+    ],
+)
+async def test_a_poisonous_job_costs_itself_only(
+    leader: FakeLeader, agent: AgentProcess, fields: dict[str, Any], argument: bytes | None
+) -> None:
+    hellos = len(leader.hellos)
+    leader.job(1, JobSpec(kind="function", **fields))
+    leader.job(2, function("os:getpid"))
+    await leader.assign(Assignment(1, 0, 1, 1, argument), Assignment(2, 0, 1, 1))
+
+    report = await leader.report((1, 0, 1))
+
+    assert report.outcome == "failed"
+    assert report.error
+    assert (await leader.report((2, 0, 1))).outcome == "succeeded"
+    assert len(leader.hellos) == hellos
+
+
+async def test_a_job_may_have_much_to_say(leader: FakeLeader, agent: AgentProcess) -> None:
+    def looks() -> int:
+        return len(os.environ["MUCH"])
+
+    leader.job(1, function(looks, env={"MUCH": "x" * 100_000}))
+    leader.job(2, function(looks, env={"MUCH": "x"}))
+    await leader.assign(Assignment(1, 0, 1, 1), Assignment(1, 1, 1, 1), Assignment(2, 0, 1, 1))
+
+    assert value(await leader.report((1, 0, 1))) == value(await leader.report((1, 1, 1))) == 100_000
+    assert value(await leader.report((2, 0, 1))) == 1
 
 
 async def test_a_wrong_interpreter_is_refused(leader: FakeLeader, agent: AgentProcess) -> None:
