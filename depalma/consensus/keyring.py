@@ -31,7 +31,7 @@ class Keyring:
         self._files = files
         self._me = me
         self._seen: object = None
-        self._reminded_at = float("-inf")
+        self._reminded: tuple[bool, float] | None = None  # whether it had expired, and when we said so
 
     def load(self) -> None:
         """Read the files for the first time. Raises ConfigError."""
@@ -72,7 +72,7 @@ class Keyring:
 
     def _replace(self, credentials: Credentials) -> None:
         self.credentials = credentials
-        self._reminded_at = float("-inf")
+        self._reminded = None
         end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(credentials.expires_at))
         believed = credentials.dialing.cert_store_stats()["x509_ca"]
         logger.info(
@@ -84,13 +84,14 @@ class Keyring:
 
     def _remind(self) -> None:
         left = self.seconds_left()
-        pause = EXPIRED_REMIND_S if left <= 0 else REMIND_S
+        expired = left <= 0
+        pause = EXPIRED_REMIND_S if expired else REMIND_S
         now = time.monotonic()
-        if left > WARN_S or now - self._reminded_at < pause:
+        if left > WARN_S or (self._reminded and self._reminded[0] == expired and now < self._reminded[1] + pause):
             return
-        self._reminded_at = now
+        self._reminded = expired, now
         renew = "renew it with: depalmactl cluster init -f FILE --renew"
-        if left > 0:
+        if not expired:
             logger.warning("the certificate %s ends in %.1f days; %s", self._files.member, left / 86_400, renew)
         else:
             logger.error(
