@@ -42,6 +42,12 @@ class Replica(Protocol):
     def contacts(self) -> Mapping[str, float | None]:
         """Returns seconds since each other master was heard."""
 
+    def refused_connections(self) -> Mapping[str, int]:
+        """Returns how many connections its Raft port refused, by reason."""
+
+    def certificate_seconds_left(self) -> float:
+        """Returns how long its own certificate is still valid; negative after that."""
+
 
 class Machine(Protocol):
     """The replicated state."""

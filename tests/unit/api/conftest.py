@@ -62,6 +62,12 @@ class LoneReplica:
     def contacts(self) -> dict[str, float | None]:
         return {}
 
+    def refused_connections(self) -> dict[str, int]:
+        return {"plain_text": 2, "expired": 0}
+
+    def certificate_seconds_left(self) -> float:
+        return 86_400.4
+
 
 class OneMaster:
     """Implements the services of the API, and the context of the agents' sessions."""

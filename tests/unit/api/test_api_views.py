@@ -240,6 +240,9 @@ async def test_metrics_are_prometheus_text(bench: Bench) -> None:
     assert values["depalma_leader"] == "1"
     assert values['depalma_tasks{state="queued"}'] == "2"
     assert values['depalma_http_requests_total{status="404"}'] == "1"
+    assert values['depalma_raft_refused_total{reason="plain_text"}'] == "2"
+    assert values['depalma_raft_refused_total{reason="expired"}'] == "0"
+    assert values["depalma_raft_certificate_seconds_left"] == "86400"
     assert all(" " not in name for name in values)
 
 
