@@ -42,9 +42,15 @@ def read_attempt(session: Session, task: str, stream: str, attempt: int | None =
 
 
 def follow_task(
-    session: Session, task: str, stream: str, *, note: Callable[[str], None] | None = None
+    session: Session,
+    task: str,
+    stream: str,
+    *,
+    from_the_first: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> Iterator[Chunk]:
-    """Yields what the task writes until it is over: its present attempt from the beginning, then further ones.
+    """Yields what the task writes until it is over: its present attempt from the beginning (or the first one), then
+    each further one, however quickly they follow each other.
 
     `note` gets a line for people when an attempt is followed by another, or its output is out of reach.
     Errors: Rejected, NoLeader.
@@ -56,24 +62,23 @@ def follow_task(
         if view["attempt"] <= attempt:
             return
         if attempt:
-            say(f"{task}: attempt {attempt} is over ({_how(view, attempt)}); attempt {view['attempt']} follows")
-        attempt = view["attempt"]
+            say(f"{task}: attempt {attempt} is over ({_how(view, attempt)}); attempt {attempt + 1} follows")
+        attempt = attempt + 1 if attempt or from_the_first else view["attempt"]
+        if _past(view, attempt).get("state") == "returned":
+            continue  # it never began, so it wrote nothing
         try:
             yield from _follow_attempt(session, task, stream, attempt)
         except Failure as failure:
             say(f"{task}: {clean(str(failure))}")
-            view = session.get(f"/v1/tasks/{task}")
-            if view["state"] in FINAL and view["attempt"] == attempt:
-                return
 
 
 def next_attempt(session: Session, task: str, after: int) -> dict[str, Any]:
-    """Returns the task's view once it has an attempt later than `after` that is under way or over, or is final."""
+    """Returns the task's view once it has an attempt later than `after`, or is final."""
     index = None
     while True:
         answer = session.ask(f"/v1/tasks/{task}", wait=f"{LOG_WAIT_S:g}s" if index else None, index=index)
         view: dict[str, Any] = answer.json()
-        if view["state"] in FINAL or (view["attempt"] > after and view["state"] in ("running", "assigned")):
+        if view["state"] in FINAL or view["attempt"] > after:
             return view
         index = answer.headers.get("depalma-index")
 
@@ -114,16 +119,22 @@ def _patience(session: Session, task: str, attempt: int, answer: Answer, given_u
     alive = view["attempt"] == attempt and view["state"] not in FINAL
     now = time.monotonic()
     if not alive and given_up_at is None:
-        given_up_at = now + _UNREACHABLE_S
+        lost = _past(view, attempt).get("state") == "lost"
+        given_up_at = now if lost else now + _UNREACHABLE_S
     if given_up_at is not None and now >= given_up_at:
         raise Failure(str(answer.problem().get("detail")), code="log_unavailable")
     time.sleep(_RETRY_S)
     return None if alive else given_up_at
 
 
+def _past(view: dict[str, Any], number: int) -> dict[str, Any]:
+    """Returns what the view tells of one attempt; nothing when it is not remembered."""
+    return next((attempt for attempt in view.get("attempts", ()) if attempt["number"] == number), {})
+
+
 def _how(view: dict[str, Any], number: int) -> str:
-    for attempt in view.get("attempts", ()):
-        if attempt["number"] == number:
-            reason = f": {clean(attempt['reason'])}" if attempt.get("reason") else ""
-            return f"{attempt['state']} on {attempt['host']}{reason}"
-    return "ended"
+    attempt = _past(view, number)
+    if not attempt:
+        return "ended"
+    reason = f": {clean(attempt['reason'])}" if attempt.get("reason") else ""
+    return f"{attempt['state']} on {attempt['host']}{reason}"

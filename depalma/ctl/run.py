@@ -116,7 +116,7 @@ class _Pump(threading.Thread):
     def run(self) -> None:
         note = self._session.narrate if self.stream == "stdout" else None
         try:
-            for chunk in follow_task(self._session, self._task, self.stream, note=note):
+            for chunk in follow_task(self._session, self._task, self.stream, from_the_first=True, note=note):
                 self._sink.write(chunk.data)
                 self._sink.flush()
         except BrokenPipeError:

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -14,6 +19,8 @@ import pytest
 from depalma import Client, LocalCluster
 
 T = TypeVar("T")
+Done = subprocess.CompletedProcess[str]
+Ctl = Callable[..., Done]
 
 
 def _wait_until(look: Callable[[], T], until: Callable[[T], object] = bool, timeout_s: float = 20.0) -> T:
@@ -59,3 +66,47 @@ def fresh_cluster() -> Iterator[Callable[..., LocalCluster]]:
 
     yield make
     assert [left for cluster in made for left in cluster.stop()] == []
+
+
+# ---------------------------------------------------------------- depalmactl
+
+
+@pytest.fixture
+def environment(cluster: LocalCluster, tmp_path: Path) -> dict[str, str]:
+    """The cluster by environment, and nothing of the user's own configuration."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEPALMA_") or "TEST" in name}
+    return {
+        **kept,
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "DEPALMA_MASTERS": ",".join(cluster.masters),
+        "DEPALMA_TOKEN_FILE": cluster.token_file,
+    }
+
+
+@pytest.fixture
+def ctl(environment: dict[str, str], tmp_path: Path) -> Ctl:
+    """`ctl("jobs", "-o", "json", stdin="", code=0, env={})`; fails when the exit code is another one."""
+
+    def call(*arguments: str, stdin: str = "", code: int | None = 0, env: dict[str, str] | None = None) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "depalma.ctl", *arguments],
+            env={**environment, **(env or {})},
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert code is None or done.returncode == code, done
+        assert "internal error" not in done.stderr, done
+        assert not done.stderr.startswith("Traceback"), done
+        return done
+
+    return call
+
+
+@pytest.fixture
+def value(ctl: Ctl) -> Callable[..., Any]:
+    """`value("jobs")`: the one JSON value that the command prints."""
+    return lambda *arguments, **options: json.loads(ctl("-o", "json", *arguments, **options).stdout)

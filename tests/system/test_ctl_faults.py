@@ -32,17 +32,6 @@ def cluster(fresh_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     return fresh_cluster(masters=3, agents=1, slots=2)
 
 
-@pytest.fixture
-def environment(cluster: LocalCluster, tmp_path: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEPALMA_") or "TEST" in name}
-    return {
-        **kept,
-        "XDG_CONFIG_HOME": str(tmp_path / "config"),
-        "DEPALMA_MASTERS": ",".join(cluster.masters),
-        "DEPALMA_TOKEN_FILE": cluster.token_file,
-    }
-
-
 @contextmanager
 def started(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A call that goes on; killed at the end of the block if it still does."""
@@ -314,3 +303,21 @@ def test_dev_stop_where_nothing_runs(home: dict[str, str], tmp_path: Path) -> No
     )
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr
+
+
+def test_run_goes_on_on_another_host_when_its_agent_dies(
+    fresh_cluster: Callable[..., LocalCluster], tmp_path: Path
+) -> None:
+    cluster = fresh_cluster(masters=1, agents=2, slots=1)
+    environment = {**os.environ, "DEPALMA_MASTERS": cluster.masters[0], "DEPALMA_TOKEN_FILE": cluster.token_file}
+    script = "echo attempt $DEPALMA_ATTEMPT on $DEPALMA_HOST; test $DEPALMA_ATTEMPT = 2 || sleep 60"
+    with started(environment, "run", "--", "sh", "-c", script) as running:
+        (first,) = read_lines(running, lambda line: "attempt 1" in line)
+        cluster.kill(first.rsplit(" ", 1)[1])
+        assert running.stdout is not None
+        (second,) = running.stdout.read().splitlines()
+        assert second.startswith("attempt 2 on h")
+        assert second[-2:] != first[-2:]
+        assert running.wait(30) == 0
+        assert running.stderr is not None
+        assert "attempt 1 is over (lost on" in running.stderr.read()
