@@ -61,6 +61,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     election_s: tuple[float, float] = (0.3, 0.6)
     history_days: float = 30.0  #: finished jobs are kept this long
     history_jobs: int = 100_000  #: and at most so many
+    open_job_idle_s: float = 86_400.0  #: an open job (an executor's) without work for this long is closed
     max_body_bytes: int = 8 * 1024 * 1024  #: of an API request; blobs are streamed and have their own limit
     max_blob_bytes: int = 2 * 1024 * 1024 * 1024
     on_cut_off: str = "rejoin"  #: exit, or rejoin: what an agent does after it stopped itself
@@ -170,6 +171,8 @@ def _settings_problem(settings: Settings) -> str:
         return f"settings.lease_margin: {settings.lease_margin} given; allowed: 0.15 to 10"
     if not 0.05 <= settings.heartbeat_s <= settings.lease_s / 3:
         return f"settings.heartbeat_s: {settings.heartbeat_s} given; allowed: 0.05 to a third of lease_s"
+    if settings.open_job_idle_s < 60:
+        return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
     low, high = settings.election_s
     if not 0.1 <= low < high <= 30:
         return f"settings.election_s: [{low}, {high}] given; allowed: two rising numbers from 0.1 to 30"

@@ -12,16 +12,17 @@ from depalma.consensus import NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.dispatching import DispatchLoop
+from depalma.leader.history import IdleJobs, to_forget
 from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.model import AttemptRef
 from depalma.state.cluster_state import Changes
-from depalma.state.commands import AddHost, AnyCommand, ForgetJobs, HostLost, HostSuspect
+from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2  #: how often leases are looked at
-FORGET_S = 60.0  #: how often history is trimmed
+TRIM_S = 60.0  #: how often history is trimmed and idle jobs are closed
 FORGET_AT_ONCE = 1_000
 
 
@@ -136,16 +137,15 @@ class Reign:
     # ------------------------------------------------------------ history
 
     async def _trim_history(self) -> None:
-        settings = self._context.config.settings
+        context, settings = self._context, self._context.config.settings
+        idle = IdleJobs(settings.open_job_idle_s)
         while True:
-            await asyncio.sleep(FORGET_S)
-            oldest = self._context.wall() - settings.history_days * 86_400
-            final = [job for job in self._context.state.jobs.values() if job.is_final]
-            too_many = max(0, len(final) - settings.history_jobs)
-            due = [
-                job.id
-                for position, job in enumerate(final)
-                if position < too_many or (job.finished_at is not None and job.finished_at < oldest)
-            ]
+            await asyncio.sleep(TRIM_S)
+            wall, jobs = context.wall(), context.state.jobs
+            for job in idle.over(jobs.values(), context.clock()):
+                log.info("job %d is open, and had nothing to do for %g s: closing it", job, settings.open_job_idle_s)
+                await self._try(CloseJob(f"idle:{job}:{context.state.version}", job, wall))
+            oldest = wall - settings.history_days * 86_400
+            due = to_forget(jobs.values(), finished_before=oldest, keep=settings.history_jobs)
             for start in range(0, len(due), FORGET_AT_ONCE):
-                await self._try(ForgetJobs(tuple(due[start : start + FORGET_AT_ONCE]), self._context.wall()))
+                await self._try(ForgetJobs(tuple(due[start : start + FORGET_AT_ONCE]), wall))
