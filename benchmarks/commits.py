@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from depalma.certificates import CertificateFiles
@@ -35,13 +36,14 @@ class Counter:
         self.applied += 1
         return index
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> list[bytes]:
         """Returns the count."""
-        return str(self.applied).encode()
+        return [str(self.applied).encode()]
 
-    def restore(self, data: bytes) -> None:
+    def restore(self, pieces: Iterable[bytes]) -> None:
         """Takes a count."""
-        self.applied = int(data)
+        (count,) = pieces
+        self.applied = int(count)
 
 
 async def propose_many(replica: Replica, command: bytes, count: int, at_once: int) -> float:

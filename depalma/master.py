@@ -172,6 +172,7 @@ def _replica_settings(config: ClusterConfig, master_id: str) -> ReplicaSettings:
         id=master_id,
         members=tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port) for m in config.masters),
         directory=config.master(master_id).directory / "raft",
+        cluster=config.cluster,
         election_s=config.settings.election_s,
         snapshot_every_entries=config.settings.snapshot_every_entries,
     )
@@ -239,7 +240,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     # Long-lived state is large and acyclic: collecting it again and again would stall the loop (ecosystem: 50 ms).
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    # Small steps, each some ms: a hundred thousand new jobs must not be one stall of the loop.
+    gc.set_threshold(20_000, 5, 1_000)
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(serve(config, secrets, arguments.id))
     return 130

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
+from depalma import __version__
 from depalma.clock import Clock
 from depalma.consensus import envelope
 from depalma.consensus.disk import Disk, disk_errors
@@ -19,6 +20,7 @@ from depalma.consensus.engine import Engine, reconcile
 from depalma.consensus.errors import (
     ApplyFailed,
     CommandTooLarge,
+    ConsensusError,
     JournalDamaged,
     NotLeader,
     OutcomeUnknown,
@@ -29,7 +31,8 @@ from depalma.consensus.log import FIRST_INDEX
 from depalma.consensus.messages import BadMessage, Message, decode, encode
 from depalma.consensus.settings import MIB, ReplicaSettings, StateMachine
 from depalma.consensus.snapshot import Snapshot, SnapshotStore
-from depalma.consensus.snapshotter import SnapshotWriter
+from depalma.consensus.snapshot_format import Header
+from depalma.consensus.snapshotter import SnapshotWriter, uncollected
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ class Core:
         self._readers: list[Callback] = []
         self._round: tuple[int, int, list[Callback]] | None = None
         self._confirmed: list[tuple[int, list[Callback]]] = []
-        self._writing: tuple[int, int, int] | None = None
+        self._writing: Header | None = None
         self._bytes_at_snapshot = 0
         self._retry_snapshot_at = float("-inf")
 
@@ -256,9 +259,12 @@ class Core:
             if callbacks is not None:
                 self._answers.append((callbacks[position], answer, None))
 
-    def restore(self, snapshot: Snapshot, state: bytes) -> None:
+    def restore(self, snapshot: Snapshot, state: Iterable[bytes]) -> None:
         try:
-            self._machine.restore(state)
+            with uncollected():
+                self._machine.restore(state)
+        except ConsensusError:
+            raise
         except Exception as error:
             raise SnapshotDamaged(
                 self._disk.path(snapshot.name), f"restoring it raised {type(error).__name__}: {error}"
@@ -340,9 +346,10 @@ class Core:
             self._finish_snapshot(self._writing)
         elif self._snapshot_due():
             index = self.engine.applied
-            self._writing = (index, self.journal.log.term_at(index), self.applied_index)
+            term = self.journal.log.term_at(index)
+            self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__)
             self._bytes_at_snapshot = self.journal.written_bytes
-            self._writer.begin(self._store, *self._writing, self._machine.snapshot)
+            self._writer.begin(self._store, self._writing, self._machine.snapshot)
 
     def _snapshot_due(self) -> bool:
         newest = self._store.newest
@@ -352,7 +359,7 @@ class Core:
         written = self.journal.written_bytes - self._bytes_at_snapshot
         return entries >= self._settings.snapshot_every_entries or written >= self._settings.snapshot_every_bytes
 
-    def _finish_snapshot(self, writing: tuple[int, int, int]) -> None:
+    def _finish_snapshot(self, writing: Header) -> None:
         written = self._writer.poll()
         if written is None:
             return
@@ -360,6 +367,6 @@ class Core:
         if not written:
             self._retry_snapshot_at = self._clock.monotonic() + SNAPSHOT_RETRY_S
             return
-        snapshot = self._store.publish(*writing)
+        snapshot = self._store.publish(writing)
         if snapshot is not None:
             self.journal.compact(self.journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Protocol
 
 from depalma.clock import Clock
@@ -48,7 +49,7 @@ class EngineOwner(Protocol):
         """A committed entry; each exactly once and in order."""
         ...
 
-    def restore(self, snapshot: Snapshot, state: bytes) -> None:
+    def restore(self, snapshot: Snapshot, state: Iterable[bytes]) -> None:
         """Become this state: everything up to `snapshot.index` is in it."""
         ...
 

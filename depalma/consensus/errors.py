@@ -65,6 +65,18 @@ class SnapshotDamaged(ConsensusError):
         self.path = path
 
 
+class SnapshotTooNew(SnapshotDamaged):
+    """A newer release wrote the snapshot; it is whole, but not for this release to read."""
+
+    def __init__(self, path: str, found: int, known: int) -> None:
+        ConsensusError.__init__(
+            self,
+            f"snapshot {path} has format {found}, which a newer release wrote; this release reads formats up to "
+            f"{known}. Start this replica with that release again; nothing was changed",
+        )
+        self.path = path
+
+
 class DirectoryInUse(ConsensusError):
     """Another process has the replica's directory open."""
 

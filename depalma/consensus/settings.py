@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +20,12 @@ class StateMachine(Protocol):
         """Change the state by one command and answer. Pure: an exception means a broken invariant and stops us."""
         ...
 
-    def snapshot(self) -> bytes:
-        """The whole state as bytes. Called in a forked child (in simulation: in place)."""
+    def snapshot(self) -> Iterable[bytes]:
+        """The whole state, in pieces of up to some MiB. Called in a forked child (in simulation: in place)."""
         ...
 
-    def restore(self, data: bytes) -> None:
-        """Become the state that `snapshot` returned."""
+    def restore(self, pieces: Iterable[bytes]) -> None:
+        """Become the state that `snapshot` gave, from the same pieces in the same order."""
         ...
 
 
@@ -46,6 +47,8 @@ class ReplicaSettings:
     members: tuple[Member, ...]
     #: journal, vote and snapshots live here; mode 0700, one process at a time
     directory: Path
+    #: name of the cluster; written into snapshots
+    cluster: str = ""
     #: a follower that hears no leader waits a random time in this range before it asks for votes
     election_s: tuple[float, float] = (0.3, 0.6)
     snapshot_every_entries: int = 20_000

@@ -1,40 +1,23 @@
-"""Snapshots on disk: one file each, with a format number and a checksum, put in place atomically."""
+"""Snapshots on disk: the newest one, put in place atomically, the one being written and the one being received."""
 
 from __future__ import annotations
 
 import logging
 import re
-import struct
-import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b  # not OpenSSL's: its locks could be held by another thread when we fork
-
-import msgspec
 
 from depalma.consensus.disk import AppendFile, Disk, disk_errors
 from depalma.consensus.errors import SnapshotDamaged
+from depalma.consensus.snapshot_format import Header, SnapshotReader, write
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"DEPALMA-SNAPSHOT"
-FORMAT = 1
-#: magic, format number, header length, header checksum
-_PREFIX = struct.Struct("<16sIII")
 _NAME = re.compile(r"snapshot-(\d{20})\.snap")
 _WRITTEN = "snapshot.tmp"
 _RECEIVED = "snapshot-received.tmp"
-_WRITE_BYTES = 1 << 20
-_SYNC_BYTES = 16 << 20
-
-
-class Header(msgspec.Struct, frozen=True):
-    """What a snapshot holds: everything up to log entry `index`, whose last command was number `sequence`."""
-
-    index: int
-    term: int
-    sequence: int
-    payload_bytes: int
-    digest: bytes
+#: so much is written between syncs: the journal's own sync, which waits for the disk too, never waits for more
+_SYNC_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +31,6 @@ class Snapshot:
     size_bytes: int
 
 
-def encode(index: int, term: int, sequence: int, state: bytes) -> bytes:
-    """The whole file for this state."""
-    payload = zlib.compress(state, 1)
-    header = msgspec.msgpack.encode(
-        Header(index, term, sequence, len(payload), blake2b(payload, digest_size=16).digest())
-    )
-    return _PREFIX.pack(MAGIC, FORMAT, len(header), zlib.crc32(header)) + header + payload
-
-
-def decode(data: bytes, path: str) -> tuple[Header, bytes]:
-    """Header and state of a file. Raises SnapshotDamaged that names `path`."""
-    if len(data) < _PREFIX.size:
-        raise SnapshotDamaged(path, "it is cut short")
-    magic, format_number, length, checksum = _PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise SnapshotDamaged(path, "it is no snapshot")
-    if format_number != FORMAT:
-        raise SnapshotDamaged(path, f"format {format_number} is unknown to this release, which reads {FORMAT}")
-    head = data[_PREFIX.size : _PREFIX.size + length]
-    if zlib.crc32(head) != checksum:
-        raise SnapshotDamaged(path, "checksum of its header is wrong")
-    header = msgspec.msgpack.decode(head, type=Header)
-    payload = memoryview(data)[_PREFIX.size + length :]
-    if len(payload) != header.payload_bytes or blake2b(payload, digest_size=16).digest() != header.digest:
-        raise SnapshotDamaged(path, "checksum of its content is wrong")
-    return header, zlib.decompress(payload)
-
-
 class SnapshotStore:
     """The newest snapshot of one replica, the one being written and the one being received."""
 
@@ -87,8 +42,11 @@ class SnapshotStore:
         self._received_bytes = 0
         self._unsynced_bytes = 0
 
-    def open(self) -> bytes | None:
-        """The state of the newest snapshot, None if there is none. Raises SnapshotDamaged, DiskFailed."""
+    def open(self) -> Iterator[bytes] | None:
+        """The state of the newest snapshot, in pieces to be read at once; None if there is none.
+
+        Raises SnapshotDamaged and DiskFailed, also while the pieces are read.
+        """
         with disk_errors("reading", self._disk.path("snapshots")):
             names = [name for name in self._disk.names() if _NAME.fullmatch(name)]
             for name in self._disk.names():
@@ -96,28 +54,36 @@ class SnapshotStore:
                     self._disk.remove(name)
             if not names:
                 return None
-            data = self._disk.read(names[-1])
-        header, state = decode(data, self._disk.path(names[-1]))
-        self.newest = Snapshot(header.index, header.term, header.sequence, names[-1], len(data))
+            size = self._disk.size(names[-1])
+        header = self._check(names[-1])
+        self.newest = Snapshot(header.index, header.term, header.sequence, names[-1], size)
         self._remove_older()
-        return state
+        return self._reader(names[-1]).pieces()
 
-    def write(self, index: int, term: int, sequence: int, state: bytes) -> None:
+    def write(self, header: Header, pieces: Iterable[bytes]) -> None:
         """Write a snapshot file and sync it, without giving it its name. May run in a forked child."""
-        data = encode(index, term, sequence, state)
         file = self._disk.create(_WRITTEN)
+        unsynced = 0
+
+        def put(data: bytes) -> None:
+            nonlocal unsynced
+            file.write(data)
+            unsynced += len(data)
+            if unsynced >= _SYNC_BYTES:
+                file.sync()
+                unsynced = 0
+
         try:
-            for start in range(0, len(data), _WRITE_BYTES):
-                file.write(data[start : start + _WRITE_BYTES])
+            write(put, header, pieces)
             file.sync()
         finally:
             file.close()
 
-    def publish(self, index: int, term: int, sequence: int) -> Snapshot | None:
+    def publish(self, header: Header) -> Snapshot | None:
         """Put the written snapshot in place, durably; None if a newer one came meanwhile."""
-        if self.newest is not None and self.newest.index >= index:
+        if self.newest is not None and self.newest.index >= header.index:
             return None
-        return self._put(_WRITTEN, index, term, sequence)
+        return self._put(_WRITTEN, header)
 
     def read_chunk(self, snapshot: Snapshot, offset: int, size: int) -> bytes:
         """A piece of the file, to be sent. Raises DiskFailed."""
@@ -142,24 +108,23 @@ class SnapshotStore:
                     self._unsynced_bytes = 0
         return self._received_bytes
 
-    def finish_received(self) -> tuple[Snapshot, bytes]:
-        """Check the received snapshot and put it in place, durably.
+    def finish_received(self) -> tuple[Snapshot, Iterator[bytes]]:
+        """Check the received snapshot and put it in place, durably; its state is to be read at once.
 
         Raises SnapshotDamaged (what was received is then discarded) and DiskFailed.
         """
-        path = self._disk.path(_RECEIVED)
-        with disk_errors("writing", path):
+        with disk_errors("writing", self._disk.path(_RECEIVED)):
             assert self._receiving is not None
             self._receiving.sync()
-            data = self._disk.read(_RECEIVED)
         try:
-            header, state = decode(data, path)
+            header = self._check(_RECEIVED)
         except SnapshotDamaged:
             self.discard_received()
             raise
         self._receiving.close()
         self._receiving = None
-        return self._put(_RECEIVED, header.index, header.term, header.sequence), state
+        snapshot = self._put(_RECEIVED, header)
+        return snapshot, self._reader(snapshot.name).pieces()
 
     def discard_received(self) -> None:
         """Forget a half received snapshot."""
@@ -172,13 +137,27 @@ class SnapshotStore:
         """Close what is open."""
         self.discard_received()
 
-    def _put(self, temporary: str, index: int, term: int, sequence: int) -> Snapshot:
-        name = f"snapshot-{index:020d}.snap"
+    def _reader(self, name: str) -> SnapshotReader:
+        def read_at(offset: int, size: int) -> bytes:
+            with disk_errors("reading", self._disk.path(name)):
+                return self._disk.read_at(name, offset, size)
+
+        return SnapshotReader(read_at, self._disk.path(name))
+
+    def _check(self, name: str) -> Header:
+        """Read all of a file and compare its checksums: its state is believed only after that."""
+        reader = self._reader(name)
+        reader.check()
+        reader.check_end()
+        return reader.header
+
+    def _put(self, temporary: str, header: Header) -> Snapshot:
+        name = f"snapshot-{header.index:020d}.snap"
         with disk_errors("placing", self._disk.path(name)):
             self._disk.rename(temporary, name)
             self._disk.sync_dir()
             size = self._disk.size(name)
-        self.newest = Snapshot(index, term, sequence, name, size)
+        self.newest = Snapshot(header.index, header.term, header.sequence, name, size)
         self._remove_older()
         return self.newest
 

@@ -9,10 +9,12 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from depalma.consensus.snapshot import SnapshotStore
+from depalma.consensus.snapshot_format import Header
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class SnapshotWriter(Protocol):
     """Writes one snapshot at a time."""
 
-    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+    def begin(self, store: SnapshotStore, header: Header, pieces: Callable[[], Iterable[bytes]]) -> None:
         """Start to write the state as it is now."""
         ...
 
@@ -36,15 +38,27 @@ class SnapshotWriter(Protocol):
         ...
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection within: a large state that is being built is looked at again and again, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class InlineSnapshots:
     """Writes at once, in the caller's process."""
 
     def __init__(self) -> None:
         self._written: bool | None = None
 
-    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+    def begin(self, store: SnapshotStore, header: Header, pieces: Callable[[], Iterable[bytes]]) -> None:
         try:
-            store.write(index, term, sequence, encode())
+            store.write(header, pieces())
             self._written = True
         except OSError as error:
             logger.error("writing a snapshot failed: %s", error)
@@ -72,7 +86,7 @@ class ForkedSnapshots:
         self._pid = 0
         self._started_at = 0.0
 
-    def begin(self, store: SnapshotStore, index: int, term: int, sequence: int, encode: Callable[[], bytes]) -> None:
+    def begin(self, store: SnapshotStore, header: Header, pieces: Callable[[], Iterable[bytes]]) -> None:
         parent = os.getpid()
         try:
             with warnings.catch_warnings():
@@ -82,7 +96,7 @@ class ForkedSnapshots:
             logger.error("cannot fork to write a snapshot: %s", error)
             pid = -1
         if pid == 0:
-            _child(parent, lambda: store.write(index, term, sequence, encode()))
+            _child(parent, lambda: store.write(header, pieces()))
         self._pid = pid
         self._started_at = time.monotonic()
 

@@ -53,7 +53,7 @@ class Finished(Struct, frozen=True, gc=False):
 
 
 class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
-    """The columns as they stand in a snapshot (little endian)."""
+    """Some rows of the columns as they stand in a snapshot (little endian)."""
 
     tasks: bytes
     started: bytes
@@ -192,43 +192,44 @@ class Completions(Sequence[int]):
         self._note_ids = {}
         self._last_result = None
 
-    def image(self) -> CompletionsImage:
-        """Returns the columns for a snapshot."""
-        return CompletionsImage(
-            _little(self._tasks),
-            _little(self._started),
-            _little(self._finished),
-            _little(self._notes),
-            self._results,
-            self._table,
-            self.bulk_at,
-            self.bulk_first,
-            self.bulk_count,
-            self.bulk_time,
-        )
+    def images(self, size: int) -> Iterator[CompletionsImage]:
+        """Yields the columns for a snapshot, at most `size` rows and notes at a time; at least one image."""
+        for start in range(0, max(len(self._tasks), len(self._table), 1), size):
+            part = slice(start, start + size)
+            yield CompletionsImage(
+                _little(self._tasks[part]),
+                _little(self._started[part]),
+                _little(self._finished[part]),
+                _little(self._notes[part]),
+                self._results[part],
+                self._table[part],
+                self.bulk_at,
+                self.bulk_first,
+                self.bulk_count,
+                self.bulk_time,
+            )
 
-    @classmethod
-    def from_image(cls, image: CompletionsImage, first_index: int) -> Completions:
-        """Returns what `image` was made of."""
-        self = cls(first_index)
+    def extend(self, image: CompletionsImage, seen: dict[Payload, Payload]) -> None:
+        """Appends what is in an image; `seen` makes equal results one object."""
+        place = len(self._tasks)
         for column, data in (
             (self._tasks, image.tasks),
             (self._started, image.started),
             (self._finished, image.finished),
             (self._notes, image.notes),
         ):
-            column.frombytes(data)
             if sys.byteorder == "big":
-                column.byteswap()
-        seen: dict[Payload, Payload] = {}
-        self._results = [result and seen.setdefault(result, result) for result in image.results]
+                swapped = array(column.typecode, data)
+                swapped.byteswap()
+                data = swapped.tobytes()
+            column.frombytes(data)
+        self._results += [result and seen.setdefault(result, result) for result in image.results]
         for note in image.table:
             self._add_note(note, astuple(note))
-        for place, index in enumerate(self._tasks):
-            self._set_ordinal(index - first_index, place + 1)
+        for ordinal, index in enumerate(self._tasks[place:], place + 1):
+            self._set_ordinal(index - self._first, ordinal)
         self.bulk_at, self.bulk_first = image.bulk_at, image.bulk_first
         self.bulk_count, self.bulk_time = image.bulk_count, image.bulk_time
-        return self
 
     def _add_note(self, note: Note, key: NoteKey) -> int:
         if not note.error:  # errors are mostly of one task each: not worth remembering

@@ -1,29 +1,34 @@
-"""The state as bytes, and back. [pure]
+"""The state as bytes, and back: in pieces, so that neither side ever holds a second copy of all of it. [pure]
 
-A format number, then arrays whose fields are only ever added at the end with a default: a newer version reads what an
-older one wrote. What can be derived (ready index, host attempts, tallies) is not stored.
+The first piece begins with a format number. Pieces are arrays whose fields are only ever added at the end with a
+default: a newer version reads what an older one wrote. What can be derived (ready index, host attempts, tallies) is
+not stored.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import msgspec
 from msgspec import Struct
 
 from depalma.codetree import CodeEntry
 from depalma.errors import DepalmaError
-from depalma.model import HostFacts, HostState, JobSpec
+from depalma.model import Payload
+from depalma.state import image_1
 from depalma.state.cluster_state import ClusterState
-from depalma.state.completions import Completions, CompletionsImage
+from depalma.state.completions import CompletionsImage
 from depalma.state.event_log import EventRecord
-from depalma.state.hosts import Host
-from depalma.state.jobs import NOTHING_DONE, Attempt, Chunk, Job, Story
+from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
+from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
 from depalma.state.requests import Answer
-from depalma.state.task_states import FIRST_FINAL, WORDS
 
 #: Raised when an older version could not read what this one writes.
-FORMAT = 1
+FORMAT = 2
+#: Rows, stories or chunks of one job that stand together; a piece is closed once it has so many bytes.
+ROWS = 1_000
+PIECE_BYTES = 256 * 1024
 
 
 class BadSnapshot(DepalmaError):
@@ -31,178 +36,242 @@ class BadSnapshot(DepalmaError):
 
 
 class _Head(Struct, array_like=True):
+    """What the first piece begins with, in every format."""
+
     format: int
 
 
-class _JobImage(Struct, array_like=True, gc=False):
-    id: int
-    spec: JobSpec
-    code_index: int
-    submitted_at: float
-    started_at: float | None
-    finished_at: float | None
-    open: bool
-    held: bool
-    cancelled: bool
-    cancelled_by: str
-    states: bytes
-    cursor: int
-    requeued: list[int]
-    running: list[tuple[int, Attempt]]
-    stories: list[tuple[int, Story]]
-    done: CompletionsImage | None
-    exit_code_seen: int
-    first_bad: int
-    chunks: list[Chunk]
+class _Piece(Struct, array_like=True, gc=False):
+    pass
 
 
-class _HostImage(Struct, array_like=True, gc=False):
-    name: str
-    groups: tuple[str, ...]
-    labels: dict[str, str]
-    priority: int
-    slots: int
-    gpus: int
-    added_at: float
-    state: HostState
-    reason: str
-    since: float
-    incarnation: str
-    over: list[str]
-    facts: HostFacts | None
-    code_index: int
-    acknowledgements: dict[int, str]
-
-
-class Image(Struct, array_like=True, gc=False):
-    """A whole state."""
+class StatePiece(Struct, array_like=True, gc=False):
+    """The first piece."""
 
     format: int
     version: int
     state_hash: str
     term: int
     next_job: int
-    code: list[CodeEntry]
-    hosts: list[_HostImage]
-    jobs: list[_JobImage]
-    younger: dict[str, Answer]
-    older: dict[str, Answer]
-    since: float
+    answers_since: float
     next_event: int
+
+
+class CodePiece(_Piece, tag="code"):
+    entries: list[CodeEntry]
+
+
+class HostsPiece(_Piece, tag="hosts"):
+    hosts: list[HostImage]
+
+
+class JobsPiece(_Piece, tag="jobs"):
+    """What goes beyond ROWS of a job follows in pieces of its own."""
+
+    jobs: list[JobImage]
+
+
+class DonePiece(_Piece, tag="done"):
+    job: int
+    done: CompletionsImage
+
+
+class StoriesPiece(_Piece, tag="stories"):
+    job: int
+    stories: list[tuple[int, Story]]
+
+
+class ChunksPiece(_Piece, tag="chunks"):
+    job: int
+    chunks: list[Chunk]
+
+
+class YoungerPiece(_Piece, tag="younger"):
+    answers: list[tuple[str, Answer]]
+
+
+class OlderPiece(_Piece, tag="older"):
+    answers: list[tuple[str, Answer]]
+
+
+class EventsPiece(_Piece, tag="events"):
     events: list[EventRecord]
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Image)
+class EndPiece(_Piece, tag="end"):
+    """The last one: without it something is missing."""
+
+    pieces: int
+
+
+AnyPiece = (
+    CodePiece
+    | HostsPiece
+    | JobsPiece
+    | DonePiece
+    | StoriesPiece
+    | ChunksPiece
+    | YoungerPiece
+    | OlderPiece
+    | EventsPiece
+    | EndPiece
+)
+
+_encode = msgspec.msgpack.Encoder().encode
 _head = msgspec.msgpack.Decoder(_Head)
+_first = msgspec.msgpack.Decoder(StatePiece)
+_piece: msgspec.msgpack.Decoder[AnyPiece] = msgspec.msgpack.Decoder(AnyPiece)
 
 
-def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> bytes:
-    """Returns the bytes of a snapshot; equal states give equal bytes. `version=False` leaves its number out."""
-    return _encoder.encode(
-        Image(
+def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Iterator[bytes]:
+    """Yields the pieces of a snapshot; equal states give equal ones. `version=False` leaves its number out."""
+    yield _encode(
+        StatePiece(
             FORMAT,
             state.version if version else 0,
             state_hash,
             state.term,
             state.next_job,
-            state.code,
-            [_host_image(host) for host in state.hosts.values()],
-            [_job_image(job) for job in state.jobs.values()],
-            state.answers.younger,
-            state.answers.older,
             state.answers.since,
             state.events.next_index,
-            list(state.events.records),
         )
     )
+    pieces = 1
+    for data in chain(
+        _batches("code", state.code),
+        _batches("hosts", map(host_image, state.hosts.values())),
+        _jobs(state.jobs.values()),
+        _batches("younger", state.answers.younger.items()),
+        _batches("older", state.answers.older.items()),
+        _batches("events", state.events.records),
+    ):
+        yield data
+        pieces += 1
+    yield _encode(EndPiece(pieces))
 
 
-def decode(data: bytes) -> tuple[ClusterState, str]:
-    """Returns the state and the state hash of a snapshot. Errors: BadSnapshot."""
+def _jobs(jobs: Iterable[Job]) -> Iterator[bytes]:
+    """Small jobs share a piece; a large one ends it, and goes on in pieces of its own."""
+    batch: list[bytes] = []
+    size = 0
+    for job in jobs:
+        done = None if job.done is NOTHING_DONE else job.done.images(ROWS)
+        stories = list(job.stories.items())
+        data = _encode(job_image(job, next(done) if done else None, stories[:ROWS], job.chunks[:ROWS]))
+        batch.append(data)
+        size += len(data)
+        further = _further(job, done, stories)
+        second = next(further, None)
+        if size >= PIECE_BYTES or second is not None:
+            yield _array("jobs", batch)
+            batch, size = [], 0
+        if second is not None:
+            yield second
+            yield from further
+    if batch:
+        yield _array("jobs", batch)
+
+
+def _further(job: Job, done: Iterator[CompletionsImage] | None, stories: list[tuple[int, Story]]) -> Iterator[bytes]:
+    for image in done or ():
+        yield _encode(DonePiece(job.id, image))
+    for start in range(ROWS, len(stories), ROWS):
+        yield _encode(StoriesPiece(job.id, stories[start : start + ROWS]))
+    for start in range(ROWS, len(job.chunks), ROWS):
+        yield _encode(ChunksPiece(job.id, job.chunks[start : start + ROWS]))
+
+
+def _batches(tag: str, items: Iterable[object]) -> Iterator[bytes]:
+    batch: list[bytes] = []
+    size = 0
+    for item in items:
+        data = _encode(item)
+        batch.append(data)
+        size += len(data)
+        if size >= PIECE_BYTES:
+            yield _array(tag, batch)
+            batch, size = [], 0
+    if batch:
+        yield _array(tag, batch)
+
+
+def _array(tag: str, items: list[bytes]) -> bytes:
+    """Returns `[tag, [items…]]`, put together from items that are encoded already."""
+    return b"".join((b"\x92", _encode(tag), b"\xdd", len(items).to_bytes(4, "big"), *items))
+
+
+def decode(pieces: Iterable[bytes]) -> tuple[ClusterState, str]:
+    """Returns the state and the state hash of a snapshot. Errors: BadSnapshot, and what `pieces` raises."""
+    rest = iter(pieces)
     try:
-        number = _head.decode(data).format
-        if number != FORMAT:
-            raise BadSnapshot(f"the snapshot has format {number}; this version reads format {FORMAT}")
-        image = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise BadSnapshot(f"the snapshot is damaged: {error}") from error
-    state = ClusterState.empty()
-    state.version, state.term, state.next_job, state.code = image.version, image.term, image.next_job, image.code
-    state.answers.younger, state.answers.older, state.answers.since = image.younger, image.older, image.since
-    state.events.next_index, state.events.records = image.next_event, deque(image.events)
-    state.hosts = {each.name: _host(each) for each in image.hosts}
-    for each in image.jobs:
-        job = state.jobs[each.id] = _job(each)
-        state.ready.refresh(job)
-        for index, attempt in job.running.items():
-            state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)
-    return state, image.state_hash
+        head = next(rest, b"")
+        number = _head.decode(head).format
+        if number == 1:
+            state, state_hash = image_1.decode(head)
+        elif number == FORMAT:
+            state, state_hash = _Reader(_first.decode(head)).read(rest)
+        else:
+            raise BadSnapshot(f"its state has format {number}; this release reads formats 1 to {FORMAT}: upgrade it")
+        for job in state.jobs.values():
+            _settle(state, job)
+        return state, state_hash
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, ValueError, OverflowError) as error:
+        raise BadSnapshot(f"the snapshot is damaged: {type(error).__name__}: {error}") from error
 
 
-def _job_image(job: Job) -> _JobImage:
-    return _JobImage(
-        job.id,
-        job.spec,
-        job.code_index,
-        job.submitted_at,
-        job.started_at,
-        job.finished_at,
-        job.open,
-        job.held,
-        job.cancelled,
-        job.cancelled_by,
-        bytes(job.states),
-        job.cursor,
-        job.requeued,
-        list(job.running.items()),
-        list(job.stories.items()),
-        None if job.done is NOTHING_DONE else job.done.image(),
-        job.exit_code_seen,
-        job.first_bad,
-        job.chunks,
-    )
+class _Reader:
+    """Builds a state from its pieces."""
+
+    def __init__(self, first: StatePiece) -> None:
+        self._state = state = ClusterState.empty()
+        state.version, state.term, state.next_job = first.version, first.term, first.next_job
+        state.answers.since = first.answers_since
+        state.events.next_index = first.next_event
+        self._state_hash = first.state_hash
+        self._pieces = 1
+        self._seen: dict[Payload, Payload] = {}
+
+    def read(self, pieces: Iterable[bytes]) -> tuple[ClusterState, str]:
+        ended = False
+        for data in pieces:
+            piece = _piece.decode(data)
+            if ended or (isinstance(piece, EndPiece) and piece.pieces != self._pieces):
+                raise ValueError("the number of pieces is wrong")
+            ended = isinstance(piece, EndPiece)
+            self._take(piece)
+            self._pieces += 1
+        if not ended:
+            raise ValueError("the end is missing")
+        return self._state, self._state_hash
+
+    def _take(self, piece: AnyPiece) -> None:
+        state = self._state
+        match piece:
+            case CodePiece():
+                state.code += piece.entries
+            case HostsPiece():
+                state.hosts.update((each.name, host_of(each)) for each in piece.hosts)
+            case JobsPiece():
+                self._seen = {}
+                state.jobs.update((each.id, job_of(each, self._seen)) for each in piece.jobs)
+            case DonePiece():
+                state.jobs[piece.job].done.extend(piece.done, self._seen)
+            case StoriesPiece():
+                state.jobs[piece.job].stories.update(piece.stories)
+            case ChunksPiece():
+                state.jobs[piece.job].chunks += piece.chunks
+            case YoungerPiece():
+                state.answers.younger.update(piece.answers)
+            case OlderPiece():
+                state.answers.older.update(piece.answers)
+            case EventsPiece():
+                state.events.records.extend(piece.events)
 
 
-def _job(image: _JobImage) -> Job:
-    job = Job(image.id, image.spec, image.code_index, image.submitted_at)
-    job.started_at, job.finished_at = image.started_at, image.finished_at
-    job.open, job.held = image.open, image.held
-    job.cancelled, job.cancelled_by = image.cancelled, image.cancelled_by
-    job.states = bytearray(image.states)
-    job.cursor, job.requeued = image.cursor, image.requeued
-    job.running, job.stories = dict(image.running), dict(image.stories)
-    if image.done is not None:
-        job.done = Completions.from_image(image.done, job.first)
-    for code in range(FIRST_FINAL, len(WORDS)):
-        job.tally[code] = job.states.count(code)
-    job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
-    return job
-
-
-def _host_image(host: Host) -> _HostImage:
-    return _HostImage(
-        host.name,
-        host.groups,
-        host.labels,
-        host.priority,
-        host.configured_slots,
-        host.gpus,
-        host.added_at,
-        host.state,
-        host.reason,
-        host.since,
-        host.incarnation,
-        host.over,
-        host.facts,
-        host.code_index,
-        host.acknowledgements,
-    )
-
-
-def _host(image: _HostImage) -> Host:
-    host = Host(image.name, image.groups, image.labels, image.priority, image.slots, image.gpus, image.added_at)
-    host.turn(image.state, image.reason, image.since)
-    host.incarnation, host.over = image.incarnation, image.over
-    host.facts, host.code_index, host.acknowledgements = image.facts, image.code_index, image.acknowledgements
-    return host
+def _settle(state: ClusterState, job: Job) -> None:
+    """Derives what is not stored of a job that is complete."""
+    if job.is_final:
+        job.done.seal()
+    state.ready.refresh(job)
+    for index, attempt in job.running.items():
+        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)

@@ -8,7 +8,7 @@ differ for ever.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -55,7 +55,10 @@ def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rej
 
 def digest_of(state: ClusterState, *, version: bool = True) -> str:
     """Returns the hash of all of the state; equal exactly for equal states. Costs a snapshot: for tests and checks."""
-    return hashlib.blake2b(image.encode(state, "", version=version), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in image.encode(state, "", version=version):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class Machine:
@@ -90,13 +93,16 @@ class Machine:
             return _malformed(data, index)
         return apply(self.state, command, index)
 
-    def snapshot(self) -> bytes:
-        """Returns everything replicated; equal states give equal bytes."""
+    def snapshot(self) -> Iterator[bytes]:
+        """Yields everything replicated, in pieces; equal states give equal ones. Nothing may be applied meanwhile."""
         return image.encode(self.state, self.state_hash)
 
-    def restore(self, data: bytes) -> None:
-        """Replaces the state by that of a snapshot. Errors: BadSnapshot, and then nothing was changed."""
-        state, state_hash = image.decode(data)
+    def restore(self, pieces: Iterable[bytes]) -> None:
+        """Replaces the state by that of a snapshot. Errors: BadSnapshot, and what `pieces` raises.
+
+        After an error nothing was changed.
+        """
+        state, state_hash = image.decode(pieces)
         state.changes = Changes(set(state.jobs), set(state.hosts), True)
         self.state, self._chain = state, bytes.fromhex(state_hash)
 

@@ -366,4 +366,4 @@ def _hash_of_snapshot(machine: StateMachine) -> str:
     own = getattr(machine, "state_hash", None)
     if callable(own):
         return str(own())
-    return hashlib.blake2b(machine.snapshot(), digest_size=8).hexdigest()
+    return hashlib.blake2b(b"".join(machine.snapshot()), digest_size=8).hexdigest()

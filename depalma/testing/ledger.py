@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import msgspec
+
+#: entries in one piece of a snapshot
+_PIECE_ENTRIES = 100
 
 
 class Ledger:
@@ -22,13 +26,17 @@ class Ledger:
         self._hash = hashlib.blake2b(self._hash + b"%d:" % index + command, digest_size=8).digest()
         return index
 
-    def snapshot(self) -> bytes:
-        """All entries."""
-        return msgspec.msgpack.encode([self._hash, self.entries])
+    def snapshot(self) -> Iterator[bytes]:
+        """All entries, some at a time."""
+        yield self._hash
+        for start in range(0, len(self.entries), _PIECE_ENTRIES):
+            yield msgspec.msgpack.encode(self.entries[start : start + _PIECE_ENTRIES])
 
-    def restore(self, data: bytes) -> None:
+    def restore(self, pieces: Iterable[bytes]) -> None:
         """Become the ledger that `snapshot` described."""
-        self._hash, self.entries = msgspec.msgpack.decode(data, type=tuple[bytes, list[bytes]])
+        first, *rest = pieces
+        self._hash = first
+        self.entries = [entry for piece in rest for entry in msgspec.msgpack.decode(piece, type=list[bytes])]
 
     def state_hash(self) -> str:
         """Equal for equal histories."""

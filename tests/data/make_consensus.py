@@ -19,10 +19,12 @@ import tempfile
 from pathlib import Path
 
 from depalma import items
+from depalma.certificates import CertificateFiles
 from depalma.consensus import Member, NotLeader, OutcomeUnknown, Replica, ReplicaSettings
 from depalma.model import HostFacts, JobSpec, Payload, Report
 from depalma.state import commands as c
 from depalma.state.machine import Machine
+from depalma.testing.certificates import CLUSTER, throwaway_secrets
 
 KEPT = "m1"
 FACTS = HostFacts(4, 4, 8 << 30, 1, "0.1.0", "3.11", "10.0.0.11")
@@ -39,6 +41,7 @@ class Cluster:
         for held in sockets:
             held.close()
         self.directory = directory
+        self.secrets = throwaway_secrets(directory / "secrets", [member.id for member in self.members])
         self.replicas: dict[str, Replica] = {}
         self.machines: dict[str, Machine] = {}
 
@@ -49,13 +52,17 @@ class Cluster:
                 id=name,
                 members=self.members,
                 directory=self.directory / name,
-                secret=b"only for making test data",
                 snapshot_every_entries=50,
                 keep_entries=50,
                 segment_bytes=4_000,
             )
             self.machines[name] = Machine()
-            self.replicas[name] = Replica(settings, self.machines[name], on_fatal=lambda error: sys.exit(str(error)))
+            self.replicas[name] = Replica(
+                settings,
+                self.machines[name],
+                certificates=CertificateFiles.of(self.secrets, CLUSTER, name),
+                on_fatal=lambda error: sys.exit(str(error)),
+            )
             await self.replicas[name].start()
 
     async def stop(self, *names: str) -> None:

@@ -109,11 +109,11 @@ class Bench:
 
     def check_snapshot(self) -> None:
         """A machine restored from a snapshot is equal, and goes on equally (the twin is replaced by it)."""
-        data = self.machine.snapshot()
+        data = list(self.machine.snapshot())
         restored = Machine()
         restored.restore(data)
         restored.state.check_invariants()
-        assert restored.snapshot() == data
+        assert list(restored.snapshot()) == data
         assert digest_of(restored.state) == digest_of(self.state)
         assert restored.state_hash == self.machine.state_hash
         self.twin = restored

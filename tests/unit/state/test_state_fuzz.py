@@ -111,7 +111,7 @@ bench = Bench()
 fuzzer = Fuzzer(bench, random.Random(11))
 for _ in range(300):
     bench.do(fuzzer.step())
-print(bench.machine.state_hash, bench.machine.snapshot().hex())
+print(bench.machine.state_hash, b''.join(bench.machine.snapshot()).hex())
 """
 
 

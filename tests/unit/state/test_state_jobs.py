@@ -341,4 +341,4 @@ def test_ten_million_tasks_are_cheap_until_they_run(bench):
     assert job.outcome(9_999_999).state == "cancelled"
     assert job.finished_order[1_234_567] == 1_234_567
     assert job.finished_order[5:8] == [5, 6, 7]
-    assert len(bench.machine.snapshot()) < 10_100_000
+    assert sum(map(len, bench.machine.snapshot())) < 10_100_000

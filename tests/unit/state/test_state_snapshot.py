@@ -9,7 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from depalma import items
+from depalma.model import Payload
 from depalma.state import commands as c
+from depalma.state import image
 from depalma.state.image import FORMAT, BadSnapshot
 from depalma.state.machine import Machine, digest_of
 
@@ -31,7 +34,7 @@ def test_restoring_wakes_up_everybody(bench):
     bench.host()
     bench.submit()
     restored = Machine()
-    restored.restore(bench.machine.snapshot())
+    restored.restore(list(bench.machine.snapshot()))
     changes = restored.drain_changes()
 
     assert (changes.jobs, changes.hosts, changes.code) == ({1}, {"h1"}, True)
@@ -48,31 +51,90 @@ def test_the_state_hash_tells_histories_apart(bench):
     assert one.state_hash != two.state_hash
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "format", "kind", "text"])
-def test_a_bad_snapshot_is_refused_and_changes_nothing(bench, damage):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("empty", "damaged"),
+        ("cut", "damaged"),
+        ("piece", "pieces is wrong"),
+        ("end", "end is missing"),
+        ("more", "pieces is wrong"),
+        ("format", f"format {FORMAT + 1}; this release reads formats 1 to {FORMAT}: upgrade"),
+        ("kind", "damaged"),
+        ("text", "damaged"),
+        ("host", "damaged"),
+    ],
+)
+def test_a_bad_snapshot_is_refused_and_changes_nothing(bench, damage, words):
     """With a message that says what is wrong."""
     bench.host()
     bench.submit(3)
-    data = bench.machine.snapshot()
-    value = msgspec.msgpack.decode(data)
+    pieces = list(bench.machine.snapshot())
+    value = msgspec.msgpack.decode(pieces[0])
     bad = {
-        "empty": b"",
-        "cut": data[: len(data) // 2],
-        "format": msgspec.msgpack.encode([FORMAT + 1, "something new"]),
-        "kind": msgspec.msgpack.encode({"a": 1}),
-        "text": msgspec.msgpack.encode([FORMAT, "not a number", *value[2:]]),
+        "empty": [],
+        "cut": [pieces[0], pieces[1][: len(pieces[1]) // 2], *pieces[2:]],
+        "piece": [*pieces[:1], *pieces[2:]],
+        "end": pieces[:-1],
+        "more": [*pieces, pieces[-2]],
+        "format": [msgspec.msgpack.encode([FORMAT + 1, "something new"]), *pieces[1:]],
+        "kind": [msgspec.msgpack.encode({"a": 1})],
+        "text": [msgspec.msgpack.encode([FORMAT, "not a number", *value[2:]]), *pieces[1:]],
+        "host": [pieces[0], msgspec.msgpack.encode(["done", 99, [b"", b"", b"", b"", [], [], 0, 0, 0, 0.0]])],
     }[damage]
     before = digest_of(bench.state)
 
-    with pytest.raises(BadSnapshot, match=f"format {FORMAT + 1}" if damage == "format" else "damaged"):
+    with pytest.raises(BadSnapshot, match=words):
         bench.machine.restore(bad)
     assert digest_of(bench.state) == before
+
+
+def test_an_error_of_the_file_comes_through_and_changes_nothing(bench):
+    """What reads the pieces may find damage at any of them."""
+    bench.submit(3)
+    before = digest_of(bench.state)
+
+    def pieces():
+        yield from list(bench.machine.snapshot())[:2]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        bench.machine.restore(pieces())
+    assert digest_of(bench.state) == before
+
+
+def test_a_large_job_is_cut_into_pieces(bench, monkeypatch):
+    """Rows, notes, stories and chunks beyond the limit follow in pieces of their own."""
+    monkeypatch.setattr(image, "ROWS", 7)
+    monkeypatch.setattr(image, "PIECE_BYTES", 100)
+    bench.host(slots=100)
+    job = bench.submit(40, retries=1, kind="function", argv=(), function="m:f", open=True)
+    refs = [(1, task, 1) for task in range(40)]
+    bench.assign(*refs)
+    for ref in refs[:30]:
+        error = f"error {ref[1]}" if ref[1] % 3 else ""
+        bench.finish(ref, outcome="failed" if ref[1] % 2 else "succeeded", error=error)
+    bench.assign(*[(1, task, 2) for task in range(1, 30, 2)])
+    bench.finish(*[(1, task, 2) for task in range(1, 28, 2)], outcome="failed", error="again")
+    for _ in range(20):
+        bench.ok(c.AddTasks("", 1, Payload(inline=items.pack([b"x"])), 1, bench.tick()))
+    for number in range(30):
+        bench.submit(request=f"request {number}")
+    pieces = list(bench.machine.snapshot())
+    kinds = [msgspec.msgpack.decode(piece)[0] for piece in pieces[1:]]
+
+    assert len(pieces) > 30
+    assert {"jobs", "done", "stories", "chunks", "younger", "events", "end"} <= set(kinds)
+    bench.check_snapshot()
+    restored = bench.twin.state.jobs[1]
+    assert [restored.outcome(task) for task in range(40)] == [job.outcome(task) for task in range(40)]
+    assert restored.argument_of(59) == job.argument_of(59)
 
 
 def test_a_snapshot_of_format_1_stays_readable():
     """Made once, never renewed: what is added to the format must have a default."""
     machine = Machine()
-    machine.restore(b64decode(FORMAT_1.read_text()))
+    machine.restore([b64decode(FORMAT_1.read_text())])
     state = machine.state
     state.check_invariants()
 
