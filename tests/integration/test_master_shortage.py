@@ -33,6 +33,15 @@ def wait_ready(port: int, process: subprocess.Popen[bytes], timeout_s: float = 2
     raise AssertionError(f"not ready after {timeout_s} s, last: {seen}")
 
 
+def wait_for_line(path: Path, text: bytes, process: subprocess.Popen[bytes], timeout_s: float = 10) -> None:
+    """Returns when the log has `text`; fails at once if the master ended."""
+    deadline = time.monotonic() + timeout_s
+    while text not in path.read_bytes():
+        assert process.poll() is None, path.read_text()
+        assert time.monotonic() < deadline, f"no {text!r} in the log:\n{path.read_text()}"
+        time.sleep(0.05)
+
+
 def test_a_full_table_of_descriptors_does_not_stop_a_master(tmp_path: Path) -> None:
     port, raft_port = free_ports(2)
     secrets = tmp_path / "secrets"
@@ -50,11 +59,7 @@ def test_a_full_table_of_descriptors_does_not_stop_a_master(tmp_path: Path) -> N
         wait_ready(port, process)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * LIMIT)]
-        deadline = time.monotonic() + 10
-        while b"new connections wait" not in (tmp_path / "log").read_bytes():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline, "the limit was never reached: this test shows nothing"
-            time.sleep(0.05)
+        wait_for_line(tmp_path / "log", b"new connections wait", process)
         for one in idle:
             one.close()
         wait_ready(port, process)
