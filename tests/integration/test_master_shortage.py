@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import socket
@@ -44,14 +43,10 @@ def wait_for_line(path: Path, text: bytes, process: subprocess.Popen[bytes], tim
 
 def test_a_full_table_of_descriptors_does_not_stop_a_master(tmp_path: Path) -> None:
     port, raft_port = free_ports(2)
-    secrets = tmp_path / "secrets"
-    secrets.mkdir(mode=0o700)
-    for name in ("token", "agent.token", "raft.secret"):
-        (secrets / name).write_text(os.urandom(32).hex())
-        (secrets / name).chmod(0o600)
     cluster = tmp_path / "cluster.yaml"
     own = f"{{id: m1, host: 127.0.0.1, port: {port}, raft_port: {raft_port}, dir: {tmp_path}/m1}}"
     cluster.write_text(f"masters: [{own}]\n")
+    subprocess.run([sys.executable, "-m", "depalma.ctl", "cluster", "init", "-f", str(cluster)], check=True)
     argv = [sys.executable, "-m", "depalma.master", "--config", str(cluster), "--id", "m1"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(argv, stderr=log)
