@@ -32,7 +32,6 @@ HOMES = {
     "yaml": ("config.py", "client/contexts.py", "ctl/", "local/"),
     "cloudpickle": ("client/", "agent/"),
     "cryptography": ("certificates.py",),
-    "cryptography": ("certificates.py",),
 }
 #: Part → parts of depalma that it must not import.
 CLOSED = {
