@@ -301,6 +301,10 @@ class Sessions:
                 term = self._context.term
                 for session, frame in beats:
                     session.send(HeartbeatAnswer(frame.sequence, frame.sent_s, term))
+                    if self._context.state.hosts[session.host].state == "suspect":
+                        # It was frozen for less than its lease and kept its connection: no hello says it is back.
+                        back = HostRecovered(session.host, session.incarnation, self._context.wall())
+                        self._spawn(self._propose(session, back))
         finally:
             self._beat_task = None
 
@@ -320,7 +324,9 @@ class Sessions:
         )
         self._spawn(self._propose(session, command))
 
-    async def _propose(self, session: AgentSession, command: FinishTasks | StartTasks | AckCode) -> object:
+    async def _propose(
+        self, session: AgentSession, command: FinishTasks | StartTasks | AckCode | HostRecovered
+    ) -> object:
         """Proposes what an agent said; if it cannot be recorded the agent is made to connect and say it again."""
         try:
             return (await self._context.execute(command)).value

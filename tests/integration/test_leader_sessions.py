@@ -271,6 +271,17 @@ async def beating_until(one: Agent, kind: type[F]) -> F:
     return waiting.result()
 
 
+async def test_a_suspect_that_is_heard_again_on_the_same_connection_gets_work_again(tmp_path: Path) -> None:
+    """An agent that was frozen for less than its lease keeps its connection: no hello tells that it is back."""
+    async with running_master(tmp_path, lease_s=3, heartbeat_s=0.1) as master, agent(master) as one:
+        await one.next(Welcome)
+        await eventually(lambda: master.state.hosts["h1"].state == "suspect")
+        job = await submit(master)
+        order = await beating_until(one, Assign)
+        assert [task.job for task in order.tasks] == [job]
+        assert master.state.hosts["h1"].state == "up"
+
+
 async def test_a_lost_incarnation_has_to_come_back_as_another(tmp_path: Path) -> None:
     async with running_master(tmp_path, lease_s=0.6, heartbeat_s=0.1) as master:
         async with agent(master, incarnation="one") as one:
