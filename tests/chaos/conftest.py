@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from depalma.testing.chaos import requirements
+from depalma.testing.chaos import network, requirements
+from depalma.testing.chaos.mounts import mounted_below
+from depalma.testing.chaos.shell import run
 
 #: Set where nothing may be skipped (CI): a missing tool is then a failure.
 REQUIRED = "DEPALMA_CHAOS_REQUIRED"
@@ -29,3 +33,20 @@ def needs() -> Callable[..., None]:
             pytest.skip(reason)
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """Namespaces, cables, mounts and loop devices are gone after each test (processes: see tests/conftest.py)."""
+    links = _links()
+    yield
+    assert network.leftovers() == []
+    assert _links() == links
+    assert mounted_below(tmp_path) == []
+    if shutil.which("losetup"):
+        assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE", check=False)
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/dpc-{os.getpid()}-*"))
+
+
+def _links() -> str:
+    return run("ip", "-o", "link", "show") if shutil.which("ip") else ""

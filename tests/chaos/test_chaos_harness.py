@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from depalma.testing.chaos import network
+from depalma.testing.chaos.failpoints import POINTS
+from depalma.testing.chaos.mounts import Mounts, mounted_below, power_cut
 from depalma.testing.chaos.network import Network
+from depalma.testing.chaos.scenarios.disk import lose_power
 from depalma.testing.chaos.shell import ToolFailed, run
+from depalma.testing.chaos.strace import injected
 from depalma.testing.chaos.trial import Trial
+from depalma.testing.chaos.wire import slow_wire
 
 pytestmark = [pytest.mark.chaos_short, pytest.mark.timeout(120)]
 
@@ -156,6 +164,100 @@ def test_a_lost_write_is_found(needs: Callable[..., None], tmp_path: Path) -> No
     assert any(line.startswith("I7") for line in trial.report.violations)
     assert (tmp_path / "x" / "history.jsonl").stat().st_size > 0
     assert (tmp_path / "x" / "log" / "m1.log").exists()
+
+
+def echoes(net: Network, name: str, times: int) -> list[float]:
+    """Seconds for a byte and its echo, over one connection to a server on that host."""
+    with subprocess.Popen(net.inside(name, sys.executable, "-c", _ECHO), stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        with socket.create_connection((net.address(name), 9), timeout=20) as peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            took = []
+            for _ in range(times):
+                began_s = time.monotonic()
+                peer.sendall(b"x")
+                peer.recv(1)
+                took.append(time.monotonic() - began_s)
+        server.kill()
+    return took
+
+
+_ECHO = """
+import socket
+server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("", 9)); server.listen(); print("up", flush=True)
+peer, _ = server.accept()
+while data := peer.recv(100): peer.sendall(data)
+"""
+
+
+def test_a_slow_wire_is_as_late_as_asked_and_loses_packets(needs: Callable[..., None]) -> None:
+    needs()
+    with Network(["a", "b"]) as net:
+        assert min(echoes(net, "a", 5)) < 0.02
+        with slow_wire(net, delay_ms=30, loss_percent=0, seed=1):
+            assert 0.06 <= min(echoes(net, "a", 5)) < 0.09
+            assert reaches(net, "a", "b")
+        with slow_wire(net, delay_ms=1, loss_percent=30, seed=2):
+            assert max(echoes(net, "b", 12)) > 0.1  # a lost packet is sent again after 0.2 s at the earliest
+        assert min(echoes(net, "b", 5)) < 0.02
+
+
+def test_a_power_cut_keeps_what_was_synced_and_nothing_else(needs: Callable[..., None], tmp_path: Path) -> None:
+    needs("mount", "losetup", "mkfs.ext4")
+    folder, image, cut = tmp_path / "disk", tmp_path / "image", tmp_path / "cut"
+    mounts = Mounts(tmp_path)
+    try:
+        mounts.disk(folder, image, size_mib=16)
+        for name, synced in (("synced", True), ("not-synced", False)):
+            descriptor = os.open(folder / name, os.O_CREAT | os.O_WRONLY)
+            os.write(descriptor, b"x" * 10_000)
+            if synced:
+                os.fsync(descriptor)
+            os.close(descriptor)
+        with (folder / "synced").open("ab") as file:
+            file.write(b"y" * 10_000)
+
+        power_cut(image, cut)
+        mounts.unmount(folder)
+        mounts.disk(folder, cut)
+
+        assert (folder / "synced").read_bytes() == b"x" * 10_000
+        assert not (folder / "not-synced").exists()
+    finally:
+        mounts.close()
+    assert mounted_below(tmp_path) == []
+    assert str(tmp_path) not in run("losetup", "--list", "--output", "BACK-FILE")
+
+
+def test_a_power_cut_finds_masters_that_do_not_sync(needs: Callable[..., None], tmp_path: Path) -> None:
+    """Syncs that do nothing (the kernel is told to skip them) lose acknowledged writes, and the run says so."""
+    needs("mount", "losetup", "mkfs.ext4", "strace")
+    with Trial("X", "no syncs", tmp_path / "x", seed=1, agents=0) as trial:
+        masters = trial.cluster.masters
+        for name in masters:
+            trial.mounts.disk(trial.cluster.folder(name), trial.directory / f"{name}.img")
+        trial.begin()
+        with ExitStack() as lying:
+            for name in masters:
+                lying.enter_context(injected(trial.cluster.pid(name), "retval=0", tmp_path / f"strace-{name}"))
+            trial.run_for(1.5)
+            lose_power(trial, masters)
+        trial.cluster.start(*masters)
+        trial.cluster.leader(within_s=20.0)
+
+    assert trial.report.verdict == "BROKEN"
+    assert trial.report.lost > 10
+
+
+def test_every_failpoint_is_a_place_of_the_disk() -> None:
+    """A name that no operation reaches would never kill anybody (F4 requires that each did)."""
+    operations = {"write", "vote", "sync", "create", "rename", "remove", "truncate", "sync_dir"}
+
+    assert {point.operation for point in POINTS.values()} == operations
+    assert {point.when for point in POINTS.values()} == {"before", "half", "after"}
+    assert len(POINTS) >= 12
 
 
 def crash(trial: Trial) -> None:

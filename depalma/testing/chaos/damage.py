@@ -9,14 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from depalma.clock import SystemClock
-from depalma.consensus import Member, ReplicaSettings
-from depalma.consensus.core import Core
 from depalma.consensus.disk import FileDisk
 from depalma.consensus.errors import JournalDamaged, SnapshotDamaged
-from depalma.consensus.journal import read_group
-from depalma.consensus.snapshotter import InlineSnapshots
-from depalma.state.machine import Machine
+from depalma.consensus.journal import Journal, read_group
+from depalma.consensus.snapshot import SnapshotStore
 
 if TYPE_CHECKING:
     from depalma.testing.chaos.trial import Trial
@@ -125,6 +121,9 @@ def judge_flips(trial: Trial, folder: Path, flips: int) -> None:
     """
     found = cut = 0
     copy = trial.directory / "flipped"
+    shutil.copytree(folder, copy)
+    trial.require(not _detects(copy), "files that are whole are refused")
+    shutil.rmtree(copy)
     for _ in range(flips):
         shutil.copytree(folder, copy)
         files = [*segments(copy), max(copy.glob("snapshot-*.snap"), default=segments(copy)[0])]
@@ -142,26 +141,16 @@ def judge_flips(trial: Trial, folder: Path, flips: int) -> None:
 
 def _detects(folder: Path) -> bool:
     """Returns whether a replica refuses to open these files."""
-    settings = ReplicaSettings(
-        id="m1", members=(Member(id="m1", host="127.0.0.1", raft_port=1),), directory=folder, secret=b""
-    )
     disk = FileDisk(folder)
     disk.open()
-    core = Core(
-        settings,
-        Machine(),
-        disk=disk,
-        clock=SystemClock(),
-        random=Random(0),
-        send=lambda peer, frame: None,
-        snapshots=InlineSnapshots(),
-    )
+    journal = Journal(disk, segment_bytes=1 << 24)
     try:
-        core.open()
+        SnapshotStore(disk).open()
+        journal.open()
     except (JournalDamaged, SnapshotDamaged):
         return True
     else:
-        core.close()
         return False
     finally:
+        journal.close()
         disk.close()

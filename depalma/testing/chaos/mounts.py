@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from depalma.testing.chaos.shell import run
+
+_RUN = re.compile(r"dpc-(\d+)-")
 
 
 class Mounts:
@@ -49,6 +52,14 @@ def mounted_below(directory: Path) -> list[Path]:
     lines = Path("/proc/mounts").read_text().splitlines()
     points = [Path(line.split()[1].encode().decode("unicode_escape")) for line in lines]
     return sorted((point for point in points if point.is_relative_to(directory)), reverse=True)
+
+
+def sweep() -> None:
+    """Unmounts what runs that were killed have left; their folders carry the pid of the run."""
+    for point in mounted_below(Path("/")):
+        owner = next((_RUN.match(part) for part in point.parts if _RUN.match(part)), None)
+        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+            run("umount", "-l", str(point), check=False)
 
 
 def power_cut(image: Path, copy: Path) -> None:

@@ -105,17 +105,17 @@ class Network:
 
     # ------------------------------------------------------------ faults
 
-    def block(self, sources: Iterable[str], target: str) -> None:
-        """What the sources send does not reach `target`; the other way still works (packets, not conversations)."""
+    def block(self, sources: Iterable[str], *targets: str) -> None:
+        """What the sources send does not reach the targets; the other way still works (packets, not conversations)."""
         addresses = ", ".join(self.address(source) for source in sources)
-        self._rule(target, f"ip saddr {{ {addresses} }} drop")
+        for target in targets:
+            self._rule(target, f"ip saddr {{ {addresses} }} drop")
 
     def cut(self, name: str, others: Iterable[str]) -> None:
         """No packet passes between one host and the others; these still reach each other."""
         apart = [other for other in others if other != name]
         self.block(apart, name)
-        for other in apart:
-            self.block([name], other)
+        self.block([name], *apart)
 
     def lose(self, name: str, percent: int) -> None:
         """So many of the packets that arrive at the host (from others) are lost at random."""

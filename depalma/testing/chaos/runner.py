@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from random import SystemRandom
 
-from depalma.testing.chaos import network, requirements
+from depalma.testing.chaos import mounts, network, requirements
 from depalma.testing.chaos.report import Report, table
 from depalma.testing.chaos.scenarios import SCENARIOS, Scenario
 
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             reports += _runs(SCENARIOS[name], directory, seed, options)
     finally:
         network.sweep()
+        mounts.sweep()
         _say("\n" + table(reports))
         if not any(directory.iterdir()):
             directory.rmdir()

@@ -13,7 +13,7 @@ from typing import Any
 
 from depalma.errors import DepalmaError
 from depalma.model import FINAL_STATES, JobView
-from depalma.testing.chaos import checks, work
+from depalma.testing.chaos import checks, mounts, work
 from depalma.testing.chaos.cluster import ChaosCluster
 from depalma.testing.chaos.load import Caller, Load, seen
 from depalma.testing.chaos.mounts import Mounts
@@ -73,6 +73,7 @@ class Trial:
     def __enter__(self) -> Trial:
         self.network.__enter__()
         try:
+            mounts.sweep()  # after the network's: no process is left that could hold them
             self.cluster = ChaosCluster(self.network, self.directory, **self._cluster_options)
             self.watch = Watch(self.cluster)
             diary = work.command(self.directory / "diary") if self.cluster.agents else None
@@ -176,12 +177,13 @@ class Trial:
     # ------------------------------------------------------------ looking at the load
 
     def acknowledged(self, after_s: float, *, not_by: str = "") -> Operation | None:
-        """Returns the first write that was acknowledged after that time by another master than `not_by`."""
+        """Returns the first write that was acknowledged after that time: by another master than `not_by`, or, without
+        one, asked after it."""
         recent = self.history.operations[-2000:]
         found = [
             one
             for one in checks.acknowledged(recent)
-            if one.returned_s > after_s and (one.invoked_s >= after_s or one.master != not_by) and one.master != not_by
+            if one.returned_s > after_s and (one.master != not_by if not_by else one.invoked_s >= after_s)
         ]
         return min(found, key=lambda one: one.returned_s, default=None)
 
