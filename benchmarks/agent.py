@@ -70,12 +70,28 @@ async def latency(name: str, leader: FakeLeader, job: int, spec: JobSpec, count:
     show(measure=name, p50_ms=round(cuts[49], 2), p99_ms=round(cuts[98], 2))
 
 
+def bare_spawns(count: int, at_once: int) -> float:
+    """Returns how many /bin/true a loop without any agent starts and reaps a second: the machine's own limit now."""
+    begun_s = time.perf_counter()
+    running = 0
+    for _ in range(count):
+        if running == at_once:
+            os.wait()
+            running -= 1
+        os.posix_spawn("/bin/true", ["/bin/true"], os.environ)
+        running += 1
+    for _ in range(running):
+        os.wait()
+    return count / (time.perf_counter() - begun_s)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--slots", type=int, default=os.cpu_count())
     args = parser.parse_args()
     show(machine=platform.machine(), cpus=os.cpu_count(), python=platform.python_version(), slots=args.slots)
+    show(measure="bare posix_spawn of /bin/true", per_s=round(bare_spawns(args.tasks // 10, args.slots)))
     with tempfile.TemporaryDirectory() as folder:
         async with FakeLeader(heartbeat_s=1.0, lease_s=10.0) as leader:
             agent = AgentProcess(Path(folder), [leader.url], slots=args.slots)

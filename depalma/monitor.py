@@ -31,6 +31,8 @@ from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
 _KILL_AGAIN_S = 0.05
+#: /proc may show too few children while some of them end: it is read again, whether there is a reason or not.
+_SWEEP_S = 1.0
 _COALESCE_S = 0.002
 
 
@@ -46,6 +48,7 @@ class Monitor:
         self.channel = channel
         self.slots = Slots(root, output_limit_bytes)
         self.spawner = Spawner(self.slots)
+        self._children = proctree.OwnChildren()
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
         self.by_key: dict[int, Spawned] = {}
@@ -55,6 +58,7 @@ class Monitor:
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
         self._exits: list[tuple[int, int | None, float, float, str]] = []
+        self._sweep_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
         #: From the agent. To it: exits, expired, all_dead, trees, recalled, pong.
@@ -114,8 +118,10 @@ class Monitor:
             if spawned.deadline is not None and now >= spawned.deadline:
                 spawned.killed = True
                 self._signal_tree(spawned, signal.SIGKILL)
-        if self.unknown or any(spawned.status is not None for spawned in self.by_key.values()):
+        waiting = self.unknown or any(spawned.status is not None for spawned in self.by_key.values())
+        if waiting or now >= self._sweep_s:
             self.sweep()
+            self._sweep_s = now + _SWEEP_S
 
     # ------------------------------------------------------------ orders
 
@@ -246,7 +252,7 @@ class Monitor:
     def sweep(self) -> None:
         """Finds orphans, kills those whose task has ended, and reports the tasks of which nothing is left."""
         own = os.getpid()
-        known = set(proctree.children(own))
+        known = self._children()
         for pid in known - self.by_pid.keys():
             self._judge(pid)
         for spawned in [s for s in self.by_key.values() if s.status is not None]:
@@ -342,9 +348,11 @@ def serve(monitor: Monitor, wakeup: socket.socket) -> str:
     poller = select.poll()
     poller.register(wakeup, select.POLLIN)
     poller.register(channel.sock, select.POLLIN)
-    pending = False
+    pending = waits = False
     while not monitor.stopping:
-        poller.modify(channel.sock, select.POLLIN | (select.POLLOUT if pending else 0))
+        if pending != waits:
+            poller.modify(channel.sock, select.POLLIN | (select.POLLOUT if pending else 0))
+            waits = pending
         ready = {fd for fd, _ in poller.poll(monitor.wait_s() * 1000)}
         try:
             if channel.sock.fileno() in ready:

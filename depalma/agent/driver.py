@@ -376,7 +376,6 @@ class Agent:
             if isinstance(frame, Refused):
                 log.warning("%s refuses: %s", url, frame.reason)
             self.deliver(frame)
-            self._journal.committed(self._core.pending.values())
             if isinstance(frame, Welcome):
                 self._tell_identity()
 
@@ -420,6 +419,7 @@ class Agent:
                 chores_s = now + _CHORES_S
                 self._runner.cut_output()
                 self._look_after_monitor()
+                self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
                 await asyncio.to_thread(empty_folder, self._root / "trash")
             if now >= prune_s:
                 prune_s = now + _PRUNE_S

@@ -72,6 +72,25 @@ def children(pid: int) -> list[int]:
     return found
 
 
+class OwnChildren:
+    """The children of the calling process, which must have one thread only. Cheaper than `children`."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def __call__(self) -> set[int]:
+        """Returns their process ids, dead ones that wait to be reaped included."""
+        if self._fd < 0:
+            return set(children(os.getpid()))
+        data = os.pread(self._fd, 65536, 0)
+        while more := os.pread(self._fd, 65536, len(data)):
+            data += more
+        return {int(word) for word in data.split()}
+
+
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
     """Yields (pid, parent) of everything below a process, parents first."""
     pending = [(child, pid) for child in children(pid)]

@@ -122,16 +122,15 @@ def test_nothing_starts_without_a_lease(monitor: Supervised) -> None:
 
 
 def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised) -> None:
-    monitor.lease(0.5)
+    monitor.lease()
     hides = "trap '' TERM; setsid sleep 3001 & (setsid env -i sleep 3001 &); while :; do sleep 3001; done"
     for slot in range(3):
         monitor.spawn(slot + 1, "sh", "-c", hides, slot=slot)
     monitor.listen(lambda: monitor.sleeping() == 9 and len(monitor.below()) == 12, "trees")
-    deadline = time.monotonic()
+    monitor.lease(0.4)
 
     monitor.listen(lambda: not monitor.below(), "end of the trees", for_s=2.0)
 
-    assert time.monotonic() - deadline < 1.0
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
     assert monitor.exits == {}
     monitor.spawn(9, "true")
