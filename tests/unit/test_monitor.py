@@ -242,7 +242,7 @@ def test_a_stopped_process_hears_its_sigterm(monitor: Supervised) -> None:
 def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(monitor: Supervised) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3006", slot=0)
-    monitor.spawn(2, "sh", "-c", "(setsid env -i sleep 3007 &); sleep 0.3", slot=1)
+    monitor.spawn(2, "sh", "-c", "env -i setsid sh -c 'sleep 3007 &'", slot=1)
     assert monitor.exit(2) == (0, "")
     assert {tuple(process.cmdline()) for process in monitor.below()} >= {("sleep", "3006"), ("sleep", "3007")}
 
