@@ -96,6 +96,7 @@ class Engine:
         self._leader_heard_at = float("-inf")
         self._ticked_at = clock.monotonic()
         self._grace_given = False
+        self._told_why_not = False
         self._reply_round = 0
         self._reply_match = 0
         self._raft = Raft(self, me=me, peers=peers, journal=journal, clock=clock, timing=timing)
@@ -246,9 +247,25 @@ class Engine:
     def _on_pre_vote(self, peer: str, message: PreVote, now: float) -> None:
         candidate = Standing(message.last_term, message.last_index, message.joined)
         granted = not self._holds_to_leader(now) and self._standing.accepts(candidate)
+        if candidate.joined != self._standing.joined and not self._holds_to_leader(now):
+            self._tell_why_not(peer)
         if granted:
             self._raft.deadline = max(self._raft.deadline, now + self._timing.yield_to_other())
         self._owner.send(peer, PreVoteReply(self.term, message.ballot, granted))
+
+    def _tell_why_not(self, peer: str) -> None:
+        """Say once why there is no leader, though a majority is up: nothing else shows it."""
+        if self._told_why_not:
+            return
+        self._told_why_not = True
+        new, old = (peer, self._me) if self._journal.joined else (self._me, peer)
+        logger.warning(
+            "%s and %s do not elect each other: the directory of %s is new and may have replaced one that held "
+            "acknowledged entries. Start the other masters: one that held them has to lead first",
+            old,
+            new,
+            new,
+        )
 
     def _on_pre_vote_reply(self, peer: str, message: PreVoteReply) -> None:
         self._raft.adopt_term(message.term)

@@ -6,6 +6,8 @@ what is sent, what is let in, applying, and snapshots. See DESIGN.md for each gu
 
 from __future__ import annotations
 
+import _socket
+import socket
 import time
 import zlib
 from collections.abc import Callable
@@ -33,6 +35,9 @@ _LEADER = library._RAFT_STATE.LEADER
 
 if library._COMMAND_TYPE.NO_OP != NO_OP:
     raise ImportError("the library numbers its no-op otherwise than the log on disk does")
+
+# Its import replaces this by a function that works on Windows only, for the whole process and on every system.
+socket.inet_ntop = _socket.inet_ntop
 
 # The library reads the time and makes its journal by module globals. Both are replaced for good, by functions that
 # do what the replica that is just running wants: so replicas with different clocks can live in one process.

@@ -11,6 +11,7 @@ import logging
 import struct
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from depalma.consensus.keyring import Keyring
 from depalma.consensus.messages import MAX_FRAME_BYTES
@@ -50,10 +51,9 @@ class Connection(asyncio.Protocol):
         self.heard_at = self.sent_at = asyncio.get_running_loop().time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         if not self._mesh.admit(self):
-            transport.abort()
+            self._transport.abort()
             return
         self._timeout = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._expire)
         self._flush()

@@ -210,7 +210,7 @@ async def test_a_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
         data[-1] ^= 1
         snapshot.write_bytes(data)
 
-        with pytest.raises(SnapshotDamaged, match="checksum of its content is wrong"):
+        with pytest.raises(SnapshotDamaged, match=r"checksum of .* is wrong"):
             await cluster.start("m1")
 
 

@@ -31,6 +31,7 @@ async def main(directory, name, *ports):
                        segment_bytes=20_000)
     await cluster.start(name)
     replica = cluster.running[name]
+    replica.add_applied_listener(lambda index: (Path(directory) / f"{name}.formed").touch())
     count = 0
     while not cluster.fatal:
         if not replica.is_leader:
@@ -94,6 +95,13 @@ class Cluster:
             assert time.monotonic() < deadline, f"{len(after)} acknowledgements of {count} within {within_s} s"
             time.sleep(0.01)
 
+    def wait_until_formed(self, within_s: float = 20.0) -> None:
+        """Until then two of them may not elect each other (`joined` in DESIGN.md), and no leader may be taken away."""
+        deadline = time.monotonic() + within_s
+        while missing := [name for name in self.processes if not (self.directory / f"{name}.formed").exists()]:
+            assert time.monotonic() < deadline, f"{missing} have applied nothing within {within_s} s"
+            time.sleep(0.01)
+
     def leader(self) -> str:
         return self.acks()[-1][1].split("-")[0]
 
@@ -115,6 +123,7 @@ def running(directory: Path) -> Iterator[Cluster]:
     try:
         cluster.start("m1", "m2", "m3")
         cluster.wait_for_acks_after(0.0)
+        cluster.wait_until_formed()
         yield cluster
     finally:
         for name in list(cluster.processes):

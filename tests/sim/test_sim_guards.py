@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from depalma.consensus import ApplyFailed, CommandTooLarge, NotLeader, OutcomeUnknown
@@ -140,7 +142,9 @@ def test_a_leader_of_the_past_learns_that_it_is() -> None:
     assert [(answer.term, answer.accepted) for answer in answers] == [(core.term, False)]
 
 
-def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledged() -> None:
+def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The leader and one follower hold a command. The follower loses its disk, the leader is away: the third, which
     never had the command, must not be elected by the one that has forgotten it."""
     cluster, leader, one, other = started()
@@ -151,8 +155,10 @@ def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledge
     cluster.wipe(one)
     cluster.restart(one)
     cluster.restart(other)
-    cluster.run_for(8.0)
+    with caplog.at_level(logging.WARNING):
+        cluster.run_for(8.0)
     assert cluster.leader() is None
+    assert f"the directory of {one} is new" in caplog.text
 
     cluster.restart(leader)
     cluster.wait_for_leader()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,6 +49,15 @@ def test_every_module_name_exists(name: str) -> None:
 @pytest.mark.parametrize("name", ["_checkCommandsToApply", "_onTick", "_poller"])
 def test_every_overridden_name_is_used_by_the_library(name: str) -> None:
     assert f"self.{name}" in SOURCE
+
+
+def test_the_library_does_not_break_the_process_s_sockets() -> None:
+    """Its import replaces socket.inet_ntop by a function that fails everywhere but on Windows."""
+    program = "import socket, depalma.consensus; print(socket.inet_ntop(socket.AF_INET, bytes([127, 0, 0, 1])))"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.stdout.strip() == "127.0.0.1", done.stderr
 
 
 def test_one_file_knows_the_library() -> None:
