@@ -13,11 +13,18 @@ from functools import partial
 from aiohttp import web
 
 from depalma.api.services import Services
-from depalma.client.wire import BATCH_BYTES, BATCH_RESULTS, KEEP_ALIVE, ResultBatch, TaskResult, frame
+from depalma.client.wire import (
+    BATCH_BYTES,
+    BATCH_RESULTS,
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    ResultBatch,
+    TaskResult,
+    frame,
+)
 from depalma.leader.hub import LEADER
 from depalma.state.jobs import Job
 
-KEEP_ALIVE_S = 1.0
 #: A client that does not read for so long is cut off.
 STUCK_S = 60.0
 

@@ -15,11 +15,9 @@ from depalma.client import verbs
 from depalma.client.book import Book, Gap, Sink
 from depalma.client.connections import FAILURES, Connections, Stream
 from depalma.client.transport import new_key
-from depalma.client.wire import BadFrame, FrameReader
+from depalma.client.wire import SILENCE_S, BadFrame, FrameReader
 from depalma.errors import DepalmaError, NoLeader
 
-#: Keep-alives come each second; a stream that is silent for so long is opened elsewhere (cheap, if it was only late).
-SILENCE_S = 1.5
 #: The stream of a client that awaits nothing is closed after this time.
 IDLE_S = 30.0
 #: A job that was added by its session only, and of which nothing was heard for so long, is asked for by name, once.

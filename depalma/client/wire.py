@@ -21,8 +21,11 @@ BATCH_RESULTS = 2000
 #: A reader refuses longer frames: the stream is damaged (a single result is far smaller, as payloads go as blobs).
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 KEEP_ALIVE = _LENGTH.pack(0)
-#: A stream without any frame for so long is dead (keep-alives come each second).
-SILENCE_S = 5.0
+#: A master sends a keep-alive after so long without results, …
+KEEP_ALIVE_S = 0.4
+#: … so a stream that is silent for so long is opened elsewhere: its master is frozen, cut off or very late. A needless
+#: change costs a request; a late one is time that the user waits for a result (design: a frozen leader, 1.5 s).
+SILENCE_S = 1.0
 
 
 class ResultsRequest(Struct, frozen=True, forbid_unknown_fields=True):
