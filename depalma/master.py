@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    # Long-lived state is large and acyclic: collecting it again and again would stall the loop (50 ms for 200,000 objects).
+    # Long-lived state is large and acyclic: collecting it again and again would stall the loop.
     gc.freeze()
     # Small steps, each some ms: a hundred thousand new jobs must not be one stall of the loop.
     gc.set_threshold(20_000, 5, 1_000)
