@@ -161,8 +161,9 @@ class Daemon:
 
     def running(self) -> bool:
         """Returns whether it runs; reaps it if it was our child."""
-        if self._popen is not None and self._popen.poll() is not None:
-            return False
+        if self._popen is not None:
+            # Not by /proc: while a killed process's other threads die it looks like a zombie, and still holds files.
+            return self._popen.poll() is None
         return self.identity is not None and alive(self.identity)
 
     @property
