@@ -248,7 +248,8 @@ def test_a_power_cut_finds_masters_that_do_not_sync(needs: Callable[..., None], 
         trial.cluster.leader(within_s=20.0)
 
     assert trial.report.verdict == "BROKEN"
-    assert trial.report.lost > 10
+    noticed = any("lost acknowledged entries" in line for line in trial.report.violations)  # by a master itself
+    assert noticed or trial.report.lost > 10, trial.report.lines()
 
 
 def test_every_failpoint_is_a_place_of_the_disk() -> None:

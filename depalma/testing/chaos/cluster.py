@@ -211,11 +211,6 @@ class ChaosCluster:
         """Returns whether every master answers and follows or leads."""
         return sum(view.role in ("leader", "follower") for view in self.statuses()) == len(self.masters)
 
-    def same(self) -> bool:
-        """Returns whether all masters answer and have applied the same."""
-        views = self.statuses()
-        return len(views) == len(self.masters) and len({(view.applied_index, view.state_hash) for view in views}) == 1
-
     def wait_same(self, within_s: float) -> None:
         """Returns when all masters have the same state (nothing may be submitted meanwhile). Errors: TooLate."""
         wait_until(

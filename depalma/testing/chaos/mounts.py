@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from depalma.testing.chaos.shell import run
+from depalma.testing.chaos.waiting import wait_until
 
 _RUN = re.compile(r"dpc-(\d+)-")
 
@@ -35,7 +36,7 @@ class Mounts:
 
     def unmount(self, folder: Path) -> None:
         """Takes one file system away; its loop device goes with it."""
-        run("umount", str(folder))
+        wait_until(lambda: _unmounted(folder), within_s=5.0, what=f"{folder} unmounted", every_s=0.05)
         self._mounted.remove(folder)
 
     def close(self, *, keep: bool = False) -> None:
@@ -45,6 +46,12 @@ class Mounts:
             if keep:
                 run("cp", "-a", str(folder), f"{folder}.kept", check=False)
             run("umount", "-l", str(folder), check=False)
+
+
+def _unmounted(folder: Path) -> bool:
+    """Returns whether it worked; others (a search through all files, say) may hold it for a moment."""
+    run("umount", str(folder), check=False)
+    return not mounted_below(folder)
 
 
 def mounted_below(directory: Path) -> list[Path]:

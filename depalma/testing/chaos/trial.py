@@ -225,10 +225,23 @@ class Trial:
         self.load.stop()
         self._last_operation()
         self._wait_for_work()
-        self.cluster.wait_same(30.0)
+        self._compare_masters()
         self.watch.__exit__()
         jobs = self._final_jobs()
         self._judge(jobs)
+
+    def _compare_masters(self) -> None:
+        """All are there, and have the same state."""
+        died = [name for name in self.cluster.masters if not self.cluster.running(name)]
+        for name in died:
+            daemon = self.cluster.daemons[name]
+            last = daemon.last_lines(1)
+            self.report.violations.append(f"{name} ended by itself with exit code {daemon.exit_code}: {last}")
+        try:
+            if not died:
+                self.cluster.wait_same(30.0)
+        except TooLate as late:
+            self.report.violations.append(f"I8: {late}")
 
     def _last_operation(self) -> None:
         with self.cluster.client(deadline_s=15.0) as client:
