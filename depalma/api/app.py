@@ -24,6 +24,7 @@ from depalma.api import (
     metrics,
     openapi,
     results,
+    snapshot,
     tasks,
 )
 from depalma.api.context import Api
@@ -50,6 +51,7 @@ ROUTES: tuple[Route, ...] = (
     *hosts.ROUTES,
     *cluster.ROUTES,
     *events.ROUTES,
+    *snapshot.ROUTES,
     *agents.ROUTES,
     *openapi.ROUTES,
     *metrics.ROUTES,

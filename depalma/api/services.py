@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from aiohttp import web
@@ -41,6 +42,9 @@ class Replica(Protocol):
 
     def contacts(self) -> Mapping[str, float | None]:
         """Returns seconds since each other master was heard."""
+
+    async def snapshot(self) -> Path:
+        """Returns the file of a snapshot of what is applied now. Errors: SnapshotFailed, OutcomeUnknown."""
 
     def refused_connections(self) -> Mapping[str, int]:
         """Returns how many connections its Raft port refused, by reason."""

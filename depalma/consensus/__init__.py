@@ -12,6 +12,9 @@ from depalma.consensus.errors import (
     OutcomeUnknown,
     ReplicaStopped,
     SnapshotDamaged,
+    SnapshotFailed,
+    SnapshotTooNew,
+    WrongDirectory,
 )
 from depalma.consensus.replica import Replica
 from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
@@ -31,5 +34,8 @@ __all__ = [
     "ReplicaSettings",
     "ReplicaStopped",
     "SnapshotDamaged",
+    "SnapshotFailed",
+    "SnapshotTooNew",
     "StateMachine",
+    "WrongDirectory",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
 from depalma import __version__
@@ -25,6 +25,7 @@ from depalma.consensus.errors import (
     NotLeader,
     OutcomeUnknown,
     SnapshotDamaged,
+    SnapshotFailed,
 )
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import FIRST_INDEX
@@ -97,6 +98,8 @@ class Core:
         self._round: tuple[int, int, list[Callback]] | None = None
         self._confirmed: list[tuple[int, list[Callback]]] = []
         self._writing: Header | None = None
+        #: who asked for a snapshot, and what it must hold
+        self._wanted: list[tuple[int, Callback]] = []
         self._bytes_at_snapshot = 0
         self._retry_snapshot_at = float("-inf")
 
@@ -105,15 +108,8 @@ class Core:
         with disk_errors("opening", self._disk.path("")):
             # Names that an earlier process made may not be on the disk yet; nothing may follow from them before.
             self._disk.sync_dir()
-        state = self._store.open()
-        self.journal.open()
+        state = open_log(self._disk, self._store, self.journal)
         snapshot = self._store.newest
-        reached = snapshot.index if snapshot else FIRST_INDEX
-        if self.journal.log.base_index > reached:
-            raise JournalDamaged(
-                self._disk.path("journal"),
-                f"it begins after entry {self.journal.log.base_index}, but the snapshot ends at {reached}",
-            )
         if snapshot is not None and state is not None:
             self.restore(snapshot, state)
             self.reconcile(snapshot)
@@ -190,6 +186,13 @@ class Core:
             raise NotLeader(self.engine.leader_id)
         self._readers.append(callback)
 
+    def snapshot(self, callback: Callback) -> None:
+        """Call back with a durable Snapshot that holds everything applied at this moment, and perhaps more.
+
+        The error may be SnapshotFailed: it could not be written, the replica goes on.
+        """
+        self._wanted.append((self.engine.applied, callback))
+
     def tick(self) -> bool:
         """Take up what came in and let time pass; returns True if another tick is due at once."""
         inbox, self._inbox = self._inbox, []
@@ -218,9 +221,10 @@ class Core:
         """Tell everybody who waits that the outcome is unknown."""
         self._fail_pending(reason)
         self._fail_readers(OutcomeUnknown(reason))
-        for _, callback in self._queue:
+        for _, callback in (*self._queue, *self._wanted):
             self._answers.append((callback, None, OutcomeUnknown(reason)))
         self._queue.clear()
+        self._wanted = []
         self._give_answers()
 
     # -- EngineOwner ---------------------------------------------------------------------------------------------
@@ -350,11 +354,17 @@ class Core:
             self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__)
             self._bytes_at_snapshot = self.journal.written_bytes
             self._writer.begin(self._store, self._writing, self._machine.snapshot)
+        if self._wanted:
+            self._answer_wanted()
 
     def _snapshot_due(self) -> bool:
         newest = self._store.newest
         entries = self.engine.applied - (newest.index if newest else FIRST_INDEX)
-        if not entries or self.engine.transferring or self._clock.monotonic() < self._retry_snapshot_at:
+        if not entries:
+            return False
+        if self._wanted:
+            return True
+        if self.engine.transferring or self._clock.monotonic() < self._retry_snapshot_at:
             return False
         written = self.journal.written_bytes - self._bytes_at_snapshot
         return entries >= self._settings.snapshot_every_entries or written >= self._settings.snapshot_every_bytes
@@ -366,7 +376,33 @@ class Core:
         self._writing = None
         if not written:
             self._retry_snapshot_at = self._clock.monotonic() + SNAPSHOT_RETRY_S
+            failed = SnapshotFailed(self._disk.path(""))
+            self._answers.extend((callback, None, failed) for _, callback in self._wanted)
+            self._wanted = []
             return
         snapshot = self._store.publish(writing)
         if snapshot is not None:
             self.journal.compact(self.journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES))
+
+    def _answer_wanted(self) -> None:
+        newest = self._store.newest
+        reached = newest.index if newest else FIRST_INDEX
+        self._answers.extend(
+            (callback, newest, None) for index, callback in self._wanted if newest and index <= reached
+        )
+        self._wanted = [(index, callback) for index, callback in self._wanted if not newest or index > reached]
+
+
+def open_log(disk: Disk, store: SnapshotStore, journal: Journal) -> Iterator[bytes] | None:
+    """Open snapshot and journal and check that nothing is missing between them; returns the snapshot's state.
+
+    Raises JournalDamaged, SnapshotDamaged, DiskFailed.
+    """
+    state = store.open()
+    journal.open()
+    reached = store.newest.index if store.newest else FIRST_INDEX
+    if journal.log.base_index > reached:
+        raise JournalDamaged(
+            disk.path("journal"), f"it begins after entry {journal.log.base_index}, but the snapshot ends at {reached}"
+        )
+    return state

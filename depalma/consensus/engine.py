@@ -12,6 +12,7 @@ from depalma.consensus.election import Ballot, Standing, Timing
 from depalma.consensus.errors import SnapshotDamaged
 from depalma.consensus.journal import Journal
 from depalma.consensus.library import STAND_NOW, Raft
+from depalma.consensus.log import Log
 from depalma.consensus.messages import (
     Append,
     AppendReply,
@@ -419,7 +420,11 @@ def reconcile(journal: Journal, snapshot: Snapshot) -> None:
     Raft's rule: a log that has the snapshot's last entry keeps what follows it. A log that has not ends below it or
     differs there, so nothing in it above the snapshot can be committed.
     """
-    log = journal.log
-    known = log.base_index <= snapshot.index <= log.last_index
-    if not known or log.term_at(snapshot.index) != snapshot.term:
+    if not follows(journal.log, snapshot):
         journal.reset(snapshot.index, snapshot.term)
+
+
+def follows(log: Log, snapshot: Snapshot) -> bool:
+    """Whether the log goes on where the snapshot ends: it has the snapshot's last entry."""
+    known = log.base_index <= snapshot.index <= log.last_index
+    return known and log.term_at(snapshot.index) == snapshot.term

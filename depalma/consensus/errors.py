@@ -63,6 +63,7 @@ class SnapshotDamaged(ConsensusError):
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"snapshot {path} is damaged: {what}. {_REBUILD}")
         self.path = path
+        self.what = what
 
 
 class SnapshotTooNew(SnapshotDamaged):
@@ -73,6 +74,27 @@ class SnapshotTooNew(SnapshotDamaged):
             self,
             f"snapshot {path} has format {found}, which a newer release wrote; this release reads formats up to "
             f"{known}. Start this replica with that release again; nothing was changed",
+        )
+        self.path = path
+        self.what = f"format {found}"
+        self.found = found
+        self.known = known
+
+
+class SnapshotFailed(ConsensusError):
+    """A snapshot that was asked for could not be written; the replica goes on without it."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(f"the snapshot could not be written to {directory}; the log of this master says why")
+
+
+class WrongDirectory(ConsensusError):
+    """The directory is another replica's, or another cluster's."""
+
+    def __init__(self, path: str, found: str, wanted: str) -> None:
+        super().__init__(
+            f"{path} says that this directory is that of {found}, not of {wanted}. "
+            "Check --id, and `cluster` and `dir` in the cluster file; nothing was changed"
         )
         self.path = path
 

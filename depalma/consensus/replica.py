@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from random import SystemRandom
 
 from depalma.certificates import CertificateFiles
@@ -12,8 +13,10 @@ from depalma.clock import SystemClock
 from depalma.consensus.core import Callback, Core
 from depalma.consensus.disk import FileDisk, disk_errors
 from depalma.consensus.errors import OutcomeUnknown, ReplicaStopped
+from depalma.consensus.identity import Identity, claim
 from depalma.consensus.keyring import Keyring
 from depalma.consensus.settings import ReplicaSettings, StateMachine
+from depalma.consensus.snapshot import Snapshot
 from depalma.consensus.snapshotter import ForkedSnapshots
 from depalma.consensus.transport import Mesh
 
@@ -70,14 +73,16 @@ class Replica:
     async def start(self) -> None:
         """Open the disk, restore the state, listen: ready to take part, with or without a leader.
 
-        Raises ConfigError for certificates that cannot be used, DirectoryInUse, DiskFailed, JournalDamaged,
-        SnapshotDamaged, or OSError if the port is taken.
+        Raises ConfigError for certificates that cannot be used, DirectoryInUse, WrongDirectory, DiskFailed,
+        JournalDamaged, SnapshotDamaged, or OSError if the port is taken.
         """
         self._loop = asyncio.get_running_loop()
         self._keyring.load()
         with disk_errors("opening", str(self._settings.directory)):
             self._disk.open()
         try:
+            with disk_errors("opening", str(self._settings.directory)):
+                claim(self._disk, Identity(self._settings.id, self._settings.cluster))
             self._core.open()
             self._running = True
             await self._mesh.start()
@@ -108,6 +113,15 @@ class Replica:
         index = await self._ask(self._core.barrier, timeout_s)
         assert isinstance(index, int)
         return index
+
+    async def snapshot(self, *, timeout_s: float = 600.0) -> Path:
+        """Return the file of a durable snapshot that holds everything applied here at this moment, or more.
+
+        Open it at once: the next one takes its place. Raises SnapshotFailed, OutcomeUnknown, ReplicaStopped.
+        """
+        snapshot = await self._ask(self._core.snapshot, timeout_s)
+        assert isinstance(snapshot, Snapshot)
+        return Path(self._disk.path(snapshot.name))
 
     @property
     def is_leader(self) -> bool:

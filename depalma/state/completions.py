@@ -192,6 +192,10 @@ class Completions(Sequence[int]):
         self._note_ids = {}
         self._last_result = None
 
+    def blobs(self) -> Iterator[str]:
+        """Yields the digests of results that stand beside the log."""
+        return (result.digest for result in self._results if result is not None and result.digest)
+
     def images(self, size: int) -> Iterator[CompletionsImage]:
         """Yields the columns for a snapshot, at most `size` rows and notes at a time; at least one image."""
         for start in range(0, max(len(self._tasks), len(self._table), 1), size):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from depalma.errors import DepalmaError
-from depalma.state import attempts, codelog, commands, image, membership, submissions
+from depalma.state import attempts, codelog, commands, image, membership, restoring, submissions
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AnyCommand, Applied, Command, Rejected
@@ -105,6 +105,14 @@ class Machine:
         state, state_hash = image.decode(pieces)
         state.changes = Changes(set(state.jobs), set(state.hosts), True)
         self.state, self._chain = state, bytes.fromhex(state_hash)
+
+    def begin_anew(self, reason: str) -> int:
+        """Makes the state the beginning of another cluster; returns how many attempts were lost."""
+        lost = restoring.begin_anew(self.state, reason)
+        chain = hashlib.blake2b(self._chain, digest_size=16)
+        chain.update(f"begin anew at {self.state.version}".encode())
+        self._chain = chain.digest()
+        return lost
 
     def drain_changes(self) -> Changes:
         """Returns what changed since the last call. Soft; call it regularly, it grows until then."""

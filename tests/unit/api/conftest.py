@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import msgspec
@@ -22,7 +23,8 @@ from depalma import protocol
 from depalma.api.app import make_app
 from depalma.blobs import Blobs, BlobStore
 from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
-from depalma.consensus import NotLeader
+from depalma.consensus import NotLeader, recovery
+from depalma.consensus.snapshot_format import Header
 from depalma.errors import Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
@@ -58,6 +60,14 @@ class LoneReplica:
     leader_id: str | None = "m1"
     commit_index: int = 0
     applied_index: int = 0
+    directory: Path = Path()
+    machine: Machine | None = None
+
+    async def snapshot(self) -> Path:
+        assert self.machine is not None
+        path = self.directory / f"{uuid4().hex}.snap"
+        recovery.write_file(path, Header(7, self.term, self.applied_index, "lab"), self.machine.snapshot())
+        return path
 
     def contacts(self) -> dict[str, float | None]:
         return {}
@@ -77,8 +87,8 @@ class OneMaster:
         own = MasterConfig(id="m1", host="127.0.0.1", port=port, dir=str(directory))
         self.config = ClusterConfig(masters=(own, *others), settings=settings)
         self.secrets = SECRETS
-        self.replica = LoneReplica()
         self.machine = Machine()
+        self.replica = LoneReplica(directory=directory, machine=self.machine)
         self.hub = Hub()
         self.rates = Rates(time.monotonic)
         self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))

@@ -41,6 +41,7 @@ NEEDS_CLUSTER = {
     "code ls": ([], 4),
     "code show": (["1"], 4),
     "code status": ([], 4),
+    "snapshot save": (["no-such-folder-yet.snap"], 4),
     "doctor": ([], 1),
 }
 WRITES = {"submit", "map", "run", "cancel", "code add"}
@@ -52,6 +53,9 @@ ALONE = {
     "context rm",
     "context ls",
     "config check",
+    "master recover",
+    "snapshot inspect",
+    "snapshot restore",
     "completion",
     "version",
 }

@@ -1,0 +1,48 @@
+"""Whose directory it is: a replica that opened another one's would forget what it acknowledged."""
+
+from __future__ import annotations
+
+import msgspec
+
+from depalma.consensus.disk import Disk
+from depalma.consensus.errors import JournalDamaged, WrongDirectory
+
+NAME = "identity"
+_TEMPORARY = "identity.tmp"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """The owner of a directory."""
+
+    member: str
+    cluster: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.member} of cluster {self.cluster!r}"
+
+
+def claim(disk: Disk, identity: Identity) -> None:
+    """Return if the directory is this replica's, or nobody's yet: then it is from now on, durably.
+
+    Raises WrongDirectory, JournalDamaged if that cannot be read, OSError.
+    """
+    if NAME in disk.names():
+        found = _read(disk)
+        if found != identity:
+            raise WrongDirectory(disk.path(NAME), str(found), str(identity))
+        return
+    file = disk.create(_TEMPORARY)
+    try:
+        file.write(msgspec.json.encode(identity) + b"\n")
+        file.sync()
+    finally:
+        file.close()
+    disk.rename(_TEMPORARY, NAME)
+    disk.sync_dir()
+
+
+def _read(disk: Disk) -> Identity:
+    try:
+        return msgspec.json.decode(disk.read(NAME), type=Identity)
+    except msgspec.MsgspecError as error:
+        raise JournalDamaged(disk.path(NAME), f"it does not say whose directory it is: {error}") from error

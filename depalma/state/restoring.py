@@ -1,0 +1,61 @@
+"""Making a state the beginning of another cluster: after a restored snapshot, or a lost majority. [pure]
+
+What was acknowledged after the state was taken is gone, but outside it is still known: job ids in people's scripts,
+fences in their stores, event numbers of those that follow, agents that still run something. None of these may come
+again with another meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from depalma.state.attempts import lose_attempts
+from depalma.state.cluster_state import ClusterState
+from depalma.state.event_log import Detail
+from depalma.state.jobs import Job
+
+#: By so much the version (which fences are made of) and the numbers of events jump: more than a cluster does in years.
+NUMBERS_JUMP = 10**12
+#: Job ids are for people: they go on at the second next round number, or the next if that is far enough.
+JOBS_ROUND = 1_000_000
+JOBS_LOST_AT_MOST = 500_000
+
+
+def begin_anew(state: ClusterState, reason: str) -> int:
+    """Ends every attempt and every agent's incarnation and skips numbers; returns how many attempts were lost.
+
+    Depends on nothing but the state, so that masters which each do it for themselves agree.
+    """
+    at = state.events.records[-1].at if state.events.records else 0.0
+    state.version += NUMBERS_JUMP
+    state.next_job = (state.next_job + JOBS_LOST_AT_MOST) // JOBS_ROUND * JOBS_ROUND + JOBS_ROUND + 1
+    state.events.next_index += NUMBERS_JUMP
+    detail: Detail = {"reason": reason, "version": state.version, "next_job": state.next_job}
+    state.events.add("cluster.restored", at, detail=detail)
+    lost = 0
+    for host in state.hosts.values():
+        if host.state in ("down", "lost"):
+            continue
+        host.turn("lost", reason, at)
+        state.events.add("host.lost", at, host=host.name, detail={"reason": reason})
+        lost += lose_attempts(state, host, f"host {host.name} was lost: {reason}", at)
+        host.retire()
+    return lost
+
+
+def blobs_of(state: ClusterState) -> set[str]:
+    """Returns the digests of all blobs that the state names."""
+    found = {entry.digest for entry in state.code}
+    for job in state.jobs.values():
+        found.update(_blobs_of(job))
+    found.discard("")
+    return found
+
+
+def _blobs_of(job: Job) -> Iterator[str]:
+    for payload in (job.spec.arguments, job.spec.function_pickle):
+        if payload is not None:
+            yield payload.digest
+    for _, _, payload in job.chunks:
+        yield payload.digest
+    yield from job.done.blobs()
