@@ -17,7 +17,7 @@ from typing import Any
 from depalma.agent.proctree import MARKER
 
 #: Signals that Python ignores for itself and that a command must see with their usual meaning.
-_RESET = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+_RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESOLVED_FOR_S = 2.0
 
 

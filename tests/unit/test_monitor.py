@@ -231,7 +231,9 @@ def test_a_grace_is_given_and_ends(monitor: Supervised) -> None:
 def test_a_stopped_process_hears_its_sigterm(monitor: Supervised) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3005")
-    process = monitor.listen(monitor.below, "process")[0]
+    # Not before it has become `sleep`: a child that is stopped before its exec holds up who started it (vfork).
+    monitor.listen(lambda: monitor.sleeping() == 1, "process")
+    process = monitor.below()[0]
     process.suspend()
 
     monitor.say(("kill", 1, 30.0))
