@@ -32,6 +32,7 @@ from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
 from depalma.leader.reign import Reign
 from depalma.leader.sessions import Sessions
+from depalma.loopwatch import LoopWatch
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AddTasks, AnyCommand, Applied, SubmitJob, encode
 from depalma.state.commands import Rejected as RefusedCommand
@@ -60,6 +61,7 @@ class Master:
         self.wall = time.time
         self.hub = Hub()
         self.rates = Rates(time.monotonic)
+        self.loopwatch = LoopWatch()
         self.machine = Machine()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         directory = own.directory
@@ -123,6 +125,7 @@ class Master:
         self.replica.add_applied_listener(self._applied)
         self.replica.add_leadership_listener(self._leadership)
         await self.replica.start()
+        self.loopwatch.start()
         self._runner = web.AppRunner(make_app(self), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         # No reuse_port: a second master on the same port is a mistake that must be seen.
@@ -132,6 +135,7 @@ class Master:
     async def stop(self) -> None:
         """Leaves in order."""
         self._reign.end()
+        self.loopwatch.stop()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.blobs.close()

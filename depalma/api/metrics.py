@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 
 from aiohttp import web
 
 from depalma.api.context import Api
 from depalma.api.route import Mode, Route
+from depalma.loopwatch import BOUNDS_S, LoopWatch
 
 
 async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
@@ -35,6 +37,9 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     _add(lines, "depalma_tasks_finished_total", "counter", "Tasks reported to this leader", rates.finished_total)
     _add(lines, "depalma_tasks_submitted_total", "counter", "Tasks submitted here", rates.submitted_total)
     _add(lines, "depalma_result_streams", "gauge", "Open result streams", len(api.streams))
+    _add(lines, "depalma_loop_stall_seconds_max", "gauge", "Longest time in which the loop stood still, last minute",
+         round(services.loopwatch.worst_s(), 4))  # fmt: skip
+    _add_stalls(lines, services.loopwatch)
     requests = {str(status): number for status, number in sorted(api.requests.items())}
     _add_many(lines, "depalma_http_requests_total", "counter", "Requests by status", "status", requests)
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -48,6 +53,14 @@ def _add(lines: list[str], name: str, kind: str, help_text: str, value: float) -
 def _add_many(lines: list[str], name: str, kind: str, help_text: str, label: str, values: Mapping[str, int]) -> None:
     lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n")
     lines.extend(f'{name}{{{label}="{key}"}} {value}\n' for key, value in values.items())
+
+
+def _add_stalls(lines: list[str], watch: LoopWatch) -> None:
+    name = "depalma_loop_stall_seconds"
+    lines.append(f"# HELP {name} How late a heartbeat of the loop came\n# TYPE {name} histogram\n")
+    for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), accumulate(watch.counts), strict=True):
+        lines.append(f'{name}_bucket{{le="{bound}"}} {count}\n')
+    lines.append(f"{name}_sum {watch.total_s:.4f}\n{name}_count {sum(watch.counts)}\n")
 
 
 ROUTES = (Route("GET", "/metrics", metrics, Mode.LOCAL, "Prometheus metrics of this master"),)

@@ -11,6 +11,7 @@ from aiohttp import web
 from depalma.blobs import Blobs
 from depalma.config import ClusterConfig, Secrets
 from depalma.leader.hub import Hub
+from depalma.loopwatch import LoopWatch
 from depalma.model import AttemptRef, Load, ProcessView
 from depalma.protocol import Output
 from depalma.state.cluster_state import ClusterState
@@ -143,6 +144,10 @@ class Services(Protocol):
     @property
     def rates(self) -> Rates:
         """Soft counters."""
+
+    @property
+    def loopwatch(self) -> LoopWatch:
+        """How long the loop stood still."""
 
     async def execute(self, command: AnyCommand) -> Applied:
         """Returns when the command is committed and applied here.

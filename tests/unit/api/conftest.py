@@ -30,6 +30,7 @@ from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
 from depalma.leader.sessions import Sessions
+from depalma.loopwatch import LoopWatch
 from depalma.model import HostFacts, JobSpec, Report
 from depalma.protocol import AskOutput, AskProcesses, Hello, Output, Processes
 from depalma.state.cluster_state import ClusterState
@@ -91,6 +92,7 @@ class OneMaster:
         self.replica = LoneReplica(directory=directory, machine=self.machine)
         self.hub = Hub()
         self.rates = Rates(time.monotonic)
+        self.loopwatch = LoopWatch()
         self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))
         self.clock: Callable[[], float] = time.monotonic
         self.wall: Callable[[], float] = time.time
