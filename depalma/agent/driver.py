@@ -10,7 +10,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
 _OUTPUT_BYTES = 1024 * 1024
+
+
+def is_failure(context: Mapping[str, Any]) -> bool:
+    """Returns whether what the loop reports is an error of ours: it also reports remarks, which carry no exception.
+
+    aiohttp remarks "Unclosed connection" when an attempt to connect is given up half way, as happens when several
+    masters are asked at once and another one answers first.
+    """
+    return isinstance(context.get("exception"), BaseException)
 
 
 class Agent:
@@ -182,6 +191,9 @@ class Agent:
 
     def _failed(self, _: object, context: dict[str, Any]) -> None:
         """An error that nobody expected: the state may be wrong, so everything ends, and whoever starts us may."""
+        if not is_failure(context):
+            log.warning("event loop: %s", context["message"])
+            return
         log.error("a part of the agent failed, it ends: %s", context["message"], exc_info=context.get("exception"))
         self._exit_code = EXIT_FAULT
         self._exit.set()
