@@ -6,7 +6,7 @@ Operations (key: the name that the client gave the job, which is also its reques
     add      n              → index of the first of the n tasks: a fetch-and-add
     close    None           → True
     cancel   None           → whether the job was live
-    read     None           → (tasks, open, final state or ""), or None if there is no such job
+    read     None           → (tasks, open, final state or "")
     finish   final state    never answered: what agents do to a job whose tasks run, at a time that nobody recorded
 
 A refusal (`job_closed`, `unknown_job`) is an answer too.
@@ -59,7 +59,7 @@ def perform(job: JobState, operation: Operation) -> tuple[JobState, object]:
         tasks, work = operation.input
         return (job if job.tasks else JobState(tasks, not work, work)), True
     if not job.tasks:
-        return job, None if operation.kind == "read" else (REFUSED, "unknown_job")
+        return job, None if operation.kind == "finish" else (REFUSED, "unknown_job")
     match operation.kind:
         case "read":
             return job, (job.tasks, job.open, job.state if job.final else "")

@@ -97,6 +97,8 @@ class _Search:
 
     def run(self) -> Violation | None:
         """None if an order was found."""
+        if not self._must:
+            return None  # nothing was answered
         start = self._model.initial(self._key)
         path: list[int] = []
         stack = [self._moves(0, start)]
@@ -118,8 +120,6 @@ class _Search:
 
     def _moves(self, done: int, state: Hashable) -> Iterator[tuple[int, int, Hashable]]:
         """Operations that may be next, each with the configuration it leads to."""
-        if done & self._must == self._must:
-            return
         for i in self._candidates(done):
             operation = self._history[i]
             after = self._model.step(state, operation)

@@ -12,10 +12,11 @@ import pytest
 
 from depalma.testing import linearizability
 from depalma.testing.history import History, Operation
-from depalma.testing.job_model import ABSENT, JobModel, JobState, perform, with_finishes
+from depalma.testing.job_model import ABSENT, REFUSED, JobModel, JobState, perform, with_finishes
 from depalma.testing.linearizability import SearchTooLong, check
 
 MODEL = JobModel()
+UNKNOWN = (REFUSED, "unknown_job")
 
 
 def simulate(random: Random, *, keys: int, each: int, clients: int, lost: float = 0.15) -> list[Operation]:
@@ -91,14 +92,14 @@ def _known(history: list[Operation], *kinds: str) -> list[Operation]:
 
 def read_of_the_future(random: Random, history: list[Operation]) -> None:
     """A read shows more tasks than were ever asked for."""
-    one = random.choice([r for r in _known(history, "read") if r.output is not None])
+    one = random.choice([r for r in _known(history, "read") if r.output != UNKNOWN])
     one.output = (1000, *one.output[1:])
 
 
 def lost_submit(random: Random, history: list[Operation]) -> None:
     """After the submit was acknowledged, a read finds no job."""
     late = max(one.invoked_s for one in history) + 10
-    history.append(Operation("late", "read", random.choice(history).key, None, late, late + 1, None))
+    history.append(Operation("late", "read", random.choice(history).key, None, late, late + 1, UNKNOWN))
 
 
 def lost_add(random: Random, history: list[Operation]) -> None:
@@ -212,6 +213,11 @@ def test_an_open_operation_may_take_effect_late_or_never() -> None:
     assert verdict_of(history(6, 6, 6))
     assert not verdict_of(history(1, 6, 1))
     assert not verdict_of(history(11))
+
+
+def test_what_nobody_answered_contradicts_nothing() -> None:
+    assert verdict_of([Operation("a", "submit", "j", (1, True), 0), Operation("b", "add", "j", 1, 1)])
+    assert verdict_of([])
 
 
 def test_equal_open_operations_are_counted_each() -> None:

@@ -1,6 +1,6 @@
 """The faults, by their ids in docs/chaos.md."""
 
-from depalma.testing.chaos.scenarios import crash, disk, hostile, mixed, network, weather
+from depalma.testing.chaos.scenarios import crash, disk, hostile, mixed, network, recovery, weather
 from depalma.testing.chaos.scenarios.registry import SCENARIOS, Scenario
 
-__all__ = ["SCENARIOS", "Scenario", "crash", "disk", "hostile", "mixed", "network", "weather"]
+__all__ = ["SCENARIOS", "Scenario", "crash", "disk", "hostile", "mixed", "network", "recovery", "weather"]
