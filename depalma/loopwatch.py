@@ -9,7 +9,7 @@ from collections import deque
 
 PERIOD_S = 0.02
 #: Upper bounds of the histogram; what is shorter than the first is the noise of any machine.
-BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+BOUNDS_S = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 _SLOT_S = 10.0
 _SLOTS = 6
 
