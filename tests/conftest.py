@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,11 @@ import pytest
 #: Inherited by every process that a test starts, so that those that left our process tree are found too.
 MARK = "DEPALMA_TEST_RUN"
 GRACE_S = 5.0
+
+# Whoever starts the tests in the background may have these ignored, which every process started here would inherit.
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL if _number is signal.SIGQUIT else signal.default_int_handler)
 
 _mark = uuid4().hex
 os.environ[MARK] = _mark
