@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     # Long-lived state is large and acyclic: collecting it again and again would stall the loop.
     gc.freeze()
     # Small steps, each some ms: a hundred thousand new jobs must not be one stall of the loop.
-    gc.set_threshold(20_000, 5, 1_000)
+    gc.set_threshold(10_000, 5, 2_000)
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(serve(config, secrets, arguments.id))
     return 130
