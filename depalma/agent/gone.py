@@ -8,7 +8,8 @@ import time
 import urllib.parse
 from typing import Any
 
-_FOR_S = 10.0
+#: A fail-over takes less than a second. Whoever stops an agent gives it ten (LocalCluster, systemd's users) before SIGKILL.
+_FOR_S = 6.0
 _ONE_TRY_S = 1.0
 
 
