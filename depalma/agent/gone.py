@@ -8,7 +8,7 @@ import time
 import urllib.parse
 from typing import Any
 
-#: A fail-over takes less than a second. Whoever stops an agent gives it ten (LocalCluster, systemd's users) before SIGKILL.
+#: A fail-over takes less than a second; whoever stops an agent gives it ten seconds before SIGKILL (LocalCluster does).
 _FOR_S = 6.0
 _ONE_TRY_S = 1.0
 
