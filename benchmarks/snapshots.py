@@ -276,8 +276,9 @@ def measure_snapshots(cluster: LocalCluster, empty_bytes: int, count: int) -> No
                     time.sleep(0.3)
                 ended = time.monotonic()
                 cost = (watch.peak - held) / state_bytes
-                rows[kind].append((stall(earlier, metrics(cluster, leader)), watch.slowest_s, load_.slowest_s(began, ended),
-                                   load_.rate(began, ended), cost, took, watch.forked_s))  # fmt: skip
+                stalled = stall(earlier, metrics(cluster, leader))
+                slowest, rate = load_.slowest_s(began, ended), load_.rate(began, ended)
+                rows[kind].append((stalled, watch.slowest_s, slowest, rate, cost, took, watch.forked_s))
     tell_snapshots(rows, state_bytes)
 
 
