@@ -23,6 +23,7 @@ from depalma.testing.chaos.scenarios.disk import lose_power
 from depalma.testing.chaos.shell import ToolFailed, run
 from depalma.testing.chaos.strace import injected
 from depalma.testing.chaos.trial import Trial
+from depalma.testing.chaos.waiting import wait_until
 from depalma.testing.chaos.wire import slow_wire
 
 pytestmark = [pytest.mark.chaos_short, pytest.mark.timeout(120)]
@@ -111,6 +112,18 @@ def test_nothing_of_a_network_is_seen_outside_and_nothing_stays(needs: Callable[
     assert links_outside() == links
     assert network.leftovers() == []
     assert sleepers[0].wait(timeout=1) in (-signal.SIGKILL, 0)  # 0: whoever removed the namespace has reaped it
+
+
+def test_a_run_that_is_told_to_stop_leaves_nothing(needs: Callable[..., None], tmp_path: Path) -> None:
+    needs()
+    argv = [sys.executable, "-m", "depalma.testing.chaos.runner", "F1", "--short", "--dir", str(tmp_path)]
+    runner = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    wait_until(lambda: list(tmp_path.glob("*/m1/raft/journal*")), within_s=30, what="a master that runs")
+
+    runner.terminate()
+
+    assert runner.wait(timeout=40) == 128 + signal.SIGTERM
+    assert not [path for path in Path("/run/netns").iterdir() if path.name.startswith(f"dpc-{runner.pid}-")]
 
 
 def test_what_a_killed_run_left_is_swept_away(needs: Callable[..., None]) -> None:

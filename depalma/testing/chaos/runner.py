@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     seed = options.seed if options.seed is not None else SystemRandom().randrange(1_000_000)
     reports: list[Report] = []
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         for name in names:
             reports += _runs(SCENARIOS[name], directory, seed, options)
@@ -59,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         if not any(directory.iterdir()):
             directory.rmdir()
     return int(any(report.verdict != "pass" for report in reports))
+
+
+def _interrupt(number: int, _: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what it made is taken away."""
+    raise SystemExit(128 + number)
 
 
 def _runs(one: Scenario, directory: Path, seed: int, options: argparse.Namespace) -> list[Report]:
