@@ -1,4 +1,4 @@
-"""Replicates opaque commands over 1, 3 or 5 replicas and keeps them on disk. Knows no job. See DESIGN.md."""
+"""Replicates opaque commands over a few replicas and keeps them on disk. Knows no job. See DESIGN.md."""
 
 from depalma.consensus.errors import (
     ApplyFailed,
@@ -8,12 +8,15 @@ from depalma.consensus.errors import (
     DiskFailed,
     InvariantBroken,
     JournalDamaged,
+    MembershipRefused,
     NotLeader,
     OutcomeUnknown,
+    Removed,
     ReplicaStopped,
     SnapshotDamaged,
     SnapshotFailed,
     SnapshotTooNew,
+    TransferFailed,
     WrongDirectory,
 )
 from depalma.consensus.replica import Replica
@@ -28,8 +31,10 @@ __all__ = [
     "InvariantBroken",
     "JournalDamaged",
     "Member",
+    "MembershipRefused",
     "NotLeader",
     "OutcomeUnknown",
+    "Removed",
     "Replica",
     "ReplicaSettings",
     "ReplicaStopped",
@@ -37,5 +42,6 @@ __all__ = [
     "SnapshotFailed",
     "SnapshotTooNew",
     "StateMachine",
+    "TransferFailed",
     "WrongDirectory",
 ]

@@ -8,37 +8,38 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from random import Random
 
 from depalma import __version__
 from depalma.clock import Clock
-from depalma.consensus import envelope
+from depalma.consensus import envelope, membership
+from depalma.consensus.council import Council
 from depalma.consensus.disk import Disk, disk_errors
 from depalma.consensus.election import Timing
-from depalma.consensus.engine import Engine, reconcile
+from depalma.consensus.engine import Engine
 from depalma.consensus.errors import (
     ApplyFailed,
     CommandTooLarge,
     ConsensusError,
-    JournalDamaged,
     NotLeader,
     OutcomeUnknown,
+    Removed,
     SnapshotDamaged,
     SnapshotFailed,
 )
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import FIRST_INDEX
+from depalma.consensus.membership import Members, Membership
 from depalma.consensus.messages import BadMessage, Message, decode, encode
+from depalma.consensus.owners import Callback
+from depalma.consensus.reads import Reads
 from depalma.consensus.settings import MIB, ReplicaSettings, StateMachine
-from depalma.consensus.snapshot import Snapshot, SnapshotStore
+from depalma.consensus.snapshot import Snapshot, SnapshotStore, open_log, reconcile
 from depalma.consensus.snapshot_format import Header
 from depalma.consensus.snapshotter import SnapshotWriter, uncollected
 
 logger = logging.getLogger(__name__)
-
-#: called once with the answer of `apply`, or with the error
-Callback = Callable[[object, BaseException | None], None]
 
 #: how much of the log is kept behind a snapshot at most
 KEEP_BYTES = 32 * MIB
@@ -79,12 +80,19 @@ class Core:
         #: the log on disk, and the Raft that decides about it; to look at, not to touch
         self.journal = self.journal_class(disk, segment_bytes=settings.segment_bytes)
         self.engine: Engine
+        self.membership = Membership(self.journal.log, () if settings.joining else settings.members)
+        self._council: Council
+        self._is_open = False
+        self._members_seen: object = None
+        self._was_member = False
         #: number of the last command applied
         self.applied_index = 0
         #: the term in which this replica leads and has applied all of its past; None while it does not
         self.leads_term: int | None = None
         self.on_leadership: Callable[[bool, int], None] = lambda leads, term: None
         self.on_applied: Callable[[int], None] = lambda index: None
+        #: told whom to be connected with, this replica excepted, whenever that changes
+        self.on_peers: Callable[[Members], None] = lambda members: None
         self._inbox: list[tuple[str, bytes]] = []
         self._outbox: list[tuple[str, Message]] = []
         self._queue: deque[tuple[bytes, Callback]] = deque()
@@ -93,10 +101,7 @@ class Core:
         self._uncommitted_bytes = 0
         self._answers: list[tuple[Callback, object, BaseException | None]] = []
         self._news: list[tuple[bool, int]] = []
-        #: readers not yet part of a round, those of the round under way, and those that wait for applying
-        self._readers: list[Callback] = []
-        self._round: tuple[int, int, list[Callback]] | None = None
-        self._confirmed: list[tuple[int, list[Callback]]] = []
+        self._reads: Reads
         self._writing: Header | None = None
         #: who asked for a snapshot, and what it must hold
         self._wanted: list[tuple[int, Callback]] = []
@@ -113,9 +118,10 @@ class Core:
         if snapshot is not None and state is not None:
             self.restore(snapshot, state)
             self.reconcile(snapshot)
+            self.membership.rebase(snapshot.members)
         self.engine = self.engine_class(
             me=self._settings.id,
-            peers=self._settings.peers,
+            membership=self.membership,
             journal=self.journal,
             snapshots=self._store,
             clock=self._clock,
@@ -124,7 +130,13 @@ class Core:
             ),
             owner=self,
         )
+        self._reads = Reads(self.engine)
+        self._council = Council(self._settings.id, self.engine, self.membership, self, self._settings.election_s[1])
+        self._is_open = True
         self.engine.start(snapshot)
+        settled = self.membership.index <= self.engine.commit_index
+        if not self.engine.is_member and settled and not self._settings.joining:
+            raise Removed(self._settings.id)
         self._bytes_at_snapshot = self.journal.written_bytes
 
     def close(self) -> None:
@@ -184,7 +196,7 @@ class Core:
         """
         if not self.engine.leading:
             raise NotLeader(self.engine.leader_id)
-        self._readers.append(callback)
+        self._reads.ask(callback)
 
     def snapshot(self, callback: Callback) -> None:
         """Call back with a durable Snapshot that holds everything applied at this moment, and perhaps more.
@@ -192,6 +204,25 @@ class Core:
         The error may be SnapshotFailed: it could not be written, the replica goes on.
         """
         self._wanted.append((self.engine.applied, callback))
+
+    def change_members(self, members: Members, command: bytes, callback: Callback) -> None:
+        """Make these the members; the callback comes, with what `apply` answers to the command, when that is committed.
+
+        One may join or leave at a time. Who joins first gets the log; until then `give_up_change` ends it.
+        Raises NotLeader, MembershipRefused.
+        """
+        self._council.change(members, command, callback, self._clock.monotonic())
+
+    def give_up_change(self, error: BaseException) -> bool:
+        """End a change whose entry has not been appended, with this error; False if there is none: it goes on."""
+        return self._council.give_up(error)
+
+    def hand_over(self, target: str | None, callback: Callback) -> None:
+        """Let another member lead (None: the one nearest to it); called back with its id when this one has given way.
+
+        The error may be TransferFailed: then this replica still leads. Raises NotLeader, TransferFailed.
+        """
+        self._council.hand_over(target, callback, self._clock.monotonic())
 
     def tick(self) -> bool:
         """Take up what came in and let time pass; returns True if another tick is due at once."""
@@ -204,25 +235,30 @@ class Core:
                 continue
             self.engine.receive(peer, message)
         applied = self.applied_index
-        self._start_round()
+        self._reads.start_round()
         self.engine.tick()
         self.journal.flush()
         # Everything that happened up to here is on disk: now the world may know.
         self._send_outbox()
-        self._finish_readers()
+        self._follow_members()
+        self._answers.extend((callback, self.applied_index, None) for callback in self._reads.finished())
         self._tell_leadership()
         self._give_answers()
         if self.applied_index != applied:
             self.on_applied(self.applied_index)
         self._maintain_snapshots()
-        return self.engine.needs_tick or bool(self._readers and self._round is None and self.leads_term)
+        return self.engine.needs_tick or self._reads.wait_for_a_round
 
     def fail_all(self, reason: str) -> None:
-        """Tell everybody who waits that the outcome is unknown."""
+        """Tell everybody who waits that the outcome is unknown; also those whose answer is ready, but not on disk."""
+        unknown = OutcomeUnknown(reason)
+        self._answers = [(callback, None, error or unknown) for callback, _, error in self._answers]
+        if self._is_open:
+            self._council.close(reason)
+            self._answers += [(callback, None, unknown) for callback in self._reads.give_up()]
         self._fail_pending(reason)
-        self._fail_readers(OutcomeUnknown(reason))
         for _, callback in (*self._queue, *self._wanted):
-            self._answers.append((callback, None, OutcomeUnknown(reason)))
+            self._answers.append((callback, None, unknown))
         self._queue.clear()
         self._wanted = []
         self._give_answers()
@@ -233,13 +269,23 @@ class Core:
         self._outbox.append((peer, message))
 
     def append_proposals(self) -> None:
-        """Group commit: what was proposed since the last tick goes into as few entries as the limits allow."""
-        while self._queue and self._uncommitted_bytes < UNCOMMITTED_BYTES:
+        """Group commit: what was proposed since the last tick goes into as few entries as the limits allow.
+
+        Called after what was committed has been applied: whatever is appended here is on disk before it is counted,
+        also where this replica alone is the majority.
+        """
+        self._council.tick(self._clock.monotonic())
+        while self._queue and self._uncommitted_bytes < UNCOMMITTED_BYTES and not self._council.holds_proposals:
             group = self._next_group()
-            index = self.engine.append(envelope.pack([command for command, _ in group]))
-            size = sum(len(command) for command, _ in group)
-            self._pending[index] = (size, [callback for _, callback in group])
-            self._uncommitted_bytes += size
+            commands = [command for command, _ in group]
+            self._append(envelope.pack(commands), commands, [callback for _, callback in group])
+
+    def _append(self, entry: bytes, commands: list[bytes], callbacks: list[Callback]) -> int:
+        index = self.engine.append(entry)
+        size = sum(len(command) for command in commands)
+        self._pending[index] = (size, callbacks)
+        self._uncommitted_bytes += size
+        return index
 
     def _next_group(self) -> list[tuple[bytes, Callback]]:
         group = [self._queue.popleft()]
@@ -283,18 +329,48 @@ class Core:
         if self.leads_term is not None:
             self._news.append((False, self.leads_term))
             self.leads_term = None
+        self._council.leadership_lost()
         leader = self.engine.leader_id
         self._fail_pending("leadership was lost before the command was committed")
         for _, callback in self._queue:
             self._answers.append((callback, None, NotLeader(leader)))
         self._queue.clear()
-        self._fail_readers(NotLeader(leader))
+        self._answers += [(callback, None, NotLeader(leader)) for callback in self._reads.give_up()]
+
+    # -- CouncilOwner --------------------------------------------------------------------------------------------
+
+    def append_membership(self, members: Members, command: bytes, callback: Callback) -> int:
+        return self._append(membership.pack(members, [command]), [command], [callback])
+
+    def answer(self, callback: Callback, value: object, error: BaseException | None) -> None:
+        self._answers.append((callback, value, error))
 
     # -- steps of a tick -----------------------------------------------------------------------------------------
 
     def reconcile(self, snapshot: Snapshot) -> None:
         """Make the journal go on after the snapshot that was found at the start."""
         reconcile(self.journal, snapshot)
+
+    def _follow_members(self) -> None:
+        """Tell whom to be connected with, and stop when the cluster has removed this replica."""
+        settled = self.membership.index <= self.engine.commit_index
+        seen = (self.membership.version, settled, self._council.version)
+        if seen == self._members_seen:
+            return
+        self._members_seen = seen
+        self.on_peers(self._peers())
+        if self.engine.is_member:
+            self._was_member = True
+        elif self._was_member and settled:
+            raise Removed(self._settings.id)
+
+    def _peers(self) -> Members:
+        """Members by the newest list and by the committed one, guests, and for a guest whom its settings name."""
+        lists = [self._settings.members] if not self.engine.is_member else []
+        lists += [self.membership.at(self.engine.commit_index), self._council.guests, self.membership.current]
+        known = {member.id: member for one in lists for member in one}
+        known.pop(self._settings.id, None)
+        return tuple(known.values())
 
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -320,29 +396,6 @@ class Core:
         self._pending = {}
         self._uncommitted_bytes = 0
 
-    # -- reads ---------------------------------------------------------------------------------------------------
-
-    def _start_round(self) -> None:
-        """One round of messages for all readers that wait: a majority that answers it knew no later leader."""
-        if self._readers and self._round is None and self.engine.established:
-            self._round = (self.engine.begin_round(), self.engine.commit_index, self._readers)
-            self._readers = []
-
-    def _finish_readers(self) -> None:
-        if self._round is not None and self.engine.answered_round >= self._round[0]:
-            self._confirmed.append(self._round[1:])
-            self._round = None
-        while self._confirmed and self._confirmed[0][0] <= self.engine.applied:
-            for callback in self._confirmed.pop(0)[1]:
-                self._answers.append((callback, self.applied_index, None))
-
-    def _fail_readers(self, error: BaseException) -> None:
-        waiting = [*self._readers, *(self._round[2] if self._round else [])]
-        for _, callbacks in self._confirmed:
-            waiting.extend(callbacks)
-        self._answers.extend((callback, None, error) for callback in waiting)
-        self._readers, self._round, self._confirmed = [], None, []
-
     # -- snapshots -----------------------------------------------------------------------------------------------
 
     def _maintain_snapshots(self) -> None:
@@ -351,7 +404,8 @@ class Core:
         elif self._snapshot_due():
             index = self.engine.applied
             term = self.journal.log.term_at(index)
-            self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__)
+            members = self.membership.recorded_at(index)
+            self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__, members)
             self._bytes_at_snapshot = self.journal.written_bytes
             self._writer.begin(self._store, self._writing, self._machine.snapshot)
         if self._wanted:
@@ -382,6 +436,7 @@ class Core:
             return
         snapshot = self._store.publish(writing)
         if snapshot is not None:
+            self.membership.rebase(snapshot.members)
             self.journal.compact(self.journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES))
 
     def _answer_wanted(self) -> None:
@@ -391,18 +446,3 @@ class Core:
             (callback, newest, None) for index, callback in self._wanted if newest and index <= reached
         )
         self._wanted = [(index, callback) for index, callback in self._wanted if not newest or index > reached]
-
-
-def open_log(disk: Disk, store: SnapshotStore, journal: Journal) -> Iterator[bytes] | None:
-    """Open snapshot and journal and check that nothing is missing between them; returns the snapshot's state.
-
-    Raises JournalDamaged, SnapshotDamaged, DiskFailed.
-    """
-    state = store.open()
-    journal.open()
-    reached = store.newest.index if store.newest else FIRST_INDEX
-    if journal.log.base_index > reached:
-        raise JournalDamaged(
-            disk.path("journal"), f"it begins after entry {journal.log.base_index}, but the snapshot ends at {reached}"
-        )
-    return state

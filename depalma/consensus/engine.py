@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Protocol
 
 from depalma.clock import Clock
 from depalma.consensus.append_filter import Accepted, filter_append
@@ -12,7 +10,7 @@ from depalma.consensus.election import Ballot, Standing, Timing
 from depalma.consensus.errors import SnapshotDamaged
 from depalma.consensus.journal import Journal
 from depalma.consensus.library import STAND_NOW, Raft
-from depalma.consensus.log import Log
+from depalma.consensus.membership import Membership
 from depalma.consensus.messages import (
     Append,
     AppendReply,
@@ -21,11 +19,13 @@ from depalma.consensus.messages import (
     Message,
     PreVote,
     PreVoteReply,
+    StandNow,
     Vote,
     VoteReply,
 )
+from depalma.consensus.owners import EngineOwner
 from depalma.consensus.reign import Reign
-from depalma.consensus.snapshot import Snapshot, SnapshotStore
+from depalma.consensus.snapshot import Snapshot, SnapshotStore, reconcile
 
 logger = logging.getLogger(__name__)
 
@@ -33,30 +33,6 @@ logger = logging.getLogger(__name__)
 APPLY_S = 0.02
 #: a tick that comes so much later than the one before means that we were not scheduled
 LATE_TICK_S = 0.08
-
-
-class EngineOwner(Protocol):
-    """What the engine asks of the replica it works for."""
-
-    def send(self, peer: str, message: Message) -> None:
-        """Put the message into the outbox; it leaves after the journal is flushed."""
-        ...
-
-    def append_proposals(self) -> None:
-        """Called while leading: append what was proposed."""
-        ...
-
-    def apply_entry(self, index: int, entry: bytes) -> None:
-        """A committed entry; each exactly once and in order."""
-        ...
-
-    def restore(self, snapshot: Snapshot, state: Iterable[bytes]) -> None:
-        """Become this state: everything up to `snapshot.index` is in it."""
-        ...
-
-    def role_changed(self, leading: bool) -> None:
-        """This replica has begun or ceased to lead (in its own opinion)."""
-        ...
 
 
 class Engine:
@@ -73,7 +49,7 @@ class Engine:
         self,
         *,
         me: str,
-        peers: tuple[str, ...],
+        membership: Membership,
         journal: Journal,
         snapshots: SnapshotStore,
         clock: Clock,
@@ -81,15 +57,21 @@ class Engine:
         owner: EngineOwner,
     ) -> None:
         self._me = me
-        self._peers = peers
-        self._majority = (len(peers) + 1) // 2 + 1
+        self._membership = membership
+        #: the other members; of all members, so many are a majority
+        self._peers: tuple[str, ...] = ()
+        self._majority = 1
+        self._members_seen: tuple[int, int] | None = None
+        #: whether the log says that this replica is a member
+        self.is_member = False
         self._journal = journal
         self._log = journal.log
         self._snapshots = snapshots
         self._clock = clock
         self._timing = timing
         self._owner = owner
-        self._connected: set[str] = set()
+        #: the peers that messages can go to
+        self.connected_peers: set[str] = set()
         self._reign: Reign | None = None
         self._ballot = Ballot()
         self._votes: set[str] = set()
@@ -100,13 +82,15 @@ class Engine:
         self._told_why_not = False
         self._reply_round = 0
         self._reply_match = 0
-        self._raft = Raft(self, me=me, peers=peers, journal=journal, clock=clock, timing=timing)
+        self._asked_to_stand = False
+        self._raft = Raft(self, me=me, journal=journal, clock=clock, timing=timing)
 
     def start(self, snapshot: Snapshot | None) -> None:
         """Begin after this snapshot, which the owner has restored."""
         applied = snapshot.index if snapshot is not None else self.applied
         self._raft.start(applied, min(max(self._journal.commit_index, applied), self._log.last_index))
-        if not self._peers:
+        self._follow_members()
+        if self.is_member and not self._peers:
             self._stand()  # there is nobody to wait for
 
     # -- what is known -------------------------------------------------------------------------------------------
@@ -130,7 +114,7 @@ class Engine:
     def leader_id(self) -> str | None:
         """The leader of this term, if one is known and connected."""
         leader = self._raft.leader
-        return leader if leader == self._me or leader in self._connected else None
+        return leader if leader == self._me or leader in self.connected_peers else None
 
     @property
     def commit_index(self) -> int:
@@ -138,9 +122,24 @@ class Engine:
         return self._raft.commit_index
 
     @property
+    def last_index(self) -> int:
+        """The last log entry."""
+        return self._log.last_index
+
+    @property
     def applied(self) -> int:
         """The last log entry applied."""
         return self._raft.applied
+
+    @property
+    def settled(self) -> bool:
+        """While leading: whether the members may be changed. The past is applied, and the last change is committed."""
+        return self.established and self._membership.index <= self.commit_index
+
+    @property
+    def reign(self) -> Reign | None:
+        """What this replica knows as the leader."""
+        return self._reign
 
     @property
     def answered_round(self) -> int:
@@ -150,12 +149,12 @@ class Engine:
     @property
     def transferring(self) -> bool:
         """Whether a snapshot is on its way to a connected follower."""
-        return self._reign is not None and self._reign.transferring(self._connected)
+        return self._reign is not None and self._reign.transferring(self.connected_peers)
 
     @property
     def needs_tick(self) -> bool:
         """Whether there is something to do that waits for no message and no time."""
-        can_commit = not self._peers and self.leading and self.commit_index < self._log.last_index
+        can_commit = self._majority == 1 and self.leading and self.commit_index < self._log.last_index
         return can_commit or self.applied < self.commit_index
 
     # -- what happens --------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class Engine:
     def connected(self, peer: str) -> None:
         """Messages can go to the peer and come from it."""
         self._raft.enter()
-        self._connected.add(peer)
+        self.connected_peers.add(peer)
         if self._reign is not None:
             self._reign.reconnected(peer)
             self._heartbeat_due = True
@@ -172,7 +171,7 @@ class Engine:
     def disconnected(self, peer: str) -> None:
         """The connection is gone. If it was the leader's, that is a hint that the leader is dead."""
         now = self._raft.enter()
-        self._connected.discard(peer)
+        self.connected_peers.discard(peer)
         self._raft.disconnected(peer)
         if not self.leading and self._raft.leader == peer:
             self._raft.deadline = min(self._raft.deadline, now + self._timing.leader_gone())
@@ -181,7 +180,12 @@ class Engine:
         """Append an entry while leading; returns its index."""
         index = self._log.last_index + 1
         self._journal.append(command, index, self.term)
+        self._follow_members()
         return index
+
+    def let_stand(self, peer: str) -> None:
+        """Ask the peer to stand at once, though this replica leads."""
+        self._owner.send(peer, StandNow(self.term))
 
     def begin_round(self) -> int:
         """While leading: number the messages of the coming tick anew, so that their answers prove leadership."""
@@ -199,13 +203,14 @@ class Engine:
             self._ask_around(now)
         stood = self._raft.standing
         self._raft.tick()
+        self._asked_to_stand = False
         if self._raft.standing and not stood:
             self._raft.deadline = now + self._timing.retry()
         if self._reign is not None:
             if self.commit_index >= self._reign.first_index:
                 self._journal.set_joined()
             heartbeat, self._heartbeat_due = self._heartbeat_due, False
-            self._reign.replicate(self._connected, self.commit_index, heartbeat=heartbeat, now=now)
+            self._reign.replicate(self.connected_peers, self.commit_index, heartbeat=heartbeat, now=now)
 
     def receive(self, peer: str, message: Message) -> None:
         """A message of an authenticated member."""
@@ -221,8 +226,12 @@ class Engine:
                 self._on_pre_vote_reply(peer, message)
             case Vote():
                 self._on_vote(peer, message, now)
+            case StandNow():
+                if message.term == self.term and peer == self._raft.leader and self.is_member and not self.leading:
+                    self._stand()
+                    self._asked_to_stand = True
             case VoteReply():
-                if message.term == self.term and peer not in self._votes:
+                if message.term == self.term and peer in self._peers and peer not in self._votes:
                     self._votes.add(peer)
                     self._raft.receive_vote(peer, message.term)
 
@@ -236,7 +245,7 @@ class Engine:
             self._stand()
             return
         mine = self._standing
-        for peer in sorted(self._connected):
+        for peer in sorted(self.connected_peers.intersection(self._peers)):
             self._owner.send(peer, PreVote(self.term, number, mine.last_index, mine.last_term, mine.joined))
 
     def _stand(self) -> None:
@@ -270,12 +279,14 @@ class Engine:
 
     def _on_pre_vote_reply(self, peer: str, message: PreVoteReply) -> None:
         self._raft.adopt_term(message.term)
-        if not self.leading and self._ballot.answer(peer, message.ballot, message.granted) >= self._majority:
+        if self.leading or peer not in self._peers:
+            return
+        if self._ballot.answer(peer, message.ballot, message.granted) >= self._majority:
             self._stand()
 
     def _on_vote(self, peer: str, message: Vote, now: float) -> None:
         candidate = Standing(message.last_term, message.last_index, message.joined)
-        if not self._holds_to_leader(now) and self._standing.joined == candidate.joined:
+        if (message.transfer or not self._holds_to_leader(now)) and self._standing.joined == candidate.joined:
             self._raft.receive_vote_request(peer, message.term, message.last_index, message.last_term)
 
     def _holds_to_leader(self, now: float) -> bool:
@@ -312,7 +323,7 @@ class Engine:
             self._on_append(peer, message)
         else:
             self._on_install(peer, message)
-        if peer not in self._connected:
+        if peer not in self.connected_peers:
             # Its last words, read after the connection closed: they are no reason to wait longer.
             self._raft.deadline = min(self._raft.deadline, now + self._timing.leader_gone())
 
@@ -325,6 +336,7 @@ class Engine:
             return
         self._reply_match = found.matched
         self._raft.receive_append(peer, message.term, message.commit_index, found)
+        self._follow_members()
         self._consider_joined(message, found.matched)
 
     def _consider_joined(self, message: Append, matched: int) -> None:
@@ -358,8 +370,10 @@ class Engine:
             return 0
         self._owner.restore(snapshot, state)
         reconcile(self._journal, snapshot)
+        self._membership.rebase(snapshot.members)
         self._raft.start(snapshot.index, snapshot.index)
         self._journal.commit_index = snapshot.index
+        self._follow_members()
         return snapshot.index
 
     # -- as the leader -------------------------------------------------------------------------------------------
@@ -370,17 +384,35 @@ class Engine:
         if self._reign is not None and message.term == self._reign.term:
             self._raft.note_response(peer, self._reign.on_reply(peer, message, now), now)
 
+    # -- members -------------------------------------------------------------------------------------------------
+
+    def _follow_members(self) -> None:
+        """Go by what the log now says: a list of members counts from the moment in which it is appended."""
+        if self._members_seen == self._membership.version:
+            return
+        self._members_seen = self._membership.version
+        members = [member.id for member in self._membership.current]
+        self.is_member = self._me in members
+        self._peers = tuple(sorted(member for member in members if member != self._me))
+        self._majority = len(members) // 2 + 1
+        self._raft.set_members(self._peers, self.connected_peers, member=self.is_member)
+        if self._reign is not None:
+            self._reign.set_voters(self._peers, self._clock.monotonic())
+
     # -- RaftOwner -----------------------------------------------------------------------------------------------
 
     def on_vote_wanted(self, peer: str, term: int) -> None:
         mine = self._standing
-        self._owner.send(peer, Vote(term, mine.last_index, mine.last_term, mine.joined))
+        self._owner.send(peer, Vote(term, mine.last_index, mine.last_term, mine.joined, self._asked_to_stand))
 
     def on_vote_given(self, peer: str, term: int) -> None:
         self._owner.send(peer, VoteReply(term))
 
     def on_accepted(self, peer: str) -> None:
-        self._owner.send(peer, AppendReply(self.term, self._reply_round, accepted=True, match=self._reply_match))
+        reply = AppendReply(
+            self.term, self._reply_round, accepted=True, match=self._reply_match, joined=self._journal.joined
+        )
+        self._owner.send(peer, reply)
 
     def on_heartbeat_due(self) -> None:
         self._heartbeat_due = True
@@ -412,19 +444,3 @@ class Engine:
                 now=self._clock.monotonic(),
             )
         self._owner.role_changed(leads)
-
-
-def reconcile(journal: Journal, snapshot: Snapshot) -> None:
-    """Make the journal go on where a durable snapshot ends, voiding nothing that the snapshot does not hold.
-
-    Raft's rule: a log that has the snapshot's last entry keeps what follows it. A log that has not ends below it or
-    differs there, so nothing in it above the snapshot can be committed.
-    """
-    if not follows(journal.log, snapshot):
-        journal.reset(snapshot.index, snapshot.term)
-
-
-def follows(log: Log, snapshot: Snapshot) -> bool:
-    """Whether the log goes on where the snapshot ends: it has the snapshot's last entry."""
-    known = log.base_index <= snapshot.index <= log.last_index
-    return known and log.term_at(snapshot.index) == snapshot.term

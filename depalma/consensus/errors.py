@@ -119,5 +119,27 @@ class ApplyFailed(ConsensusError):
         self.index = index
 
 
+class MembershipRefused(ConsensusError):
+    """The members cannot be changed like this, or not now; nothing was changed. `code` says why in one word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TransferFailed(ConsensusError):
+    """Leadership was not handed over; this replica goes on leading."""
+
+
+class Removed(ConsensusError):
+    """The cluster has removed this member: it must not go on, and not be started again as it was."""
+
+    def __init__(self, member: str) -> None:
+        super().__init__(
+            f"{member} was removed from the cluster. Its directory is no longer needed; to bring it back, "
+            "add it again and start it with --join"
+        )
+
+
 class ReplicaStopped(ConsensusError):
     """The replica is not running."""

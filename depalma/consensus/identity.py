@@ -16,21 +16,23 @@ class Identity(msgspec.Struct, frozen=True):
 
     member: str
     cluster: str = ""
+    #: it was begun to join a cluster: as long as nothing came from there, it takes no part in any
+    joining: bool = False
 
     def __str__(self) -> str:
         return f"{self.member} of cluster {self.cluster!r}"
 
 
-def claim(disk: Disk, identity: Identity) -> None:
-    """Return if the directory is this replica's, or nobody's yet: then it is from now on, durably.
+def claim(disk: Disk, identity: Identity) -> Identity:
+    """Return what the directory says if it is this replica's, or nobody's yet: then it is from now on, durably.
 
     Raises WrongDirectory, JournalDamaged if that cannot be read, OSError.
     """
     if NAME in disk.names():
         found = _read(disk)
-        if found != identity:
+        if (found.member, found.cluster) != (identity.member, identity.cluster):
             raise WrongDirectory(disk.path(NAME), str(found), str(identity))
-        return
+        return found
     file = disk.create(_TEMPORARY)
     try:
         file.write(msgspec.json.encode(identity) + b"\n")
@@ -39,6 +41,7 @@ def claim(disk: Disk, identity: Identity) -> None:
         file.close()
     disk.rename(_TEMPORARY, NAME)
     disk.sync_dir()
+    return identity
 
 
 def _read(disk: Disk) -> Identity:

@@ -10,8 +10,8 @@ import _socket
 import socket
 import time
 import zlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj, SyncObjConf
@@ -24,10 +24,13 @@ from depalma.consensus.election import Timing
 from depalma.consensus.envelope import NO_OP
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import Entry
+from depalma.consensus.owners import RaftOwner
 
 LIBRARY_VERSION = "0.3.17"
 #: an election deadline that is over for the library: it stands in its next tick
 STAND_NOW = float("-inf")
+#: the deadline of one who is no member, and must not stand
+NEVER = float("inf")
 
 _FOLLOWER = library._RAFT_STATE.FOLLOWER
 _CANDIDATE = library._RAFT_STATE.CANDIDATE
@@ -40,12 +43,13 @@ if library._COMMAND_TYPE.NO_OP != NO_OP:
 socket.inet_ntop = _socket.inet_ntop
 
 # The library reads the time and makes its journal by module globals. Both are replaced for good, by functions that
-# do what the replica that is just running wants: so replicas with different clocks can live in one process.
-_running_clock: Callable[[], float] = time.monotonic
+# do what the replica that is just running wants: so replicas with different clocks can live in one process. The time
+# stands still while a replica acts: a deadline that we have found in the future is not over for the library either.
+_running_time = time.monotonic()
 
 
 def _library_time() -> float:
-    return _running_clock()
+    return _running_time
 
 
 def _library_journal(journal: object) -> object:
@@ -54,38 +58,6 @@ def _library_journal(journal: object) -> object:
 
 library.monotonicTime = _library_time
 library.createJournal = _library_journal
-
-
-class RaftOwner(Protocol):
-    """What the library, once its overridden parts are ours, asks for."""
-
-    def on_vote_wanted(self, peer: str, term: int) -> None:
-        """We stand in `term`: ask the peer."""
-        ...
-
-    def on_vote_given(self, peer: str, term: int) -> None:
-        """We voted for the peer: tell it."""
-        ...
-
-    def on_accepted(self, peer: str) -> None:
-        """The leader's entries are in the log: acknowledge them."""
-        ...
-
-    def on_heartbeat_due(self) -> None:
-        """We lead, and every follower should hear of it."""
-        ...
-
-    def on_commit(self) -> None:
-        """Apply what is committed."""
-        ...
-
-    def append_proposals(self) -> None:
-        """We lead: append what was proposed."""
-        ...
-
-    def on_role(self, leads: bool) -> None:
-        """We have begun or ceased to lead."""
-        ...
 
 
 class _Peer(Node):  # type: ignore[misc]
@@ -168,8 +140,9 @@ class _NoPoller:
 class _SyncObj(SyncObj):  # type: ignore[misc]
     """The library with the parts replaced that are ours. Each override says what it is instead of."""
 
-    def __init__(self, owner: RaftOwner, me: str, peers: tuple[str, ...], journal: Journal, timing: Timing) -> None:
+    def __init__(self, owner: RaftOwner, me: str, journal: Journal, timing: Timing) -> None:
         self._owner = owner
+        self.member = False
         self._log = journal.log
         self._timing = timing
         conf = SyncObjConf(
@@ -186,19 +159,19 @@ class _SyncObj(SyncObj):  # type: ignore[misc]
             fullDumpFile=None,
             onStateChanged=self._state_changed,
         )
-        super().__init__(_Peer(me), [_Peer(peer) for peer in peers], conf, transport=_Wire(owner))
+        super().__init__(_Peer(me), [], conf, transport=_Wire(owner))
         self._poller = _NoPoller()
 
     def _state_changed(self, old: int, new: int) -> None:
         if new == _LEADER:
             self._owner.on_role(True)
         elif old == _LEADER:
-            self._SyncObj__raftElectionDeadline = _library_time() + self._timing.election()
+            self._SyncObj__raftElectionDeadline = _library_time() + self._SyncObj__generateRaftTimeout()
             self._owner.on_role(False)
 
     def _SyncObj__generateRaftTimeout(self) -> float:
-        """Instead of the global `random`."""
-        return self._timing.election()
+        """Instead of the global `random`; and whoever is no member has all patience."""
+        return self._timing.election() if self.member else NEVER
 
     def _SyncObj__getCurrentLogIndex(self) -> int:
         """Instead of two look-ups through the journal."""
@@ -242,7 +215,7 @@ class _SyncObj(SyncObj):  # type: ignore[misc]
         raise AssertionError("entries are applied by the engine")
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
-        """Instead of unpickling: membership is static."""
+        """Instead of unpickling: who the members are is told by `Raft.set_members`."""
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Instead of pickled dumps: snapshots are ours."""
@@ -265,22 +238,43 @@ class Raft:
         owner: RaftOwner,
         *,
         me: str,
-        peers: tuple[str, ...],
         journal: Journal,
         clock: Clock,
         timing: Timing,
     ) -> None:
         self._now = clock.monotonic
         self._me = me
-        self._nodes = {peer: _Peer(peer) for peer in peers}
+        #: whom votes and acknowledgements are counted of
+        self._peers: dict[str, _Peer] = {}
         self.enter()
-        self._raft = _SyncObj(owner, me, peers, journal, timing)
+        self._raft = _SyncObj(owner, me, journal, timing)
 
     def enter(self) -> float:
         """The time, which from now on is the library's too. Call before anything that makes it look at the clock."""
-        global _running_clock
-        _running_clock = self._now
-        return _running_clock()
+        global _running_time
+        _running_time = self._now()
+        return _running_time
+
+    def set_members(self, peers: Iterable[str], connected: Collection[str], *, member: bool) -> None:
+        """From now on these, and this replica if it is a `member`, make a majority; others are not counted.
+
+        A leader starts to count a new one as having nothing, and as heard just now.
+        """
+        raft, wanted = self._raft, {peer: self._peers.get(peer) or _Peer(peer) for peer in peers}
+        for gone in self._peers.keys() - wanted.keys():
+            self.disconnected(gone)
+            raft._SyncObj__raftMatchIndex.pop(self._peers[gone], None)
+            raft._SyncObj__lastResponseTime.pop(self._peers[gone], None)
+        new, self._peers = wanted.keys() - self._peers.keys(), wanted
+        raft._SyncObj__otherNodes = set(wanted.values())
+        for peer in new:
+            raft._SyncObj__raftMatchIndex[wanted[peer]] = 0
+            raft._SyncObj__lastResponseTime[wanted[peer]] = _library_time()
+            if peer in connected:
+                self.connected(peer)
+        if member != raft.member:
+            raft.member = member
+            raft._SyncObj__raftElectionDeadline = _library_time() + raft._SyncObj__generateRaftTimeout()
 
     def start(self, applied: int, commit_index: int) -> None:
         """Begin with this much applied and known to be committed."""
@@ -329,13 +323,15 @@ class Raft:
 
     @deadline.setter
     def deadline(self, at: float) -> None:
-        self._raft._SyncObj__raftElectionDeadline = at
+        self._raft._SyncObj__raftElectionDeadline = at if self._raft.member else NEVER
 
     def connected(self, peer: str) -> None:
-        self._raft._SyncObj__onNodeConnected(self._nodes[peer])
+        if peer in self._peers:
+            self._raft._SyncObj__onNodeConnected(self._peers[peer])
 
     def disconnected(self, peer: str) -> None:
-        self._raft._SyncObj__onNodeDisconnected(self._nodes[peer])
+        if peer in self._peers:
+            self._raft._SyncObj__onNodeDisconnected(self._peers[peer])
 
     def adopt_term(self, term: int) -> None:
         """Somebody is in a later term: whatever we were in ours, we are no longer."""
@@ -346,8 +342,9 @@ class Raft:
 
     def note_response(self, peer: str, match: int, at: float) -> None:
         """As the leader: a follower was heard, and holds everything up to `match`."""
-        self._raft._SyncObj__lastResponseTime[self._nodes[peer]] = at
-        self._raft._SyncObj__raftMatchIndex[self._nodes[peer]] = match
+        if peer in self._peers:
+            self._raft._SyncObj__lastResponseTime[self._peers[peer]] = at
+            self._raft._SyncObj__raftMatchIndex[self._peers[peer]] = match
 
     def forgive_silence_before(self, at: float) -> None:
         """As the leader: count every follower as heard at `at` at least."""
@@ -383,4 +380,4 @@ class Raft:
         self._receive(peer, {"type": "append_entries", "term": term, "commit_index": 0})
 
     def _receive(self, peer: str, message: dict[str, Any]) -> None:
-        self._raft._SyncObj__onMessageReceived(self._nodes[peer], message)
+        self._raft._SyncObj__onMessageReceived(self._peers.get(peer) or _Peer(peer), message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depalma.consensus.envelope import NO_OP
+from depalma.consensus.envelope import MEMBERSHIP, NO_OP
 
 #: command, index, term: the order is the engine's
 Entry = tuple[bytes, int, int]
@@ -10,6 +10,7 @@ Entry = tuple[bytes, int, int]
 #: the base of a log that never held anything; every replica starts with it
 FIRST_INDEX = 1
 FIRST_TERM = 0
+_MEMBERSHIP = bytes([MEMBERSHIP])
 
 
 class Log:
@@ -19,9 +20,21 @@ class Log:
     that dropping a prefix costs (amortised) a constant per dropped entry.
     """
 
-    __slots__ = ("_entries", "_head", "base_index", "base_term", "last_index", "last_term", "size_bytes")
+    __slots__ = (
+        "_entries",
+        "_head",
+        "base_index",
+        "base_term",
+        "last_index",
+        "last_term",
+        "membership",
+        "membership_changes",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
+        #: counts how often `membership` changed
+        self.membership_changes = 0
         self.reset(FIRST_INDEX, FIRST_TERM)
 
     def reset(self, index: int, term: int) -> None:
@@ -31,6 +44,9 @@ class Log:
         self.base_index = self.last_index = index
         self.base_term = self.last_term = term
         self.size_bytes = 0
+        #: the entries that say who the members are, oldest first
+        self.membership: list[int] = []
+        self.membership_changes += 1
 
     def __len__(self) -> int:
         return len(self._entries) - self._head
@@ -43,6 +59,9 @@ class Log:
         self.last_index = entry[1]
         self.last_term = entry[2]
         self.size_bytes += len(entry[0])
+        if entry[0][:1] == _MEMBERSHIP:
+            self.membership.append(entry[1])
+            self.membership_changes += 1
 
     def truncate_from(self, index: int) -> None:
         """Drop the entries from `index` on. Raises ValueError if that would reach into the base."""
@@ -53,6 +72,9 @@ class Log:
         del self._entries[position:]
         self.last_index = min(self.last_index, index - 1)
         self.last_term = self.term_at(self.last_index)
+        while self.membership and self.membership[-1] >= index:
+            self.membership.pop()
+            self.membership_changes += 1
 
     def drop_to(self, index: int) -> None:
         """Forget the entries up to and including `index`, which becomes the base."""
@@ -66,6 +88,7 @@ class Log:
             self._entries[i] = (b"", 0, 0)
         self._head = position + 1
         self.base_index = index
+        self.membership = [position for position in self.membership if position > index]
         if self._head * 2 > len(self._entries):
             del self._entries[: self._head]
             self._head = 0

@@ -43,6 +43,8 @@ class Vote(_Message, tag=3):
     last_index: Natural
     last_term: Natural
     joined: bool
+    #: the leader has asked for this election, so that it still leads is no reason to refuse
+    transfer: bool = False
 
 
 class VoteReply(_Message, tag=4):
@@ -68,6 +70,8 @@ class AppendReply(_Message, tag=6):
     #: the `prev_index` that did not fit
     refused: Natural = 0
     hint: Natural = 0
+    #: the sender has once held everything that was committed
+    joined: bool = False
 
 
 class Install(_Message, tag=7):
@@ -89,7 +93,11 @@ class InstallReply(_Message, tag=8):
     match: Natural = 0
 
 
-Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply | Install | InstallReply
+class StandNow(_Message, tag=9):
+    """The leader hands over: you have my whole log, stand at once (TimeoutNow in Raft's thesis, 3.10)."""
+
+
+Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply | Install | InstallReply | StandNow
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -16,15 +16,13 @@ from pathlib import Path
 
 from depalma import __version__
 from depalma.consensus import envelope
-from depalma.consensus.core import open_log
 from depalma.consensus.disk import FileDisk, disk_errors
-from depalma.consensus.engine import follows
 from depalma.consensus.errors import ApplyFailed, SnapshotDamaged
 from depalma.consensus.identity import Identity, claim
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import FIRST_INDEX
 from depalma.consensus.settings import MIB, StateMachine
-from depalma.consensus.snapshot import SnapshotStore
+from depalma.consensus.snapshot import SnapshotStore, follows, open_log
 from depalma.consensus.snapshot_format import Header, SnapshotReader, write
 from depalma.consensus.snapshotter import uncollected
 

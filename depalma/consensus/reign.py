@@ -41,32 +41,62 @@ class Reign:
         self._snapshots = snapshots
         self._heartbeat_s = heartbeat_s
         self._send = send
-        self._followers = {peer: Follower(next=self.first_index, moved_at=now) for peer in sorted(peers)}
-        self._needed = (len(peers) + 1) // 2
+        #: whom entries are sent to: the other members, and who is about to become one or has just ceased to be one
+        self._followers: dict[str, Follower] = {}
+        self._voters: tuple[str, ...] = ()
+        self._learners: frozenset[str] = frozenset()
+        self.set_voters(peers, now)
 
     @property
     def answered_round(self) -> int:
         """The last round that a majority has answered: nobody led in a later term when it was sent."""
-        if not self._needed:
+        needed = (len(self._voters) + 1) // 2
+        if not needed:
             return self.round
-        answered = sorted((follower.round_answered for follower in self._followers.values()), reverse=True)
-        return answered[self._needed - 1]
+        answered = sorted((self._followers[peer].round_answered for peer in self._voters), reverse=True)
+        return answered[needed - 1]
+
+    def follower(self, peer: str) -> Follower | None:
+        """What is known of a peer, if entries are sent to it."""
+        return self._followers.get(peer)
+
+    def set_voters(self, peers: tuple[str, ...], now: float) -> None:
+        """From now on these are the other members."""
+        self._voters = peers
+        self._keep_followers(now)
+
+    def set_learners(self, peers: Iterable[str], now: float) -> None:
+        """From now on entries are sent to these too, though they are not counted."""
+        self._learners = frozenset(peers)
+        self._keep_followers(now)
+
+    def _keep_followers(self, now: float) -> None:
+        known = self._followers
+        fresh = self._log.last_index + 1
+        self._followers = {
+            peer: known.get(peer) or Follower(next=fresh, moved_at=now)
+            for peer in sorted({*self._voters, *self._learners})
+        }
 
     def transferring(self, connected: Iterable[str]) -> bool:
         """Whether a snapshot is on its way to one of these followers."""
-        return any(self._followers[peer].transfer is not None for peer in connected)
+        return any(self._followers[peer].transfer is not None for peer in connected if peer in self._followers)
 
     def reconnected(self, peer: str) -> None:
         """What was on its way to the follower is lost."""
-        self._followers[peer].reconnected()
+        if peer in self._followers:
+            self._followers[peer].reconnected()
 
     def on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> int:
         """Take an answer of this term; returns up to where the follower is known to hold the log."""
-        follower = self._followers[peer]
+        follower = self._followers.get(peer)
+        if follower is None:
+            return 0
         follower.round_answered = max(follower.round_answered, message.round)
         if isinstance(message, InstallReply):
             self._on_install_reply(follower, message, now)
         elif message.accepted:
+            follower.joined = message.joined
             follower.accepted(message.match, now)
         elif follower.refused(message.refused, message.hint, now):
             logger.error("%s has lost entries that it had acknowledged; was its directory replaced?", peer)
@@ -74,7 +104,7 @@ class Reign:
 
     def replicate(self, connected: Iterable[str], commit_index: int, *, heartbeat: bool, now: float) -> None:
         """Send each connected follower what it should get now."""
-        for peer in sorted(connected):
+        for peer in sorted(self._followers.keys() & set(connected)):
             follower = self._followers[peer]
             if follower.waits() and now - follower.moved_at > LOST_AFTER_HEARTBEATS * self._heartbeat_s:
                 follower.lost()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 
 from depalma.certificates import CertificateFiles
 from depalma.clock import SystemClock
-from depalma.consensus.core import Callback, Core
+from depalma.consensus.core import Core
 from depalma.consensus.disk import FileDisk, disk_errors
-from depalma.consensus.errors import OutcomeUnknown, ReplicaStopped
+from depalma.consensus.errors import MembershipRefused, NotLeader, OutcomeUnknown, ReplicaStopped, TransferFailed
 from depalma.consensus.identity import Identity, claim
 from depalma.consensus.keyring import Keyring
+from depalma.consensus.membership import Members
+from depalma.consensus.owners import Callback
 from depalma.consensus.settings import ReplicaSettings, StateMachine
 from depalma.consensus.snapshot import Snapshot
 from depalma.consensus.snapshotter import ForkedSnapshots
@@ -52,17 +55,8 @@ class Replica:
             on_connected=self._connected,
             on_disconnected=self._disconnected,
         )
-        self._core = Core(
-            settings,
-            machine,
-            disk=self._disk,
-            clock=SystemClock(),
-            random=SystemRandom(),
-            send=self._mesh.send,
-            snapshots=ForkedSnapshots(),
-        )
-        self._core.on_leadership = self._tell_leadership
-        self._core.on_applied = self._tell_applied
+        self._machine = machine
+        self._core = self._make_core(settings)
         self._leadership_listeners: list[Callable[[bool, int], None]] = []
         self._applied_listeners: list[Callable[[int], None]] = []
         self._loop: asyncio.AbstractEventLoop
@@ -74,7 +68,7 @@ class Replica:
         """Open the disk, restore the state, listen: ready to take part, with or without a leader.
 
         Raises ConfigError for certificates that cannot be used, DirectoryInUse, WrongDirectory, DiskFailed,
-        JournalDamaged, SnapshotDamaged, or OSError if the port is taken.
+        JournalDamaged, SnapshotDamaged, Removed, or OSError if the port is taken.
         """
         self._loop = asyncio.get_running_loop()
         self._keyring.load()
@@ -82,7 +76,9 @@ class Replica:
             self._disk.open()
         try:
             with disk_errors("opening", str(self._settings.directory)):
-                claim(self._disk, Identity(self._settings.id, self._settings.cluster))
+                wanted = Identity(self._settings.id, self._settings.cluster, self._settings.joining)
+                if claim(self._disk, wanted).joining:
+                    self._core = self._make_core(replace(self._settings, joining=True))
             self._core.open()
             self._running = True
             await self._mesh.start()
@@ -93,7 +89,15 @@ class Replica:
         self._timer = self._loop.call_later(0, self._on_timer)
 
     async def stop(self) -> None:
-        """Close everything. Who still waits for an answer gets OutcomeUnknown. Stopping twice is harmless."""
+        """Hand leadership over if this replica leads and can, then close everything. Stopping twice is harmless.
+
+        Who still waits for an answer gets OutcomeUnknown.
+        """
+        if self.is_leader:
+            try:
+                logger.info("%s hands over to %s", self._settings.id, await self.hand_over())
+            except (TransferFailed, NotLeader, OutcomeUnknown) as error:
+                logger.info("%s does not hand over: %s", self._settings.id, error)
         self._shut("the replica was stopped")
         await self._mesh.wait_closed()
 
@@ -113,6 +117,45 @@ class Replica:
         index = await self._ask(self._core.barrier, timeout_s)
         assert isinstance(index, int)
         return index
+
+    @property
+    def members(self) -> Members:
+        """Who the members are, by the newest entry in the log here; the last change may not be committed yet."""
+        return self._core.membership.current
+
+    @property
+    def members_recorded(self) -> bool:
+        """Whether the log says who the members are, and not only the settings of each."""
+        return self._core.membership.recorded
+
+    async def change_members(self, members: Members, command: bytes, *, timeout_s: float = 30.0) -> object:
+        """Make these the members, of whom one may be new or missing; returns what `apply` answered to the command.
+
+        Whoever joins has to run and to catch up within `timeout_s`; if it does not, nothing was changed.
+        Raises MembershipRefused, NotLeader, OutcomeUnknown, ReplicaStopped.
+        """
+        joining = {member.id for member in members} - {member.id for member in self.members}
+        slow = ", ".join(sorted(joining)) or "the majority"
+        late = MembershipRefused("not_ready", f"{slow} did not catch up within {timeout_s:g} s; nothing was changed")
+        timer = self._loop.call_later(timeout_s, self._core.give_up_change, late)
+        try:
+            return await self._ask(
+                lambda callback: self._core.change_members(members, command, callback), timeout_s + 10.0
+            )
+        except asyncio.CancelledError:
+            self._core.give_up_change(late)
+            raise
+        finally:
+            timer.cancel()
+
+    async def hand_over(self, target: str | None = None, *, timeout_s: float = 5.0) -> str:
+        """Let another member lead (None: the one nearest to it); returns its id when this one has given way to it.
+
+        Raises TransferFailed (this replica goes on leading), NotLeader, OutcomeUnknown, ReplicaStopped.
+        """
+        chosen = await self._ask(lambda callback: self._core.hand_over(target, callback), timeout_s)
+        assert isinstance(chosen, str)
+        return chosen
 
     async def snapshot(self, *, timeout_s: float = 600.0) -> Path:
         """Return the file of a durable snapshot that holds everything applied here at this moment, or more.
@@ -167,6 +210,21 @@ class Replica:
     def certificate_seconds_left(self) -> float:
         """Seconds until our own certificate ends; negative after that."""
         return self._keyring.seconds_left()
+
+    def _make_core(self, settings: ReplicaSettings) -> Core:
+        core = Core(
+            settings,
+            self._machine,
+            disk=self._disk,
+            clock=SystemClock(),
+            random=SystemRandom(),
+            send=self._mesh.send,
+            snapshots=ForkedSnapshots(),
+        )
+        core.on_leadership = self._tell_leadership
+        core.on_applied = self._tell_applied
+        core.on_peers = self._mesh.set_members
+        return core
 
     async def _ask(self, ask: Callable[[Callback], None], timeout_s: float) -> object:
         if not self._running:

@@ -61,6 +61,8 @@ class Follower:
     round_sent: int = 0
     round_answered: int = 0
     transfer: Transfer | None = None
+    #: it has said that it once held everything that was committed: it can be elected, and may elect
+    joined: bool = False
 
     def reconnected(self) -> None:
         """What was in flight is lost; start again from what is known."""

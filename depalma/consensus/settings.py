@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 MIB = 1 << 20
+#: more members cost more for each write than they add in safety
+MAX_MEMBERS = 7
 
 
 class StateMachine(Protocol):
@@ -29,13 +33,14 @@ class StateMachine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One replica of the cluster, and where the others reach it."""
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica of the cluster, and where the others reach it. Stands in log and snapshot."""
 
     id: str
     host: str
     raft_port: int
+    #: of the service around the replica; consensus only keeps it for whom it concerns
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ class ReplicaSettings:
     """Everything that one replica needs to know. Sizes are in bytes, times in seconds."""
 
     id: str
-    #: all replicas, this one included: 1, 3 or 5
+    #: whom the cluster begins with, this one included unless it joins; afterwards the log says who the members are
     members: tuple[Member, ...]
     #: journal, vote and snapshots live here; mode 0700, one process at a time
     directory: Path
@@ -62,11 +67,13 @@ class ReplicaSettings:
     group_bytes: int = 1 * MIB
     #: a connection on which nothing was heard for so long is closed
     connection_timeout_s: float = 3.0
+    #: the cluster is there already: take no part in it before its leader says that this replica is a member
+    joining: bool = False
 
     def __post_init__(self) -> None:
         ids = [member.id for member in self.members]
-        if len(set(ids)) != len(ids) or len(ids) not in (1, 3, 5):
-            raise ValueError(f"a cluster has 1, 3 or 5 members with different ids, not {ids}")
+        if len(set(ids)) != len(ids) or not 1 <= len(ids) <= MAX_MEMBERS:
+            raise ValueError(f"a cluster has 1 to {MAX_MEMBERS} members with different ids, not {ids}")
         if self.id not in ids:
             raise ValueError(f"member {self.id!r} is not one of {ids}")
         shortest, longest = self.election_s
@@ -79,11 +86,6 @@ class ReplicaSettings:
     def me(self) -> Member:
         """This replica's own entry."""
         return next(member for member in self.members if member.id == self.id)
-
-    @property
-    def peers(self) -> tuple[str, ...]:
-        """Ids of the other members, sorted."""
-        return tuple(sorted(member.id for member in self.members if member.id != self.id))
 
     @property
     def heartbeat_s(self) -> float:

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from depalma.consensus.disk import AppendFile, Disk, disk_errors
-from depalma.consensus.errors import SnapshotDamaged
+from depalma.consensus.errors import JournalDamaged, SnapshotDamaged
+from depalma.consensus.journal import Journal
+from depalma.consensus.log import FIRST_INDEX, Log
+from depalma.consensus.settings import Member
 from depalma.consensus.snapshot_format import Header, SnapshotReader, write
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ class Snapshot:
     sequence: int
     name: str
     size_bytes: int
+    members: tuple[Member, ...] = ()
 
 
 class SnapshotStore:
@@ -56,7 +60,7 @@ class SnapshotStore:
                 return None
             size = self._disk.size(names[-1])
         header = self._check(names[-1])
-        self.newest = Snapshot(header.index, header.term, header.sequence, names[-1], size)
+        self.newest = _snapshot(header, names[-1], size)
         self._remove_older()
         return self._reader(names[-1]).pieces()
 
@@ -157,7 +161,7 @@ class SnapshotStore:
             self._disk.rename(temporary, name)
             self._disk.sync_dir()
             size = self._disk.size(name)
-        self.newest = Snapshot(header.index, header.term, header.sequence, name, size)
+        self.newest = _snapshot(header, name, size)
         self._remove_older()
         return self.newest
 
@@ -168,3 +172,38 @@ class SnapshotStore:
             for name in self._disk.names():
                 if _NAME.fullmatch(name) and name < self.newest.name:
                     self._disk.remove(name)
+
+
+def _snapshot(header: Header, name: str, size_bytes: int) -> Snapshot:
+    return Snapshot(header.index, header.term, header.sequence, name, size_bytes, header.members)
+
+
+def reconcile(journal: Journal, snapshot: Snapshot) -> None:
+    """Make the journal go on where a durable snapshot ends, voiding nothing that the snapshot does not hold.
+
+    Raft's rule: a log that has the snapshot's last entry keeps what follows it. A log that has not ends below it or
+    differs there, so nothing in it above the snapshot can be committed.
+    """
+    if not follows(journal.log, snapshot):
+        journal.reset(snapshot.index, snapshot.term)
+
+
+def follows(log: Log, snapshot: Snapshot) -> bool:
+    """Whether the log goes on where the snapshot ends: it has the snapshot's last entry."""
+    known = log.base_index <= snapshot.index <= log.last_index
+    return known and log.term_at(snapshot.index) == snapshot.term
+
+
+def open_log(disk: Disk, store: SnapshotStore, journal: Journal) -> Iterator[bytes] | None:
+    """Open snapshot and journal and check that nothing is missing between them; returns the snapshot's state.
+
+    Raises JournalDamaged, SnapshotDamaged, DiskFailed.
+    """
+    state = store.open()
+    journal.open()
+    reached = store.newest.index if store.newest else FIRST_INDEX
+    if journal.log.base_index > reached:
+        raise JournalDamaged(
+            disk.path("journal"), f"it begins after entry {journal.log.base_index}, but the snapshot ends at {reached}"
+        )
+    return state

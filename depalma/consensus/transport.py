@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
@@ -198,7 +198,8 @@ class Mesh:
         self._on_disconnected = on_disconnected
         self._settings = settings
         self._keyring = keyring
-        self.members = frozenset(settings.peers)
+        #: the others, by id: only they are let in
+        self.members = {member.id: member for member in settings.members if member.id != settings.id}
         #: connections that were refused, by reason
         self.refused = dict.fromkeys(Reason, 0)
         self._told: dict[Reason, float] = {}
@@ -207,6 +208,7 @@ class Mesh:
         self._heard: dict[str, float] = {}
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._dials: dict[str, tuple[Member, asyncio.Task[None]]] = {}
         self._started_at = 0.0
         self._closed = False
 
@@ -216,17 +218,34 @@ class Mesh:
         self._started_at = loop.time()
         me = self._settings.me
         self._tasks.append(loop.create_task(self._keyring.watch()))
-        if not self._settings.peers:
-            return
         self._server = await loop.create_server(self._accept, me.host, me.raft_port)
-        for member in self._settings.members:
-            if member.id > me.id:
-                self._tasks.append(loop.create_task(self._dial(member)))
         self._tasks.append(loop.create_task(self._keep_alive()))
+        self._dial_others()
+
+    def set_members(self, members: Iterable[Member]) -> None:
+        """From now on these are the others: connections with anybody else are closed, new ones are dialled."""
+        self.members = {member.id: member for member in members}
+        for peer, connection in list(self._connections.items()):
+            if peer not in self.members:
+                connection.refuse(Reason.NOT_A_MEMBER, f"{peer} is no member of this cluster any more")
+        if self._server is not None:
+            self._dial_others()
+
+    def _dial_others(self) -> None:
+        """Keep dialling exactly the members with a greater id than ours, at their present addresses."""
+        wanted = {peer: member for peer, member in self.members.items() if peer > self._settings.id}
+        for peer, (member, task) in list(self._dials.items()):
+            if wanted.get(peer) != member:
+                task.cancel()
+                del self._dials[peer]
+        loop = asyncio.get_running_loop()
+        for peer in sorted(wanted.keys() - self._dials.keys()):
+            self._dials[peer] = wanted[peer], loop.create_task(self._dial(wanted[peer]))
 
     def close(self) -> None:
         """Close everything at once; nothing is called back afterwards."""
         self._closed = True
+        self._tasks += [task for _, task in self._dials.values()]
         for task in self._tasks:
             task.cancel()
         if self._server is not None:
@@ -250,7 +269,7 @@ class Mesh:
         """Seconds since each other member was last heard, or since our start if never."""
         now = asyncio.get_running_loop().time()
         heard = {**self._heard, **{peer: c.heard_at for peer, c in self._connections.items()}}
-        return {peer: now - heard.get(peer, self._started_at) for peer in self._settings.peers}
+        return {peer: now - heard.get(peer, self._started_at) for peer in sorted(self.members)}
 
     # -- called by the connections -------------------------------------------------------------------------------
 
@@ -317,7 +336,7 @@ class Mesh:
             try:
                 async with asyncio.timeout(DIAL_S):
                     await loop.create_connection(partial(_itself, connection), member.host, member.raft_port)
-                await connection.closed
+                await asyncio.shield(connection.closed)  # who stops dialling does not end what stands
             except (OSError, TimeoutError) as error:
                 logger.debug("cannot reach %s: %s", member.id, error)
             pause = RETRY_S[0] if connection.proven else min(pause * 2, RETRY_S[1])

@@ -22,7 +22,8 @@ from random import Random
 from typing import Generic, TypeVar
 
 from depalma.consensus.core import Core
-from depalma.consensus.errors import ConsensusError, DiskFailed, NotLeader
+from depalma.consensus.errors import ConsensusError, DiskFailed, MembershipRefused, NotLeader, Removed, TransferFailed
+from depalma.consensus.membership import Members
 from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
 from depalma.consensus.snapshotter import InlineSnapshots
 from depalma.testing.clock import ManualClock, Timeline
@@ -62,6 +63,8 @@ class SimNode(Generic[MachineT]):
         self.life = 0
         #: why it stopped by itself, if it did
         self.stopped_by: BaseException | None = None
+        #: whether it has been told that it is no member any more: its operator starts it again to join
+        self.removed = False
         self._cluster = cluster
         self._tick_planned = False
 
@@ -80,6 +83,7 @@ class SimNode(Generic[MachineT]):
         life = self.life
         core.on_leadership = lambda leads, term: self._cluster.note_leadership(self.name, leads, term)
         core.on_applied = lambda index: self._cluster.note_applied(self.name, index)
+        core.on_peers = lambda peers: self._cluster.network.let_in(self.name, [peer.id for peer in peers])
         self.core = core
         self.attempt(core.open)
         if self.core is None:
@@ -103,6 +107,7 @@ class SimNode(Generic[MachineT]):
             self._cluster.crash(self.name, power=cut.power)
         except (ConsensusError, AssertionError) as error:
             self.stopped_by = error
+            self.removed = self.removed or isinstance(error, Removed)
             self._cluster.note_stop(self.name, error)
             self._cluster.crash(self.name, power=False)
 
@@ -141,6 +146,7 @@ class SimNode(Generic[MachineT]):
 class SimCluster(Generic[MachineT]):
     """Replicas m1, m2, … of a state machine, and the promises that they must keep.
 
+    The first `size` of them found the cluster, the `spares` after them wait for being added to it.
     It raises Violation as soon as two replicas differ at the same index, two lead in one term, or a replica stops by
     itself without a fault that explains it.
     """
@@ -154,6 +160,7 @@ class SimCluster(Generic[MachineT]):
         *,
         seed: int = 0,
         size: int = 3,
+        spares: int = 0,
         weather: Weather | None = None,
         state_hash: Callable[[MachineT], str] | None = None,
         check_every: int = 1,
@@ -164,7 +171,8 @@ class SimCluster(Generic[MachineT]):
         self.timeline = Timeline(self.clock)
         self.network = SimNetwork(self.timeline, Random(self.random.random()), weather)
         self.make_machine = make_machine
-        self.names = tuple(f"m{i}" for i in range(1, size + 1))
+        self.names = tuple(f"m{i}" for i in range(1, size + spares + 1))
+        self.founders = self.names[:size]
         self.nodes = {
             name: SimNode(self, name, SimDisk(Random(self.random.random()), name=name)) for name in self.names
         }
@@ -180,10 +188,12 @@ class SimCluster(Generic[MachineT]):
 
     def make_core(self, node: SimNode[MachineT], machine: MachineT) -> Core:
         """A new replica on the node's disk."""
-        members = tuple(Member(id=name, host="simulated", raft_port=1) for name in self.names)
+        founds = node.name in self.founders and not node.removed
+        known = self.founders if node.name in self.founders else (*self.founders, node.name)
         settings = ReplicaSettings(
             id=node.name,
-            members=members,
+            members=tuple(member(name) for name in known),
+            joining=not founds,
             directory=Path("/simulated"),
             **self._settings,  # type: ignore[arg-type]
         )
@@ -258,6 +268,23 @@ class SimCluster(Generic[MachineT]):
         """Hand a command to a replica; look at the answer after some time."""
         return self._ask(name, lambda core, callback: core.propose(command, callback))
 
+    def members(self) -> tuple[str, ...]:
+        """Who the members are, as the one that has most of the log knows it."""
+        cores = [node.core for node in self.nodes.values() if node.core is not None]
+        if not cores:
+            return self.founders
+        best = max(cores, key=lambda core: (core.journal.log.last_term, core.journal.log.last_index))
+        return tuple(sorted(known.id for known in best.membership.current))
+
+    def change_members(self, name: str, wanted: tuple[str, ...], command: bytes) -> Answer:
+        """Ask a replica to make these the members."""
+        members: Members = tuple(member(one) for one in wanted)
+        return self._ask(name, lambda core, callback: core.change_members(members, command, callback))
+
+    def hand_over(self, name: str, target: str | None = None) -> Answer:
+        """Ask a replica to let another one lead."""
+        return self._ask(name, lambda core, callback: core.hand_over(target, callback))
+
     def read(self, name: str, look: Callable[[MachineT], object]) -> Answer:
         """Ask a replica for a linearizable read; the answer's value is `look(machine)` at that moment."""
         node = self.nodes[name]
@@ -288,10 +315,11 @@ class SimCluster(Generic[MachineT]):
         return self._trace.hexdigest()
 
     def ensure_same(self) -> None:
-        """Raise Violation unless all replicas run and hold the same state."""
+        """Raise Violation unless all members run and hold the same state."""
+        members = [self.nodes[name] for name in self.members()]
         seen = {
             (node.core.applied_index, self._state_hash(node.machine)) if node.core and node.machine else None
-            for node in self.nodes.values()
+            for node in members
         }
         if len(seen) != 1 or None in seen:
             raise Violation(f"the replicas differ: {self.describe()}")
@@ -308,7 +336,7 @@ class SimCluster(Generic[MachineT]):
             return answer
         try:
             ask(node.core, callback)
-        except NotLeader as error:
+        except (NotLeader, MembershipRefused, TransferFailed) as error:
             callback(None, error)
         node.plan_tick()
         return answer
@@ -334,11 +362,11 @@ class SimCluster(Generic[MachineT]):
             raise Violation(f"{name} differs from another replica at command {index}")
 
     def note_stop(self, name: str, error: BaseException) -> None:
-        """A replica stopped by itself: right only if its disk was made to fail."""
+        """A replica stopped by itself: right only if its disk was made to fail, or it has been removed."""
         self._note(f"stop {name} {type(error).__name__}")
         if isinstance(error, Violation):
             raise error
-        if not (isinstance(error, DiskFailed) and self.nodes[name].disk.ails):
+        if not isinstance(error, Removed) and not (isinstance(error, DiskFailed) and self.nodes[name].disk.ails):
             raise Violation(f"{name} stopped: {type(error).__name__}: {error}") from error
 
     def check_node(self, node: SimNode[MachineT]) -> None:
@@ -360,6 +388,11 @@ class SimCluster(Generic[MachineT]):
     def _trace_delivery(self, at: float, sender: str, receiver: str, frame: bytes) -> None:
         self._trace.update(b"%.6f %b %b " % (at, sender.encode(), receiver.encode()))
         self._trace.update(frame)
+
+
+def member(name: str) -> Member:
+    """A member as the simulated replicas know it."""
+    return Member(id=name, host="simulated", raft_port=int(name[1:]))
 
 
 def _hash_of_snapshot(machine: StateMachine) -> str:

@@ -58,6 +58,8 @@ class SimNetwork:
         self._nodes: dict[str, _Node] = {}
         self._links: dict[tuple[str, str], _Link] = {}
         self._blocked: set[tuple[str, str]] = set()
+        #: whom a node lets in; everybody for one that has not said
+        self._let_in: dict[str, frozenset[str]] = {}
         #: frames delivered so far
         self.delivered = 0
         #: called with (time, sender, receiver, frame) on each delivery
@@ -85,6 +87,7 @@ class SimNetwork:
     def stop(self, name: str, *, silently: bool = False) -> None:
         """A node goes down. Its peers see the connections close at once, or `silently` only by the timeout."""
         del self._nodes[name]
+        self._let_in.pop(name, None)
         for other in sorted(self._nodes):
             link = self._link(name, other)
             if link.up and silently:
@@ -92,6 +95,15 @@ class SimNetwork:
                 self._timeline.after(self.weather.timeout_s, partial(self._expire, name, other, number))
             else:
                 self.close(name, other)
+
+    def let_in(self, name: str, peers: Iterable[str]) -> None:
+        """From now on the node is connected with these only; two connect if each lets the other in."""
+        self._let_in[name] = frozenset(peers)
+        for other in sorted(self._nodes):
+            if other != name and not self._acquainted(name, other):
+                self.close(name, other)
+            elif other != name and name in self._nodes:
+                self._dial(name, other)
 
     def has(self, name: str) -> bool:
         """Whether the node is up."""
@@ -150,7 +162,15 @@ class SimNetwork:
 
     def _reachable(self, one: str, other: str) -> bool:
         both_up = one in self._nodes and other in self._nodes
-        return both_up and (one, other) not in self._blocked and (other, one) not in self._blocked
+        return (
+            both_up
+            and self._acquainted(one, other)
+            and (one, other) not in self._blocked
+            and (other, one) not in self._blocked
+        )
+
+    def _acquainted(self, one: str, other: str) -> bool:
+        return all(there in self._let_in.get(here, (there,)) for here, there in ((one, other), (other, one)))
 
     def _dial(self, one: str, other: str) -> None:
         link = self._link(one, other)

@@ -8,6 +8,7 @@ from functools import partial
 from random import Random
 
 from depalma.consensus.core import Core
+from depalma.consensus.errors import MembershipRefused
 from depalma.testing.cluster import Answer, SimCluster, Violation
 from depalma.testing.ledger import Ledger
 from depalma.testing.network import Weather
@@ -67,6 +68,9 @@ class Storm:
             self._bad_weather,
             self.cluster.network.heal,
         ]
+        if len(self.cluster.names) > len(self.cluster.founders) or self.random.random() < 0.3:
+            every += [self._change_members] * 3
+        every.append(self._hand_over)
         self._kinds = self.random.sample(every, self.random.randrange(1, len(every) + 1))
         self._rate = self.random.choice([1.0, 3.0, 8.0])
         self._client()
@@ -206,6 +210,30 @@ class Storm:
             self.cluster.crash(name, silently=False)
             self.cluster.restart(name)
 
+    def _change_members(self) -> None:
+        """One joins or leaves: whoever, at whoever leads."""
+        leader = self.cluster.leader()
+        if leader is None:
+            return
+        members = self.cluster.members()
+        name = self._some()
+        wanted = tuple(one for one in members if one != name) if name in members else (*members, name)
+        if wanted:
+            command = b"%d members" % len(self.asked)
+            self.asked[command] = self.cluster.change_members(leader, wanted, command)
+            self._open.append((command, self.asked[command]))
+            self.cluster.timeline.after(self.random.uniform(0.1, 3.0), lambda: self._give_up_change(leader))
+
+    def _give_up_change(self, name: str) -> None:
+        core = self.cluster.nodes[name].core
+        if core is not None:
+            core.give_up_change(MembershipRefused("not_ready", "given up"))
+
+    def _hand_over(self) -> None:
+        leader = self.cluster.leader()
+        if leader is not None:
+            self.cluster.hand_over(leader, self.random.choice([None, self._some()]))
+
     def _close_connection(self) -> None:
         self.cluster.network.close(*self.random.sample(self.cluster.names, 2))
 
@@ -223,6 +251,8 @@ def run(seed: int, *, core_class: type[Core] = Core, lying_disks: bool = False) 
     cluster = SimCluster(
         Ledger,
         seed=seed,
+        size=random.choice([1, 3, 3, 5]) if seed % 2 else 3,
+        spares=2 if seed % 2 else 0,
         snapshot_every_entries=random.choice([10, 40, 1_000]),
         keep_entries=random.choice([0, 5, 100]),
         segment_bytes=random.choice([500, 4_000, 1_000_000]),
@@ -264,7 +294,7 @@ def _converge(cluster: SimCluster[Ledger], storm: Storm) -> None:
         return bool(last) and last[-1].done and last[-1].error is None
 
     def equal() -> bool:
-        cores = [node.core for node in cluster.nodes.values()]
+        cores = [cluster.nodes[name].core for name in cluster.members()]
         return len({core.applied_index if core else -1 for core in cores}) == 1
 
     cluster.wait_until(acknowledged, within_s=HEAL_S, what="a command is acknowledged after everything is repaired")
@@ -274,7 +304,7 @@ def _converge(cluster: SimCluster[Ledger], storm: Storm) -> None:
 
 def _judge(cluster: SimCluster[Ledger], storm: Storm) -> None:
     cluster.ensure_same()
-    machine = cluster.nodes[cluster.names[0]].machine
+    machine = cluster.nodes[cluster.members()[0]].machine
     assert machine is not None
     held = machine.entries
     lost = [command for command, number in storm.acknowledged.items() if held[number - 1 : number] != [command]]

@@ -104,7 +104,7 @@ def test_a_newer_format_is_named_and_not_called_damaged() -> None:
 
 def test_fields_that_a_newer_release_adds_to_the_header_are_passed_over() -> None:
     class Newer(Header, frozen=True):
-        members: tuple[str, ...] = ("m1",)
+        quorum: tuple[str, ...] = ("m1",)
 
     header, pieces = read(encode(Newer(7, 2, 6), [b"state"]))
     assert (header, pieces) == (Header(7, 2, 6), [b"state"])
