@@ -14,6 +14,7 @@ from random import Random
 from depalma import __version__
 from depalma.clock import Clock
 from depalma.consensus import envelope, membership
+from depalma.consensus.acquaintance import Acquaintances
 from depalma.consensus.council import Council
 from depalma.consensus.disk import Disk, disk_errors
 from depalma.consensus.election import Timing
@@ -31,10 +32,10 @@ from depalma.consensus.errors import (
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import FIRST_INDEX
 from depalma.consensus.membership import Members, Membership
-from depalma.consensus.messages import BadMessage, Message, decode, encode
+from depalma.consensus.messages import BadMessage, Introduce, Message, decode, encode
 from depalma.consensus.owners import Callback
 from depalma.consensus.reads import Reads
-from depalma.consensus.settings import MIB, ReplicaSettings, StateMachine
+from depalma.consensus.settings import MIB, ReplicaSettings, Roster, StateMachine
 from depalma.consensus.snapshot import Snapshot, SnapshotStore, open_log, reconcile
 from depalma.consensus.snapshot_format import Header
 from depalma.consensus.snapshotter import SnapshotWriter, uncollected
@@ -83,8 +84,10 @@ class Core:
         self.membership = Membership(self.journal.log, () if settings.joining else settings.members)
         self._council: Council
         self._is_open = False
-        self._members_seen: object = None
         self._was_member = False
+        self._acquaintances = Acquaintances(settings.id, settings.members, self.membership)
+        #: connected since the last tick
+        self._new_peers: set[str] = set()
         #: number of the last command applied
         self.applied_index = 0
         #: the term in which this replica leads and has applied all of its past; None while it does not
@@ -118,7 +121,7 @@ class Core:
         if snapshot is not None and state is not None:
             self.restore(snapshot, state)
             self.reconcile(snapshot)
-            self.membership.rebase(snapshot.members)
+            self.membership.rebase(snapshot.roster)
         self.engine = self.engine_class(
             me=self._settings.id,
             membership=self.membership,
@@ -169,6 +172,7 @@ class Core:
     def connected(self, peer: str) -> None:
         """Frames can go to the peer and come from it."""
         self.engine.connected(peer)
+        self._new_peers.add(peer)
 
     def disconnected(self, peer: str) -> None:
         """They can no longer. What was sent may or may not have arrived."""
@@ -233,10 +237,14 @@ class Core:
             except BadMessage as error:
                 logger.error("dropping a frame of %s that is no message: %s", peer, error)
                 continue
-            self.engine.receive(peer, message)
+            if isinstance(message, Introduce):
+                self._acquaintances.hear(message)
+            else:
+                self.engine.receive(peer, message)
         applied = self.applied_index
         self._reads.start_round()
         self.engine.tick()
+        self._introduce()
         self.journal.flush()
         # Everything that happened up to here is on disk: now the world may know.
         self._send_outbox()
@@ -339,8 +347,8 @@ class Core:
 
     # -- CouncilOwner --------------------------------------------------------------------------------------------
 
-    def append_membership(self, members: Members, command: bytes, callback: Callback) -> int:
-        return self._append(membership.pack(members, [command]), [command], [callback])
+    def append_membership(self, roster: Roster, command: bytes, callback: Callback) -> int:
+        return self._append(membership.pack(roster, [command]), [command], [callback])
 
     def answer(self, callback: Callback, value: object, error: BaseException | None) -> None:
         self._answers.append((callback, value, error))
@@ -353,24 +361,19 @@ class Core:
 
     def _follow_members(self) -> None:
         """Tell whom to be connected with, and stop when the cluster has removed this replica."""
-        settled = self.membership.index <= self.engine.commit_index
-        seen = (self.membership.version, settled, self._council.version)
-        if seen == self._members_seen:
+        peers = self._acquaintances.changed(self.engine.commit_index, self._council.guests, self._council.version)
+        if peers is None:
             return
-        self._members_seen = seen
-        self.on_peers(self._peers())
+        self.on_peers(peers)
         if self.engine.is_member:
             self._was_member = True
-        elif self._was_member and settled:
+        elif self._was_member and self.membership.index <= self.engine.commit_index:
             raise Removed(self._settings.id)
 
-    def _peers(self) -> Members:
-        """Members by the newest list and by the committed one, guests, and for a guest whom its settings name."""
-        lists = [self._settings.members] if not self.engine.is_member else []
-        lists += [self.membership.at(self.engine.commit_index), self._council.guests, self.membership.current]
-        known = {member.id: member for one in lists for member in one}
-        known.pop(self._settings.id, None)
-        return tuple(known.values())
+    def _introduce(self) -> None:
+        new, self._new_peers = self._new_peers, set()
+        told = self._acquaintances.introductions(self.engine.commit_index, self.engine.connected_peers, new)
+        self._outbox += [(peer, Introduce(self.term, roster)) for peer, roster in told]
 
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -404,8 +407,8 @@ class Core:
         elif self._snapshot_due():
             index = self.engine.applied
             term = self.journal.log.term_at(index)
-            members = self.membership.recorded_at(index)
-            self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__, members)
+            roster = self.membership.recorded_at(index)
+            self._writing = Header(index, term, self.applied_index, self._settings.cluster, __version__, roster)
             self._bytes_at_snapshot = self.journal.written_bytes
             self._writer.begin(self._store, self._writing, self._machine.snapshot)
         if self._wanted:
@@ -436,7 +439,7 @@ class Core:
             return
         snapshot = self._store.publish(writing)
         if snapshot is not None:
-            self.membership.rebase(snapshot.members)
+            self.membership.rebase(snapshot.roster)
             self.journal.compact(self.journal.log.keep_behind(snapshot.index, self._settings.keep_entries, KEEP_BYTES))
 
     def _answer_wanted(self) -> None:

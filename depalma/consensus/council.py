@@ -80,9 +80,8 @@ class Council:
         if self._change is not None or not self._engine.settled:
             raise MembershipRefused("busy", "another change of the masters is under way; try again when it is done")
         current = self._membership.current
-        check_change(current, members, self._me)
-        known = {member.id for member in current}
-        joining = tuple(member for member in members if member.id not in known)
+        check_change(current.members, members, self._me)
+        joining = tuple(member for member in members if member.id not in current.ids)
         self._change = _Change(members, command, callback, joining)
         self._guests_changed(now)
 
@@ -104,7 +103,7 @@ class Council:
             raise NotLeader(self._engine.leader_id)
         if self._transfer is not None:
             raise TransferFailed("leadership is being handed over already")
-        others = [member.id for member in self._membership.current if member.id != self._me]
+        others = [member for member in self._membership.current.ids if member != self._me]
         chosen = target if target is not None else self._nearest(others)
         if chosen is None or chosen not in others:
             raise TransferFailed(f"{target or 'another master'} cannot lead: it is no connected member of the cluster")
@@ -145,10 +144,10 @@ class Council:
         if len(able) <= len(change.members) // 2:
             return
         before = self._membership.current
-        index = self._owner.append_membership(change.members, change.command, change.callback)
-        staying = {member.id for member in change.members}
+        roster = before.become(change.members)
+        index = self._owner.append_membership(roster, change.command, change.callback)
         self._change = None
-        self._leaving |= {member: (index, None) for member in before if member.id not in staying}
+        self._leaving |= {member: (index, None) for member in before.members if member.id not in roster.ids}
         self._guests_changed(now)
 
     def _drive_transfer(self, transfer: _Transfer, now: float) -> None:

@@ -370,7 +370,7 @@ class Engine:
             return 0
         self._owner.restore(snapshot, state)
         reconcile(self._journal, snapshot)
-        self._membership.rebase(snapshot.members)
+        self._membership.rebase(snapshot.roster)
         self._raft.start(snapshot.index, snapshot.index)
         self._journal.commit_index = snapshot.index
         self._follow_members()
@@ -391,7 +391,7 @@ class Engine:
         if self._members_seen == self._membership.version:
             return
         self._members_seen = self._membership.version
-        members = [member.id for member in self._membership.current]
+        members = self._membership.current.ids
         self.is_member = self._me in members
         self._peers = tuple(sorted(member for member in members if member != self._me))
         self._majority = len(members) // 2 + 1

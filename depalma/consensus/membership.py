@@ -12,16 +12,16 @@ import msgspec
 from depalma.consensus import envelope
 from depalma.consensus.errors import MembershipRefused
 from depalma.consensus.log import Log
-from depalma.consensus.settings import MAX_MEMBERS, Member
+from depalma.consensus.settings import MAX_MEMBERS, Member, Roster
 
 Members = tuple[Member, ...]
 
-_decoder = msgspec.msgpack.Decoder(Members)
+_decoder = msgspec.msgpack.Decoder(Roster)
 
 
-def pack(members: Members, commands: list[bytes]) -> bytes:
+def pack(roster: Roster, commands: list[bytes]) -> bytes:
     """A log entry that makes these the members; the commands are applied with it."""
-    return envelope.pack_membership(msgspec.msgpack.encode(members), commands)
+    return envelope.pack_membership(msgspec.msgpack.encode(roster), commands)
 
 
 class Membership:
@@ -30,13 +30,13 @@ class Membership:
     def __init__(self, log: Log, founders: Members) -> None:
         self._log = log
         #: whom the settings name; they hold as long as neither log nor snapshot says anything
-        self.founders = founders
-        self._base = founders
+        self._founders = Roster(members=founders)
+        self._base = self._founders
         self._rebases = 0
 
-    def rebase(self, members: Members) -> None:
-        """A snapshot that says this is in place; an empty one says nothing."""
-        self._base = members or self.founders
+    def rebase(self, roster: Roster | None) -> None:
+        """A snapshot that says this is in place; None if it says nothing."""
+        self._base = roster or self._founders
         self._rebases += 1
 
     @property
@@ -45,7 +45,7 @@ class Membership:
         return self._log.membership_changes, self._rebases
 
     @property
-    def current(self) -> Members:
+    def current(self) -> Roster:
         """The members now."""
         return self.at(self._log.last_index)
 
@@ -54,12 +54,7 @@ class Membership:
         """The newest membership entry that is still in the log; 0 if there is none."""
         return self._log.membership[-1] if self._log.membership else 0
 
-    @property
-    def recorded(self) -> bool:
-        """Whether log or snapshot say who the members are."""
-        return bool(self._log.membership) or self._base is not self.founders
-
-    def at(self, index: int) -> Members:
+    def at(self, index: int) -> Roster:
         """The members as of this entry, which must not be older than the newest snapshot."""
         for position in reversed(self._log.membership):
             if position <= index:
@@ -68,9 +63,10 @@ class Membership:
                 return _decoder.decode(content)
         return self._base
 
-    def recorded_at(self, index: int) -> Members:
-        """The same for a snapshot that ends with this entry; empty if neither log nor snapshot say it."""
-        return self.at(index) if self.recorded else ()
+    def recorded_at(self, index: int) -> Roster | None:
+        """The same for a snapshot that ends with this entry; None if neither log nor snapshot say it."""
+        found = self.at(index)
+        return found if found.number else None
 
 
 def check_change(now: Members, wanted: Members, me: str) -> None:

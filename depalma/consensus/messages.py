@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from depalma.consensus.settings import MIB
+from depalma.consensus.settings import MIB, Roster
 
 #: spoken version; part of the handshake
 PROTOCOL = 1
@@ -97,7 +97,15 @@ class StandNow(_Message, tag=9):
     """The leader hands over: you have my whole log, stand at once (TimeoutNow in Raft's thesis, 3.10)."""
 
 
-Message = PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply | Install | InstallReply | StandNow
+class Introduce(_Message, tag=10):
+    """The newest list of members that is committed, as the sender knows it: let them in."""
+
+    roster: Roster
+
+
+Message = (
+    PreVote | PreVoteReply | Vote | VoteReply | Append | AppendReply | Install | InstallReply | StandNow | Introduce
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

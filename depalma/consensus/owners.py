@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from depalma.consensus.membership import Members
 from depalma.consensus.messages import Message
+from depalma.consensus.settings import Roster
 from depalma.consensus.snapshot import Snapshot
 
 #: called once with the answer, or with the error
@@ -72,7 +72,7 @@ class EngineOwner(Protocol):
 class CouncilOwner(Protocol):
     """What the council asks of the replica it works for."""
 
-    def append_membership(self, members: Members, command: bytes, callback: Callback) -> int:
+    def append_membership(self, roster: Roster, command: bytes, callback: Callback) -> int:
         """Append the entry that makes these the members; returns its index."""
         ...
 

@@ -121,12 +121,12 @@ class Replica:
     @property
     def members(self) -> Members:
         """Who the members are, by the newest entry in the log here; the last change may not be committed yet."""
-        return self._core.membership.current
+        return self._core.membership.current.members
 
     @property
     def members_recorded(self) -> bool:
         """Whether the log says who the members are, and not only the settings of each."""
-        return self._core.membership.recorded
+        return self._core.membership.current.number > 0
 
     async def change_members(self, members: Members, command: bytes, *, timeout_s: float = 30.0) -> object:
         """Make these the members, of whom one may be new or missing; returns what `apply` answered to the command.

@@ -43,6 +43,27 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
 
 
+class Roster(msgspec.Struct, frozen=True):
+    """Who the members are. Stands in log and snapshot."""
+
+    #: each change makes the next; 0 for what the settings say
+    number: int = 0
+    members: tuple[Member, ...] = ()
+    #: ids of those who have left: they are not let in any more
+    former: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the members."""
+        return tuple(member.id for member in self.members)
+
+    def become(self, members: tuple[Member, ...]) -> Roster:
+        """The next one, with these members."""
+        ids = {member.id for member in members}
+        left = dict.fromkeys(known for known in (*self.former, *self.ids) if known not in ids)
+        return Roster(self.number + 1, members, tuple(left))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSettings:
     """Everything that one replica needs to know. Sizes are in bytes, times in seconds."""

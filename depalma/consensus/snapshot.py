@@ -11,7 +11,7 @@ from depalma.consensus.disk import AppendFile, Disk, disk_errors
 from depalma.consensus.errors import JournalDamaged, SnapshotDamaged
 from depalma.consensus.journal import Journal
 from depalma.consensus.log import FIRST_INDEX, Log
-from depalma.consensus.settings import Member
+from depalma.consensus.settings import Roster
 from depalma.consensus.snapshot_format import Header, SnapshotReader, write
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Snapshot:
     sequence: int
     name: str
     size_bytes: int
-    members: tuple[Member, ...] = ()
+    roster: Roster | None = None
 
 
 class SnapshotStore:
@@ -175,7 +175,7 @@ class SnapshotStore:
 
 
 def _snapshot(header: Header, name: str, size_bytes: int) -> Snapshot:
-    return Snapshot(header.index, header.term, header.sequence, name, size_bytes, header.members)
+    return Snapshot(header.index, header.term, header.sequence, name, size_bytes, header.roster)
 
 
 def reconcile(journal: Journal, snapshot: Snapshot) -> None:

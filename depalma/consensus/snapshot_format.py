@@ -19,7 +19,7 @@ from hashlib import blake2b  # not OpenSSL's: its locks could be held by another
 import msgspec
 
 from depalma.consensus.errors import SnapshotDamaged, SnapshotTooNew
-from depalma.consensus.settings import Member
+from depalma.consensus.settings import Roster
 
 MAGIC = b"DEPALMA-SNAPSHOT"
 FORMAT = 2
@@ -45,8 +45,8 @@ class Header(msgspec.Struct, frozen=True):
     #: for people and for tools: whose state it is
     cluster: str = ""
     release: str = ""
-    #: as of `index`; empty: nothing had been recorded, the settings say it
-    members: tuple[Member, ...] = ()
+    #: the members as of `index`; None: nothing had been recorded, the settings say it
+    roster: Roster | None = None
 
 
 class _Header1(msgspec.Struct, frozen=True):

@@ -274,7 +274,7 @@ class SimCluster(Generic[MachineT]):
         if not cores:
             return self.founders
         best = max(cores, key=lambda core: (core.journal.log.last_term, core.journal.log.last_index))
-        return tuple(sorted(known.id for known in best.membership.current))
+        return tuple(sorted(known.id for known in best.membership.current.members))
 
     def change_members(self, name: str, wanted: tuple[str, ...], command: bytes) -> Answer:
         """Ask a replica to make these the members."""

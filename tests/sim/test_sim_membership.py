@@ -132,7 +132,7 @@ def test_who_joins_far_behind_gets_a_snapshot_and_the_members_with_it() -> None:
     for name in cluster.names:
         core = cluster.nodes[name].core
         assert core is not None
-        assert [known.id for known in core.membership.current] == ["m1", "m2", "m3", "m4"]
+        assert core.membership.current.ids == ("m1", "m2", "m3", "m4")
         assert core.journal.log.base_index > 10, "the entry that said so is in the snapshot only"
 
 
@@ -171,13 +171,13 @@ def test_a_change_that_is_not_committed_is_undone_with_its_entry() -> None:
     cluster.run_for(0.1)
     core = cluster.nodes[leader].core
     assert core is not None
-    assert [known.id for known in core.membership.current] == [leader, one]
+    assert core.membership.current.ids == (leader, one)
 
     acknowledged(cluster, b"by the others")
     cluster.network.heal()
     cluster.run_for(2.0)
     assert answer.error is not None
-    assert [known.id for known in core.membership.current] == list(cluster.names)
+    assert core.membership.current.ids == cluster.names
     cluster.ensure_same()
     assert b"undone" not in entries(cluster, leader)
 
@@ -324,3 +324,19 @@ def test_the_last_member_s_first_entry_is_on_its_disk_before_it_counts(cut_in: i
 
     assert answer.done
     assert answer.error is not None or b"alone" in entries(cluster, leader)
+
+
+def test_one_that_was_away_lets_in_who_joined_meanwhile_because_a_member_vouches_for_it() -> None:
+    cluster = started(size=2, spares=1)
+    leader = cluster.wait_for_leader()
+    away = next(name for name in cluster.founders if name != leader)
+    acknowledged(cluster, b"second")
+    cluster.crash(away)
+    assert not cluster.change_members(leader, ("m1", "m2", "m3"), b"grow").done
+    cluster.wait_until(lambda: cluster.members() == ("m1", "m2", "m3"), within_s=5.0, what="m3 counts")
+    ended(cluster, cluster.hand_over(leader, "m3"))
+    cluster.wait_until(lambda: cluster.leader() == "m3", within_s=2.0, what="the new one leads")
+    cluster.restart(away)
+
+    cluster.run_for(2.0)
+    cluster.ensure_same()
