@@ -23,7 +23,9 @@ class Acquaintances:
         self._membership = membership
         self._introduced = Roster()
         self._seen: object = None
-        self._told = 0
+        #: the newest committed list, and whether the others are still to be told of it
+        self._committed = Roster()
+        self._untold = False
 
     def hear(self, message: Introduce) -> None:
         """A member says who is in the newest list that it knows to be committed."""
@@ -38,16 +40,16 @@ class Acquaintances:
             return None
         self._seen = seen
         current, committed = self._membership.current, self._membership.at(commit_index)
+        self._untold = self._untold or committed.number > self._committed.number
+        self._committed = committed
         newest = max(self._introduced, committed, key=lambda roster: roster.number)
         vouched = [member for member in (*self._known, *newest.members) if member.id not in newest.former]
         known = {member.id: member for member in (*vouched, *committed.members, *guests, *current.members)}
         known.pop(self._me, None)
         return tuple(known.values())
 
-    def introductions(self, commit_index: int, to: Collection[str], new: Iterable[str]) -> list[tuple[str, Roster]]:
+    def introductions(self, term: int, to: Collection[str], new: Iterable[str]) -> list[tuple[str, Introduce]]:
         """What to tell whom now: everybody when a new list is committed, else who has just connected."""
-        committed = self._membership.at(commit_index)
-        if not committed.number:
-            return []
-        told, self._told = self._told, committed.number
-        return [(peer, committed) for peer in sorted(to if told != committed.number else set(new) & set(to))]
+        whom = sorted(to) if self._untold else sorted(set(new) & set(to))
+        self._untold = False
+        return [(peer, Introduce(term, self._committed)) for peer in whom if self._committed.number]

@@ -372,8 +372,7 @@ class Core:
 
     def _introduce(self) -> None:
         new, self._new_peers = self._new_peers, set()
-        told = self._acquaintances.introductions(self.engine.commit_index, self.engine.connected_peers, new)
-        self._outbox += [(peer, Introduce(self.term, roster)) for peer, roster in told]
+        self._outbox += self._acquaintances.introductions(self.term, self.engine.connected_peers, new)
 
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
