@@ -63,11 +63,10 @@ class Blobs:
     def __init__(self, store: BlobStore, peers: Mapping[str, str], token: str, *, limit_bytes: int = 2**31) -> None:
         self.store = store
         self.limit_bytes = limit_bytes
-        self._peers = dict(peers)
-        self._majority = (len(peers) + 1) // 2 + 1
+        self._holders: OrderedDict[str, set[str]] = OrderedDict()  #: peers known to hold a digest
+        self.set_peers(peers)
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
-        self._holders: OrderedDict[str, set[str]] = OrderedDict()  #: peers known to hold a digest
         self._fetching: dict[str, asyncio.Task[Path]] = {}
         self._background: set[asyncio.Task[bool]] = set()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
@@ -80,6 +79,13 @@ class Blobs:
         peers = {master.id: master.url for master in config.masters if master.id != master_id}
         limit_bytes = config.settings.max_blob_bytes
         return cls(store, peers, master_token(secrets.raft_secret), limit_bytes=limit_bytes)
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        """From now on these are the other masters: id to base URL."""
+        self._peers = dict(peers)
+        self._majority = (len(peers) + 1) // 2 + 1
+        for holders in self._holders.values():
+            holders &= peers.keys()
 
     def path(self, digest: str) -> Path:
         """Returns where the file is, or would be."""

@@ -2,7 +2,8 @@
 
 `depalma-master --config FILE --id m1` runs in the foreground and logs to stderr. SIGTERM stops it in order.
 Exit codes: 0 stopped, 1 it cannot go on (disk, damaged files, broken invariant: the last line says what to do),
-2 wrong arguments or configuration. A supervisor should restart it after 1 with a pause, and not after 2.
+2 wrong arguments or configuration, 3 the cluster has removed it. A supervisor should restart it after 1 with a pause,
+and not after 2 and 3.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from depalma.api.app import make_app
 from depalma.blobs import Blobs, BlobStore
 from depalma.certificates import CertificateFiles
 from depalma.config import ClusterConfig, Secrets
-from depalma.consensus import Member, NotLeader, Replica, ReplicaSettings
+from depalma.consensus import Member, NotLeader, Removed, Replica, ReplicaSettings
 from depalma.errors import ConfigError, Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
 from depalma.leader.reign import Reign
 from depalma.leader.sessions import Sessions
 from depalma.loopwatch import LoopWatch
+from depalma.masters import known_masters, urls
+from depalma.model import MasterAddress
 from depalma.state.cluster_state import Changes, ClusterState
-from depalma.state.commands import AddTasks, AnyCommand, Applied, SubmitJob, encode
+from depalma.state.commands import AddTasks, AnyCommand, Applied, ChangeMasters, SubmitJob, encode
 from depalma.state.commands import Rejected as RefusedCommand
 from depalma.state.machine import Machine
 
@@ -52,7 +55,7 @@ def _boot_clock() -> float:
 class Master:
     """Wires one replica, the API and the duties of a leader; implements what those declare they need."""
 
-    def __init__(self, config: ClusterConfig, secrets: Secrets, master_id: str) -> None:
+    def __init__(self, config: ClusterConfig, secrets: Secrets, master_id: str, *, joining: bool = False) -> None:
         own = config.master(master_id)
         self.master_id = master_id
         self.config = config
@@ -67,7 +70,7 @@ class Master:
         directory = own.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.replica = Replica(
-            _replica_settings(config, master_id),
+            _replica_settings(config, master_id, joining=joining),
             self.machine,
             certificates=CertificateFiles.of(secrets.folder, config.cluster, master_id),
             on_fatal=self.fail,
@@ -118,6 +121,14 @@ class Master:
             raise NotLeader(self.replica.leader_id)
         await self.replica.barrier()
 
+    async def record_masters(self) -> None:
+        """Writes down who the masters are, if nobody has. Errors: MembershipRefused, NotLeader, OutcomeUnknown."""
+        if self.state.masters and self.replica.members_recorded:
+            return
+        members = self.replica.members
+        masters = tuple(MasterAddress(m.id, m.host, m.port, m.raft_port) for m in members)
+        await self.replica.change_members(members, encode(ChangeMasters("", masters, self.wall())))
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
@@ -158,8 +169,19 @@ class Master:
     def _applied(self, applied_index: int) -> None:
         changes = self.machine.drain_changes()
         self.hub.publish(_keys(changes))
+        if changes.masters:
+            self._masters_changed()
         if self.replica.is_leader:
             self._reign.changed(changes)
+
+    def _masters_changed(self) -> None:
+        where = urls(self.state, self.config)
+        log.info("the masters are %s", ", ".join(f"{name} at {url}" for name, url in where.items()))
+        where.pop(self.master_id, None)
+        self.blobs.set_peers(where)
+        if {m.id for m in known_masters(self.state, self.config)} != {m.id for m in self.config.masters}:
+            named = ", ".join(m.id for m in self.config.masters)
+            log.warning("the cluster file names other masters (%s): it only says where this one is", named)
 
 
 def _keys(changes: Changes) -> Iterable[Key]:
@@ -168,13 +190,16 @@ def _keys(changes: Changes) -> Iterable[Key]:
         keys.append(HOSTS)
     if changes.code:
         keys.append(CODE)
+    if changes.masters:
+        keys.append(LEADER)
     return keys
 
 
-def _replica_settings(config: ClusterConfig, master_id: str) -> ReplicaSettings:
+def _replica_settings(config: ClusterConfig, master_id: str, *, joining: bool) -> ReplicaSettings:
     return ReplicaSettings(
         id=master_id,
-        members=tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port) for m in config.masters),
+        members=tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port, port=m.port) for m in config.masters),
+        joining=joining,
         directory=config.master(master_id).directory / "raft",
         cluster=config.cluster,
         election_s=config.settings.election_s,
@@ -182,19 +207,22 @@ def _replica_settings(config: ClusterConfig, master_id: str) -> ReplicaSettings:
     )
 
 
-async def serve(config: ClusterConfig, secrets: Secrets, master_id: str) -> int:
+async def serve(config: ClusterConfig, secrets: Secrets, master_id: str, *, joining: bool = False) -> int:
     """Runs a master until SIGTERM, SIGINT or an error that it cannot handle. Returns the exit code."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    master = Master(config, secrets, master_id)
+    master = Master(config, secrets, master_id, joining=joining)
     loop.set_exception_handler(lambda _, context: _unhandled(master, context))
     try:
         await master.start()
     except ConfigError as error:
         log.critical("master %s cannot start: %s", master_id, error)
         return 2
+    except Removed as error:
+        log.critical("master %s cannot start: %s", master_id, error)
+        return 3
     except Exception as error:  # the last line an operator sees must say which master and why
         log.critical("master %s cannot start: %s", master_id, error, exc_info=not isinstance(error, OSError))
         return 1
@@ -202,6 +230,9 @@ async def serve(config: ClusterConfig, secrets: Secrets, master_id: str) -> int:
     await stopping.wait()
     if master.failed.done():
         fatal = master.failed.result()
+        if isinstance(fatal, Removed):
+            log.critical("master %s stops: %s", master_id, fatal)
+            return 3
         log.critical("master %s stops: %s: %s", master_id, type(fatal).__name__, fatal, exc_info=fatal)
         return 1
     log.info("master %s stops in order", master_id)
@@ -229,6 +260,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="depalma-master", description="Runs one master of a Depalma cluster.")
     parser.add_argument("--config", required=True, type=Path, help="the cluster file")
     parser.add_argument("--id", required=True, help="which of its masters to run")
+    parser.add_argument(
+        "--join", action="store_true", help="wait to be added to a cluster that runs (depalmactl master add)"
+    )
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     arguments = parser.parse_args(argv)
     logging.basicConfig(
@@ -247,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     # Small steps, each some ms: a hundred thousand new jobs must not be one stall of the loop.
     gc.set_threshold(10_000, 5, 2_000)
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(serve(config, secrets, arguments.id))
+        return asyncio.run(serve(config, secrets, arguments.id, joining=arguments.join))
     return 130
 
 

@@ -191,6 +191,20 @@ class HostView(Struct, frozen=True, kw_only=True):
     gpus: int = 0
 
 
+class MasterAddress(Struct, frozen=True, array_like=True, gc=False):
+    """A master, and where it is."""
+
+    id: str
+    host: str
+    port: int  #: API, agents, web page, metrics
+    raft_port: int
+
+    @property
+    def url(self) -> str:
+        """Returns the base URL of its API."""
+        return f"http://{self.host}:{self.port}"
+
+
 class MasterView(Struct, frozen=True, kw_only=True):
     id: str
     url: str

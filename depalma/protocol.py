@@ -97,6 +97,12 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     masters: tuple[str, ...]  #: base URLs of all masters
 
 
+class Masters(Frame, frozen=True, tag="masters"):
+    """Other masters than the welcome named: base URLs of all."""
+
+    masters: tuple[str, ...]
+
+
 class Refused(Frame, frozen=True, tag="refused"):
     """The connection ends. `stop`: kill everything; `restart_incarnation`: then come back as a new incarnation."""
 
@@ -191,7 +197,17 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
 
 FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | Processes | Output
 ToAgent = (
-    Welcome | Refused | HeartbeatAnswer | Assign | Kill | Forget | ReportsCommitted | CodeLog | AskProcesses | AskOutput
+    Welcome
+    | Masters
+    | Refused
+    | HeartbeatAnswer
+    | Assign
+    | Kill
+    | Forget
+    | ReportsCommitted
+    | CodeLog
+    | AskProcesses
+    | AskOutput
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 
@@ -31,18 +31,39 @@ _COMPLAIN_AFTER_S = 2.0
 
 
 class Finder:
-    """Asks masters for the session. `masters` are base URLs; those that a leader names are added."""
+    """Asks masters for the session. `masters` are base URLs; those that a leader named last are asked too.
 
-    def __init__(self, session: aiohttp.ClientSession, masters: list[str], host: str) -> None:
+    `on_learned` is called with what a leader named, when that is news.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        masters: list[str],
+        host: str,
+        *,
+        learned: Iterable[str] = (),
+        on_learned: Callable[[tuple[str, ...]], None] = lambda urls: None,
+    ) -> None:
         self._session = session
         self._headers = {HOST_HEADER: host}
-        self.masters = list(dict.fromkeys(url.rstrip("/") for url in masters))
+        self._given = [url.rstrip("/") for url in masters]
+        self._learned = tuple(learned)
+        self._on_learned = on_learned
         self.leader = ""  #: base URL of the last one that accepted
         self._told: dict[str, str] = {}
 
+    @property
+    def masters(self) -> list[str]:
+        """Base URLs: those of the cluster file, then those that a leader named."""
+        return list(dict.fromkeys((*self._given, *self._learned)))
+
     def learn(self, masters: tuple[str, ...]) -> None:
-        """Takes the masters that a leader named; those known from the cluster file stay."""
-        self.masters = list(dict.fromkeys([*self.masters, *(url.rstrip("/") for url in masters)]))
+        """Takes the masters that a leader named, instead of those that one named before."""
+        named = tuple(url.rstrip("/") for url in masters)
+        if named != self._learned:
+            self._learned = named
+            self._on_learned(named)
 
     def ordered(self) -> list[str]:
         """Returns all masters, the leader first."""

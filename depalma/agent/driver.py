@@ -11,13 +11,14 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from depalma.agent import events as ev
-from depalma.agent import proctree
+from depalma.agent import masterlist, proctree
 from depalma.agent.blobs import Blobs, BlobUnavailable
 from depalma.agent.codesync import CodeFolder, CodeSync, sign
 from depalma.agent.connection import Finder
@@ -36,6 +37,7 @@ from depalma.protocol import (
     AskOutput,
     AskProcesses,
     CodeAcknowledged,
+    Masters,
     Output,
     Processes,
     Refused,
@@ -107,7 +109,13 @@ class Agent:
         headers = {"Authorization": f"Bearer {self._token}"}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
-            self._finder = Finder(http, [master.url for master in self._config.masters], self._host.name)
+            self._finder = Finder(
+                http,
+                [master.url for master in self._config.masters],
+                self._host.name,
+                learned=masterlist.read(self._root),
+                on_learned=partial(masterlist.write, self._root),
+            )
             self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
             self._code = CodeSync(CodeFolder(self._root), self._blobs)
@@ -384,7 +392,7 @@ class Agent:
             self._link.flush()
         elif isinstance(frame, AskOutput):
             self._session.send(self._read_output(frame))
-        else:
+        elif not isinstance(frame, Masters):  # the session has taken note of these
             if isinstance(frame, Refused):
                 log.warning("%s refuses: %s", url, frame.reason)
             self.deliver(frame)

@@ -16,7 +16,7 @@ from depalma.agent.events import AnyEvent, BeatSent, Connected, Disconnected
 from depalma.agent.measure import LoadMeter
 from depalma.model import HostFacts, Report
 from depalma.monitor import boottime
-from depalma.protocol import FromAgent, Heartbeat, Reports, ToAgent, Welcome, decode_to_agent, encode
+from depalma.protocol import FromAgent, Heartbeat, Masters, Reports, ToAgent, Welcome, decode_to_agent, encode
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +178,7 @@ class Session:
                 log.info("connected to %s (%s), term %d, lease %g s", frame.leader, url, frame.term, frame.lease_s)
                 self._welcomed = True
                 self._beat_s = frame.heartbeat_s
+            if isinstance(frame, Welcome | Masters):
                 self.finder.learn(frame.masters)
             self._on_frame(url, frame)
 

@@ -21,6 +21,7 @@ from depalma.api import (
     events,
     hosts,
     jobs,
+    masters,
     metrics,
     openapi,
     results,
@@ -36,7 +37,14 @@ from depalma.api.services import Services
 from depalma.api.streams import Streams
 from depalma.api.totals import Totals
 from depalma.blobs import BadBlob, NoMajority, UnknownBlob
-from depalma.consensus import CommandTooLarge, ConsensusError, NotLeader, OutcomeUnknown
+from depalma.consensus import (
+    CommandTooLarge,
+    ConsensusError,
+    MembershipRefused,
+    NotLeader,
+    OutcomeUnknown,
+    TransferFailed,
+)
 from depalma.errors import Rejected
 from depalma.leader.hub import LEADER
 
@@ -49,6 +57,7 @@ ROUTES: tuple[Route, ...] = (
     *blobs_routes.ROUTES,
     *code.ROUTES,
     *hosts.ROUTES,
+    *masters.ROUTES,
     *cluster.ROUTES,
     *events.ROUTES,
     *snapshot.ROUTES,
@@ -180,6 +189,10 @@ def _problem(error: Exception, request: web.Request, route: Route | None) -> Pro
             return Problem("no_majority", f"{error}; ask again when a majority of masters is up")
         case CommandTooLarge():
             return Problem("too_large", str(error))
+        case MembershipRefused():
+            return Problem(error.code, str(error))
+        case TransferFailed():
+            return Problem("transfer_failed", str(error))
         case NotLeader():
             return Problem("no_leader", f"{error}; nothing was changed, ask again")
         case OutcomeUnknown() | ConsensusError():
@@ -213,6 +226,7 @@ async def _add_headers(api: Api, request: web.Request, response: web.StreamRespo
     headers.setdefault("Depalma-Index", str(api.state.version))
     headers.setdefault("Depalma-Leader", api.leader_url())
     headers.setdefault("Depalma-Master", api.services.master_id)
+    headers.setdefault("Depalma-Masters", api.master_urls())
     headers.setdefault("Cache-Control", "no-store")
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Server"] = "depalma"

@@ -1,4 +1,4 @@
-"""/v1/masters, /v1/overview, health: the cluster itself."""
+"""/v1/overview, health: the cluster itself, and what its masters say of themselves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from depalma.api.auth import ANYBODY, MASTER
 from depalma.api.context import Api
 from depalma.api.hosts import view_of
 from depalma.api.route import READ_QUERY, Mode, Route
-from depalma.api.shapes import Health, MasterList, MasterStatus, Overview, RatesView
+from depalma.api.shapes import Health, MasterStatus, Overview, RatesView
 from depalma.blobs import master_token
-from depalma.config import MasterConfig
-from depalma.model import MasterView
+from depalma.masters import known_masters
+from depalma.model import MasterAddress, MasterView
 from depalma.state.events import events_after, newest
 
 ASK_MASTER_S = 0.5
@@ -55,7 +55,7 @@ async def status(api: Api, request: web.Request) -> web.StreamResponse:
 
 async def master_views(api: Api) -> list[MasterView]:
     """Asks all masters; those that do not answer in half a second are unreachable."""
-    masters = api.services.config.masters
+    masters = known_masters(api.state, api.services.config)
     answers = await asyncio.gather(*(_ask(api, master) for master in masters))
     contacts: dict[str, float | None] = {}
     term = -1
@@ -70,7 +70,7 @@ async def master_views(api: Api) -> list[MasterView]:
     ]
 
 
-async def _ask(api: Api, master: MasterConfig) -> MasterStatus | None:
+async def _ask(api: Api, master: MasterAddress) -> MasterStatus | None:
     if master.id == api.services.master_id:
         return own_status(api)
     headers = {"Authorization": f"Bearer {master_token(api.services.secrets.raft_secret)}"}
@@ -84,7 +84,7 @@ async def _ask(api: Api, master: MasterConfig) -> MasterStatus | None:
         return None
 
 
-def _unreachable(master: MasterConfig, last_contact_s: float | None) -> MasterView:
+def _unreachable(master: MasterAddress, last_contact_s: float | None) -> MasterView:
     return MasterView(
         id=master.id,
         url=master.url,
@@ -96,11 +96,6 @@ def _unreachable(master: MasterConfig, last_contact_s: float | None) -> MasterVi
         last_contact_s=last_contact_s,
         version="",
     )
-
-
-async def masters(api: Api, request: web.Request) -> web.StreamResponse:
-    """Lists the masters; also without a leader."""
-    return api.reply(request, MasterList(await master_views(api)))
 
 
 async def overview(api: Api, request: web.Request) -> web.StreamResponse:
@@ -144,7 +139,6 @@ async def ready(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 ROUTES = (
-    Route("GET", "/v1/masters", masters, Mode.LOCAL, "List the masters", query=READ_QUERY, returns=MasterList),
     Route("GET", "/v1/overview", overview, Mode.READ, "Everything at a glance", query=READ_QUERY, returns=Overview),
     Route("GET", "/healthz", healthy, Mode.LOCAL, "Whether the process turns", access=ANYBODY, returns=Health),
     Route("GET", "/readyz", ready, Mode.LOCAL, "Whether it can serve", access=ANYBODY, returns=Health),

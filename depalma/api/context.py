@@ -13,6 +13,7 @@ from depalma.api.auth import Authorisation
 from depalma.api.inputs import query_integer, query_wait_s, read_body
 from depalma.api.problems import Problem
 from depalma.leader.hub import ANY, LEADER, Key
+from depalma.masters import known_masters, urls
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
 
@@ -44,7 +45,7 @@ class Api:
         self.stopping = False  #: endless answers end now
         self.authorisation = Authorisation(services.secrets)
         self.requests: dict[int, int] = {}  #: answers by status, for the metrics
-        self._urls = {master.id: master.url for master in services.config.masters}
+        self._masters_told: tuple[object, str] = (None, "")
 
     @property
     def state(self) -> ClusterState:
@@ -58,7 +59,14 @@ class Api:
 
     def leader_url(self) -> str:
         """Returns the leader's base URL, or nothing."""
-        return self._urls.get(self.services.replica.leader_id or "", "")
+        return urls(self.state, self.services.config).get(self.services.replica.leader_id or "", "")
+
+    def master_urls(self) -> str:
+        """Returns the base URLs of all masters, separated by commas: clients that live long learn of new ones."""
+        masters = self.state.masters
+        if masters is not self._masters_told[0]:
+            self._masters_told = masters, ",".join(urls(self.state, self.services.config).values())
+        return self._masters_told[1]
 
     async def leader(self) -> str:
         """Returns the leader's id, after waiting a moment for one if there is none. Errors: Problem no_leader."""
@@ -71,7 +79,7 @@ class Api:
         if replica.is_leader:
             return own
         if replica.leader_id in (None, own):
-            masters = len(self._urls)
+            masters = len(known_masters(self.state, self.services.config))
             raise Problem("no_leader", f"no leader among the {masters} masters now; a majority of them must be up")
         return replica.leader_id
 

@@ -13,6 +13,7 @@ from yarl import URL
 from depalma.api.inputs import query_wait_s, read_body
 from depalma.api.problems import Problem
 from depalma.api.services import Services
+from depalma.masters import urls
 
 FORWARDED = "Depalma-Forwarded"
 #: Request headers that mean something to the leader; nothing else is passed on.
@@ -45,7 +46,6 @@ class Forwarder:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._session: aiohttp.ClientSession | None = None
-        self._urls = {master.id: master.url for master in services.config.masters}
         self._asked: dict[asyncio.Timeout, str] = {}  #: requests under way → the leader they went to
         self._leader_seen_at = 0.0
         self._looking: asyncio.TimerHandle | None = None
@@ -71,7 +71,12 @@ class Forwarder:
         """
         services = self._services
         body = await read_body(request, services.config.settings.max_body_bytes)
-        url = URL(self._urls[leader] + request.rel_url.raw_path_qs, encoded=True)
+        base = urls(services.machine.state, services.config).get(leader)
+        if base is None:
+            raise Problem(
+                "no_leader", f"leader {leader} has joined, and this master does not know yet where; ask again"
+            )
+        url = URL(base + request.rel_url.raw_path_qs, encoded=True)
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers[FORWARDED] = "1"
         timeout = aiohttp.ClientTimeout(sock_connect=1.0, sock_read=query_wait_s(request) + _ANSWER_S)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from depalma.blobs import Blobs
 from depalma.config import ClusterConfig, Secrets
+from depalma.consensus import Member
 from depalma.leader.hub import Hub
 from depalma.loopwatch import LoopWatch
 from depalma.model import AttemptRef, Load, ProcessView
@@ -40,6 +41,15 @@ class Replica(Protocol):
     @property
     def applied_index(self) -> int:
         """The last log index that is in the state."""
+
+    async def change_members(self, members: tuple[Member, ...], command: bytes, *, timeout_s: float) -> object:
+        """Makes these the members, one more or less; returns the command's outcome.
+
+        Errors: MembershipRefused, NotLeader, OutcomeUnknown.
+        """
+
+    async def hand_over(self, target: str | None = None) -> str:
+        """Lets another master lead; returns which. Errors: TransferFailed, NotLeader, OutcomeUnknown."""
 
     def contacts(self) -> Mapping[str, float | None]:
         """Returns seconds since each other master was heard."""

@@ -99,6 +99,34 @@ class GroupList(Struct, frozen=True):
     groups: list[Group]
 
 
+class MasterToAdd(Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    host: str
+    port: int = 7070
+    raft_port: int = 7071
+    wait_s: float = 10.0  #: for it to catch up
+
+
+class MasterToMove(Struct, frozen=True, forbid_unknown_fields=True):
+    host: str | None = None
+    port: int | None = None
+    raft_port: int | None = None
+
+
+class MasterPlace(Struct, frozen=True):
+    id: str
+    url: str
+    raft: str
+
+
+class MasterPlaces(Struct, frozen=True):
+    masters: list[MasterPlace]
+
+
+class LeaderView(Struct, frozen=True):
+    leader: str
+
+
 class MasterList(Struct, frozen=True):
     masters: list[MasterView]
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Unpack
 import aiohttp
 from yarl import URL
 
-from depalma.client import functions, specs, verbs
+from depalma.client import functions, master_verbs, specs, verbs
 from depalma.client.client import Client
 from depalma.client.executor import Executor
 from depalma.client.functions import Function
@@ -146,7 +146,24 @@ class AsyncClient:
 
     async def masters(self) -> list[MasterView]:
         """Returns the masters, those that cannot be reached included."""
-        return await self._run(verbs.masters())
+        return await self._run(master_verbs.masters())
+
+    async def add_master(
+        self, master_id: str, host: str, *, port: int = 7070, raft_port: int = 7071, timeout_s: float = 60.0
+    ) -> None:
+        """Adds a master that was started with `--join`; returns when it has caught up and counts.
+
+        Asking again for the same is harmless. Errors: Rejected, with the code not_ready if it took longer.
+        """
+        await self._run(master_verbs.add_master(master_id, host, port, raft_port, timeout_s))
+
+    async def remove_master(self, master_id: str) -> None:
+        """Removes a master; if it leads, another one leads first. Errors: Rejected."""
+        await self._run(master_verbs.remove_master(master_id))
+
+    async def transfer(self, master_id: str) -> None:
+        """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
+        await self._run(master_verbs.transfer(master_id))
 
     async def load(self) -> list[HostLoad]:
         """Returns the measured load of every host."""

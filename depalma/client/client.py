@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from depalma.client import contexts, functions, specs, verbs
+from depalma.client import contexts, functions, master_verbs, specs, verbs
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
@@ -175,7 +175,24 @@ class Client:
 
     def masters(self) -> list[MasterView]:
         """Returns the masters, those that cannot be reached included."""
-        return self._run(verbs.masters())
+        return self._run(master_verbs.masters())
+
+    def add_master(
+        self, master_id: str, host: str, *, port: int = 7070, raft_port: int = 7071, timeout_s: float = 60.0
+    ) -> None:
+        """Adds a master that was started with `--join`; returns when it has caught up and counts.
+
+        Asking again for the same is harmless. Errors: Rejected, with the code not_ready if it took longer.
+        """
+        self._run(master_verbs.add_master(master_id, host, port, raft_port, timeout_s))
+
+    def remove_master(self, master_id: str) -> None:
+        """Removes a master; if it leads, another one leads first. Errors: Rejected."""
+        self._run(master_verbs.remove_master(master_id))
+
+    def transfer(self, master_id: str) -> None:
+        """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
+        self._run(master_verbs.transfer(master_id))
 
     def load(self) -> list[HostLoad]:
         """Returns the measured load of every host."""

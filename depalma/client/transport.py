@@ -110,6 +110,8 @@ class Endpoints:
             raise ValueError("no master given")
         self.urls = tuple(url.rstrip("/") for url in urls)
         self.leader = ""
+        self._given = self.urls
+        self._masters = ""
         self._preferred = 0
         self._avoid_until: dict[str, float] = {}
 
@@ -118,6 +120,15 @@ class Endpoints:
         self._avoid_until.pop(url, None)
         if leader:
             self.leader = leader.rstrip("/")
+
+    def learn(self, masters: str) -> None:
+        """Notes who the masters are, as one of them says it, separated by commas: they may change while a client lives.
+
+        Those that it was given are asked first: they are how it reaches the cluster.
+        """
+        if masters and masters != self._masters:
+            self._masters = masters
+            self.urls = tuple(dict.fromkeys([*self._given, *(url.rstrip("/") for url in masters.split(","))]))
 
     def unreachable(self, url: str, now: float) -> None:
         """Notes that `url` did not answer."""
@@ -181,6 +192,7 @@ class Exchange:
     def answered(self, attempt: Attempt, answer: Answer, now: float) -> bool:
         """Takes an answer; True = it is the answer to the call. Errors: Rejected, DepalmaError (a fault there)."""
         self._endpoints.heard(attempt.url, answer.headers.get("depalma-leader", ""))
+        self._endpoints.learn(answer.headers.get("depalma-masters", ""))
         status = answer.status
         if status < 400:
             return True

@@ -36,7 +36,6 @@ from depalma.model import (
     HostView,
     JobView,
     Load,
-    MasterView,
     Payload,
     ProcessView,
     TaskView,
@@ -109,10 +108,10 @@ def get(path: str, params: Mapping[str, object]) -> Verb[Any]:
     return answer.json()
 
 
-def send(method: str, path: str, body: object, key: str = "") -> Verb[Any]:
+def send(method: str, path: str, body: object, key: str = "", *, wait_s: float = 0.0) -> Verb[Any]:
     """Sends JSON (or nothing) and returns the decoded JSON."""
     data = b"" if body is None else msgspec.json.encode(body)
-    answer = yield Request(method, path, data, JSON if data else "", key=key or new_key())
+    answer = yield Request(method, path, data, JSON if data else "", wait_s=wait_s, key=key or new_key())
     return answer.json()
 
 
@@ -302,15 +301,6 @@ def hosts() -> Verb[list[HostView]]:
         hosts: list[HostView]
 
     return (yield from _typed("/v1/hosts", _Page)).hosts
-
-
-def masters() -> Verb[list[MasterView]]:
-    """Returns the masters, those that cannot be reached included."""
-
-    class _Page(Struct):
-        masters: list[MasterView]
-
-    return (yield from _typed("/v1/masters", _Page)).masters
 
 
 def load() -> Verb[list[HostLoad]]:

@@ -38,7 +38,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "load": ("depalma.ctl.hosts:load", "Show the measured load of hosts"),
         "host": ("depalma.ctl.hosts:host", "Hosts: ls, show"),
         "group": ("depalma.ctl.hosts:group", "Groups of hosts: ls"),
-        "master": ("depalma.ctl.masters:master", "Masters: ls, recover"),
+        "master": ("depalma.ctl.masters:master", "Masters: ls, add, remove, transfer"),
         "code": ("depalma.ctl.code:code", "The code log: add, ls, show, status"),
     },
     "Set up": {

@@ -1,4 +1,4 @@
-"""`master`: the replicas."""
+"""`master`: the replicas; what changes them while they run is in master_changes.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from depalma.ctl import failures
+from depalma.ctl import failures, master_changes
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
@@ -48,6 +48,9 @@ def master_ls(session: Session) -> None:
     """List the masters: who leads, how far each is, when it was heard."""
     show_rows(session, session.get("/v1/masters", consistency="stale")["masters"], _COLUMNS, key="id")
 
+
+for _change in (master_changes.add, master_changes.set_, master_changes.remove, master_changes.transfer):
+    master.add_command(_change)
 
 # ---------------------------------------------------------------- recover
 

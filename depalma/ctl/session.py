@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
-from depalma.errors import ConfigError, NoLeader
+from depalma.errors import ConfigError, DepalmaError, NoLeader
 
 if TYPE_CHECKING:
     from depalma.client.connections import Connections
     from depalma.client.contexts import Connection
     from depalma.client.transport import Answer, Request
+    from depalma.client.verbs import Verb
 
+T = TypeVar("T")
 FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
 #: When not one master accepts a connection for this long, the cluster is not there; nobody waits out --timeout.
 NOBODY_S = 1.5
@@ -112,6 +114,21 @@ class Session:
             return connections.call(request, deadline_s=left_s)
         except NoLeader as error:
             raise _with_advice(error, str(first)) from error
+
+    def run(self, verb: Verb[T]) -> T:
+        """Returns what a verb of the client returns. Errors: NoLeader, Rejected."""
+        try:
+            request = next(verb)
+            while True:
+                try:
+                    answer = self.call(request)
+                except DepalmaError as error:
+                    request = verb.throw(error)
+                else:
+                    request = verb.send(answer)
+        except StopIteration as done:
+            value: T = done.value
+            return value
 
     def ask(self, path: str, *, raw: bool = False, **params: Any) -> Answer:
         """Returns the answer to a read; `wait` among the params is how long the server may block (`30s`)."""

@@ -37,6 +37,9 @@ class Context(Protocol):
     def leading(self) -> bool:
         """Whether this master leads, as far as it knows."""
 
+    async def record_masters(self) -> None:
+        """Writes down who the masters are, if nobody has. Errors: MembershipRefused, NotLeader, OutcomeUnknown."""
+
     async def execute(self, command: AnyCommand) -> Applied:
         """Proposes and waits. Errors: Rejected, NotLeader, OutcomeUnknown."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from depalma.consensus import NotLeader, OutcomeUnknown
+from depalma.consensus import MembershipRefused, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.dispatching import DispatchLoop
@@ -50,6 +50,7 @@ class Reign:
             asyncio.create_task(self._watch_hosts(), name="leases"),
             asyncio.create_task(self._trim_history(), name="history"),
             asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
+            asyncio.create_task(self._know_masters(), name="masters"),
         ]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -77,6 +78,8 @@ class Reign:
                 self._context.rates.forget_job(job_id)
             elif job.cancelled and job.running:
                 self._kill_cancelled(job_id)
+        if changes.masters:
+            self.sessions.tell_masters()
         if changes.code:
             for session in self.sessions.connected():
                 self.sessions.send_code(session)
@@ -127,6 +130,13 @@ class Reign:
                         self._context.wall(),
                     )
                 )
+
+    async def _know_masters(self) -> None:
+        """From the first leader on, the log says who the masters are, and no cluster file can."""
+        try:
+            await self._context.record_masters()
+        except (MembershipRefused, NotLeader, OutcomeUnknown) as error:
+            log.info("recording the masters: %s", error)
 
     async def _try(self, command: AnyCommand) -> None:
         try:

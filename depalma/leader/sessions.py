@@ -22,6 +22,7 @@ from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.session import AgentSession
+from depalma.masters import urls
 from depalma.model import AttemptRef, Load, ProcessView
 from depalma.protocol import (
     AskOutput,
@@ -33,6 +34,7 @@ from depalma.protocol import (
     Heartbeat,
     HeartbeatAnswer,
     Hello,
+    Masters,
     Output,
     Processes,
     Refused,
@@ -177,7 +179,7 @@ class Sessions:
                 self._context.master_id,
                 settings.lease_s,
                 settings.heartbeat_s,
-                tuple(master.url for master in self._context.config.masters),
+                tuple(urls(self._context.state, self._context.config).values()),
             )
         )
         # No await between here and the end: commits that come later find the session, earlier ones are in the state.
@@ -232,6 +234,12 @@ class Sessions:
         self.orders.kill(session, sorted(doomed), outcome="cancelled", reason="job cancelled")
         session.code_sent = hello.code_index
         self.send_code(session)
+
+    def tell_masters(self) -> None:
+        """Tells the agents which masters there are now, so that they find the next leader."""
+        named = tuple(urls(self._context.state, self._context.config).values())
+        for session in self.by_host.values():
+            session.send(Masters(named))
 
     def send_code(self, session: AgentSession) -> None:
         """Sends the entries of the code log that this connection has not carried yet."""

@@ -11,10 +11,14 @@ import tempfile
 import time
 import warnings
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from depalma.client.client import Client
+from depalma.config import ClusterConfig, MasterConfig, load
 from depalma.errors import ConfigError, DepalmaError, NoLeader, Rejected
 from depalma.local import folder
 from depalma.local.folder import ClusterState, ProcessEntry
@@ -202,6 +206,58 @@ class LocalCluster:
         self._save()
         if wait_s:
             self.wait_ready(wait_s)
+
+    def resize(self, masters: int) -> list[str]:
+        """Lets masters join, or leave, until there are so many (1, 3 or 5); returns the ids of all.
+
+        The cluster works all the time. Errors: ConfigError, Rejected, DepalmaError.
+        """
+        config = load(self.directory / folder.CLUSTER_FILE)
+        kept = list(config.masters[:masters])
+        new: list[MasterConfig] = []
+        while len(kept) + len(new) < masters:
+            new.append(folder.new_master(self.directory, [*self._daemons, *(master.id for master in new)]))
+        self._become(replace(config, masters=(*kept, *new)), config.masters[masters:])
+        return [master.id for master in (*kept, *new)]
+
+    def replace_master(self, name: str) -> str:
+        """Lets a new master take the place of one that is lost for good; returns the new one's id.
+
+        Errors: ConfigError, Rejected, DepalmaError.
+        """
+        config = load(self.directory / folder.CLUSTER_FILE)
+        old, new = config.master(name), folder.new_master(self.directory, self._daemons)
+        if self._daemon(name).running():
+            raise DepalmaError(f"{name} runs; kill it first")
+        self._become(replace(config, masters=tuple(new if one == old else one for one in config.masters)), (old,))
+        return new.id
+
+    def _become(self, config: ClusterConfig, leaving: Iterable[MasterConfig]) -> None:
+        """Who leaves and is dead goes first, so that a majority is left; then who joins comes, one at a time."""
+        folder.save(self.directory, config)
+        with self.client() as client:
+            for old in leaving:
+                client.remove_master(old.id)
+                self._forget(old)
+            for new in config.masters:
+                if new.id in self._daemons:
+                    continue
+                entry = folder.master_entry(new, self.directory)
+                entry.argv.append("--join")
+                self._state.processes.append(entry)
+                self._start(entry)
+                client.add_master(new.id, new.host, port=new.port, raft_port=new.raft_port)
+                self._state.masters.append(new.url)
+                self._save()
+        self.wait_ready()
+
+    def _forget(self, master: MasterConfig) -> None:
+        daemon = self._daemons.pop(master.id)
+        if daemon.running() and not daemon.wait(STOP_S):  # it has been told that it has left
+            self.leftovers += [f"{name} did not end when it was removed" for name in stop_all([daemon], STOP_S)]
+        self._state.processes = [entry for entry in self._state.processes if entry.id != master.id]
+        self._state.masters.remove(master.url)
+        self._save()
 
     def pause(self, name: str) -> None:
         """Freezes a process (SIGSTOP)."""

@@ -7,6 +7,7 @@ import random
 import socket
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,23 @@ def make(
         secrets=str(directory / "secrets"),
         settings=_settings(settings or {}),
     )
+    save(directory, config)
+    return config
+
+
+def save(directory: Path, config: ClusterConfig) -> None:
+    """Writes the cluster file, and the secrets that it needs and that are not there. Errors: ConfigError."""
     ids = [master.id for master in config.masters]
     secretfiles.prepare(directory / "secrets", config.cluster, ids, renew_within_days=RENEW_WITHIN_DAYS)
-    data = msgspec.yaml.encode(_without_defaults(config))
-    write(directory / CLUSTER_FILE, data)
-    return config
+    write(directory / CLUSTER_FILE, msgspec.yaml.encode(_without_defaults(config)))
+
+
+def new_master(directory: Path, taken: Iterable[str]) -> MasterConfig:
+    """Returns a master with an id that was not used before, on free ports."""
+    numbers = [int(name[1:]) for name in taken if name[0] == "m" and name[1:].isdigit()]
+    name = f"m{max(numbers, default=0) + 1}"
+    port, raft_port = free_ports(2)
+    return MasterConfig(id=name, host=LOOPBACK, port=port, raft_port=raft_port, dir=str(directory / name))
 
 
 def _ports_before(directory: Path, masters: int) -> list[int]:
@@ -162,18 +175,7 @@ def _is_free(port: int) -> bool:
 def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:
     """Returns the daemons of a cluster file, masters first, none of them started."""
     file = str(directory / CLUSTER_FILE)
-    made = [
-        ProcessEntry(
-            role="master",
-            id=master.id,
-            pid=None,
-            argv=[sys.executable, "-m", "depalma.master", "--config", file, "--id", master.id],
-            dir=master.dir,
-            url=master.url,
-            raft=f"{master.host}:{master.raft_port}",
-        )
-        for master in config.masters
-    ]
+    made = [master_entry(master, directory) for master in config.masters]
     made += [
         ProcessEntry(
             role="agent",
@@ -185,6 +187,20 @@ def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:
         for host in config.hosts
     ]
     return made
+
+
+def master_entry(master: MasterConfig, directory: Path) -> ProcessEntry:
+    """Returns the daemon of a master, not started."""
+    file = str(directory / CLUSTER_FILE)
+    return ProcessEntry(
+        role="master",
+        id=master.id,
+        pid=None,
+        argv=[sys.executable, "-m", "depalma.master", "--config", file, "--id", master.id],
+        dir=master.dir,
+        url=master.url,
+        raft=f"{master.host}:{master.raft_port}",
+    )
 
 
 def save_state(directory: Path, state: ClusterState) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from depalma.codetree import CodeEntry, tree_at, tree_digest
+from depalma.model import MasterAddress
 from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
@@ -19,6 +20,7 @@ class Changes(Struct, gc=False):
     jobs: set[int]
     hosts: set[str]
     code: bool = False
+    masters: bool = False
 
 
 class ClusterState:
@@ -32,6 +34,7 @@ class ClusterState:
         "events",
         "hosts",
         "jobs",
+        "masters",
         "next_job",
         "ready",
         "term",
@@ -44,6 +47,7 @@ class ClusterState:
         self.next_job = 1  #: id of the next job
         self.jobs: dict[int, Job] = {}  #: in order of id
         self.hosts: dict[str, Host] = {}
+        self.masters: dict[str, MasterAddress] = {}  #: empty until the first leader has recorded them
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()
         self.events = EventLog()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from depalma.model import AttemptRef, HostFacts, JobSpec, Payload, Report
+from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 
 
 class Command(Struct, frozen=True, array_like=True, gc=False):
@@ -163,6 +163,15 @@ class ForgetJobs(Command, frozen=True, tag="job.forget"):
     at: float
 
 
+class ChangeMasters(Command, frozen=True, tag="master.change"):
+    """These are the masters from now on. Carried by the log entry that makes it so."""
+
+    request: str
+    masters: tuple[MasterAddress, ...]
+    at: float
+    by: str = ""
+
+
 AnyCommand = (
     SubmitJob
     | AddTasks
@@ -179,6 +188,7 @@ AnyCommand = (
     | AddCode
     | AckCode
     | ForgetJobs
+    | ChangeMasters
 )
 
 _encoder = msgspec.msgpack.Encoder()

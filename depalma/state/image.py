@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from depalma.codetree import CodeEntry
 from depalma.errors import DepalmaError
-from depalma.model import Payload
+from depalma.model import MasterAddress, Payload
 from depalma.state import image_1
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import CompletionsImage
@@ -98,6 +98,10 @@ class EventsPiece(_Piece, tag="events"):
     events: list[EventRecord]
 
 
+class MastersPiece(_Piece, tag="masters"):
+    masters: list[MasterAddress]
+
+
 class EndPiece(_Piece, tag="end"):
     """The last one: without it something is missing."""
 
@@ -114,6 +118,7 @@ AnyPiece = (
     | YoungerPiece
     | OlderPiece
     | EventsPiece
+    | MastersPiece
     | EndPiece
 )
 
@@ -144,6 +149,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("younger", state.answers.younger.items()),
         _batches("older", state.answers.older.items()),
         _batches("events", state.events.records),
+        _batches("masters", state.masters.values()),
     ):
         yield data
         pieces += 1
@@ -266,6 +272,8 @@ class _Reader:
                 state.answers.older.update(piece.answers)
             case EventsPiece():
                 state.events.records.extend(piece.events)
+            case MastersPiece():
+                state.masters.update((each.id, each) for each in piece.masters)
 
 
 def _settle(state: ClusterState, job: Job) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from depalma.errors import DepalmaError
-from depalma.state import attempts, codelog, commands, image, membership, restoring, submissions
+from depalma.state import attempts, codelog, commands, image, masters, membership, restoring, submissions
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AnyCommand, Applied, Command, Rejected
@@ -37,6 +37,7 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.HostLost: membership.host_lost,
     commands.AddCode: codelog.add_code,
     commands.AckCode: codelog.ack_code,
+    commands.ChangeMasters: masters.change_masters,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()
@@ -103,7 +104,7 @@ class Machine:
         After an error nothing was changed.
         """
         state, state_hash = image.decode(pieces)
-        state.changes = Changes(set(state.jobs), set(state.hosts), True)
+        state.changes = Changes(set(state.jobs), set(state.hosts), True, True)
         self.state, self._chain = state, bytes.fromhex(state_hash)
 
     def begin_anew(self, reason: str) -> int:

@@ -32,6 +32,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
     state.events.next_index += NUMBERS_JUMP
     detail: Detail = {"reason": reason, "version": state.version, "next_job": state.next_job}
     state.events.add("cluster.restored", at, detail=detail)
+    state.masters.clear()  # those of the other cluster: its first leader records its own
     lost = 0
     for host in state.hosts.values():
         if host.state in ("down", "lost"):

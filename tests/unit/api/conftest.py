@@ -23,7 +23,7 @@ from depalma import protocol
 from depalma.api.app import make_app
 from depalma.blobs import Blobs, BlobStore
 from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
-from depalma.consensus import NotLeader, recovery
+from depalma.consensus import Member, NotLeader, recovery
 from depalma.consensus.snapshot_format import Header
 from depalma.errors import Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
@@ -63,6 +63,22 @@ class LoneReplica:
     applied_index: int = 0
     directory: Path = Path()
     machine: Machine | None = None
+    #: what the members were to become, one after the other
+    changes: list[tuple[Member, ...]] = field(default_factory=list)
+    fails: Exception | None = None
+
+    async def change_members(self, members: tuple[Member, ...], command: bytes, *, timeout_s: float) -> object:
+        assert self.machine is not None
+        self.changes.append(members)
+        self.applied_index += 1
+        return self.machine.apply(command, self.applied_index)
+
+    async def hand_over(self, target: str | None = None) -> str:
+        if self.fails is not None:
+            raise self.fails
+        self.is_leader, self.leader_id = False, target or self.changes[-1][-1].id
+        assert self.leader_id is not None
+        return self.leader_id
 
     async def snapshot(self) -> Path:
         assert self.machine is not None

@@ -9,7 +9,7 @@ import pytest
 
 from depalma import items
 from depalma.dispatcher import HostRoom, plan
-from depalma.model import AttemptRef, EventView, HostFacts, JobSpec, Load, Payload, Report
+from depalma.model import AttemptRef, EventView, HostFacts, JobSpec, Load, MasterAddress, Payload, Report
 from depalma.state import commands as c
 from depalma.state.events import events_after
 from depalma.state.hosts import Host
@@ -222,7 +222,7 @@ class Fuzzer:
         makers = [
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
-            self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget,
+            self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -366,6 +366,11 @@ class Fuzzer:
         return c.AddCode(
             self.request(), self.rng.choice(["pkg", "lib", "../x"]), kind, digest, 10, "ann", self.bench.now
         )
+
+    def change_masters(self) -> c.AnyCommand:
+        names = self.rng.sample(["m1", "m2", "m3"], self.rng.randint(1, 3))
+        masters = tuple(MasterAddress(name, self.rng.choice(["a", "b"]), 1, 2) for name in names)
+        return c.ChangeMasters(self.request(), masters, self.bench.now, "fuzz")
 
     def ack_code(self) -> c.AnyCommand:
         host, state = self.host_name(), self.bench.state
