@@ -100,7 +100,7 @@ async def transfer(api: Api, request: web.Request) -> web.StreamResponse:
 
 async def _change(api: Api, request: web.Request, masters: dict[str, MasterAddress], wait_s: float) -> None:
     members = tuple(Member(id=m.id, host=m.host, raft_port=m.raft_port, port=m.port) for m in masters.values())
-    command = encode(ChangeMasters(idempotency_key(request), tuple(masters.values()), now(), "api"))
+    command = encode(ChangeMasters(idempotency_key(request), tuple(masters.values()), now()))
     deadline = time.monotonic() + wait_s
     while True:
         left_s = max(0.0, deadline - time.monotonic())

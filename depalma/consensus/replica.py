@@ -136,7 +136,7 @@ class Replica:
         """
         joining = {member.id for member in members} - {member.id for member in self.members}
         slow = ", ".join(sorted(joining)) or "the majority"
-        late = MembershipRefused("not_ready", f"{slow} did not catch up within {timeout_s:g} s; nothing was changed")
+        late = MembershipRefused("not_ready", f"{slow} did not catch up within {timeout_s:.3g} s; nothing was changed")
         timer = self._loop.call_later(timeout_s, self._core.give_up_change, late)
         try:
             return await self._ask(

@@ -29,4 +29,5 @@ def change_masters(state: ClusterState, command: ChangeMasters) -> Applied | Rej
 
 
 def _detail(master: MasterAddress, by: str) -> Detail:
-    return {"master": master.id, "url": master.url, "raft": f"{master.host}:{master.raft_port}", "by": by}
+    detail = {"master": master.id, "url": master.url, "raft": f"{master.host}:{master.raft_port}"}
+    return {**detail, "by": by} if by else detail
