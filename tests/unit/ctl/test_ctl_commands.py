@@ -37,6 +37,10 @@ NEEDS_CLUSTER = {
     "host show": (["h1"], 4),
     "group ls": ([], 4),
     "master ls": ([], 4),
+    "master add": (["m4", "--host", "10.0.0.4"], 4),
+    "master set": (["m1", "--host", "10.0.0.4"], 4),
+    "master remove": (["m1"], 4),
+    "master transfer": (["m1"], 4),
     "code add": ([__file__], 4),
     "code ls": ([], 4),
     "code show": (["1"], 4),
@@ -44,7 +48,9 @@ NEEDS_CLUSTER = {
     "snapshot save": (["no-such-folder-yet.snap"], 4),
     "doctor": ([], 1),
 }
-WRITES = {"submit", "map", "run", "cancel", "code add"}
+WRITES = {
+    "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
+}  # fmt: skip
 ALONE = {
     "dev",
     "cluster init",
