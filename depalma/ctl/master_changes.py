@@ -48,7 +48,7 @@ def add(
     It has to run, with `--join`, and gets all of the state before it counts; what is written meanwhile does not wait
     for it. One at a time. An odd number of masters is best: four survive no more failures than three.
     """
-    from depalma.client.master_verbs import add_master
+    from depalma.client.master_verbs import add_master, masters
 
     if (file is None) == (host is None):
         raise click.UsageError("say where it is: by -f FILE, or by --host (and --port, --raft-port)")
@@ -58,7 +58,8 @@ def add(
         known = load(file).master(master_id)
         host, port, raft_port = known.host, port or known.port, raft_port or known.raft_port
     assert host is not None
-    session.narrate(f"{master_id} is to join; waiting for it to catch up")
+    if master_id not in [master.id for master in session.run(masters())]:
+        session.narrate(f"{master_id} is to join; waiting for it to catch up")
     _do(session, add_master(master_id, host, port or 7070, raft_port or 7071, wait_s))
 
 
