@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def add(
     It has to run, with `--join`, and gets all of the state before it counts; what is written meanwhile does not wait
     for it. One at a time. An odd number of masters is best: four survive no more failures than three.
     """
-    from depalma.client.master_verbs import add_master, masters
+    from depalma.client.master_verbs import add_master
 
     if (file is None) == (host is None):
         raise click.UsageError("say where it is: by -f FILE, or by --host (and --port, --raft-port)")
@@ -58,7 +59,7 @@ def add(
         known = load(file).master(master_id)
         host, port, raft_port = known.host, port or known.port, raft_port or known.raft_port
     assert host is not None
-    if master_id not in [master.id for master in session.run(masters())]:
+    if sys.stderr.isatty():
         session.narrate(f"{master_id} is to join; waiting for it to catch up")
     _do(session, add_master(master_id, host, port or 7070, raft_port or 7071, wait_s))
 
