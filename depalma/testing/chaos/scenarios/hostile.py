@@ -35,9 +35,9 @@ def hostile_peers(trial: Trial, idle: int, garbage: int, seconds: float) -> None
     crowd = [_connect(trial, name) for name in trial.cluster.masters for _ in range(idle // len(trial.cluster.masters))]
     trial.run_for(seconds)
     growth = {name: (memory_bytes(trial, name) - began[name]) / MIB for name in began}
-    trial.expect("growth of memory, worst", max(growth.values()), GROWTH_MIB, "MiB")
+    trial.expect("growth of memory", max(growth.values()), GROWTH_MIB, "MiB")
     trial.expect("longest time without an acknowledged write", _longest_gap(trial, began_s), 0.5)
-    trial.expect("leader changes", trial.watch.changes(began_s), 0, "in all")
+    trial.expect("leader changes", trial.watch.changes(began_s), 0, "")
     _judge_accepting(trial)
     for one in crowd:
         if one is not None:
