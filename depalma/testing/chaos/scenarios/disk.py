@@ -202,6 +202,7 @@ def stops_with_a_message(trial: Trial, name: str, since_s: float, *, errno_word:
     words = trial.cluster.daemons[name].last_lines(40)
     named = str(trial.cluster.raft_folder(name)) in words
     trial.require(errno_word in words and named, f"{name} does not say what failed and where:\n{words}")
+    trial.require("Traceback" not in words, f"{name} hides its message in a traceback:\n{words}")
 
 
 @scenario("F6", "the disk of a master is full", short={"times": 1}, whole={"times": 3}, needs=("mount",))
