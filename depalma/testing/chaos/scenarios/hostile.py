@@ -23,8 +23,9 @@ GROWTH_MIB = 64
 OPEN_FILES = 256
 
 
-@scenario("F24", "hostile peers on the Raft port, garbage on the HTTP port", short={"idle": 400, "garbage": 100, "seconds": 4.0},
-          whole={"idle": 1000, "garbage": 1000, "seconds": 30.0}, needs=("prlimit",))  # fmt: skip
+@scenario("F24", "hostile peers on the Raft port, garbage on the HTTP port",
+          short={"idle": 400, "garbage": 100, "seconds": 4.0}, whole={"idle": 1000, "garbage": 1000, "seconds": 30.0},
+          needs=("prlimit",))  # fmt: skip
 def hostile_peers(trial: Trial, idle: int, garbage: int, seconds: float) -> None:
     """Garbage, headers that announce 2 GiB, connections that say nothing, more of them than files may be open."""
     for name in trial.cluster.masters:
