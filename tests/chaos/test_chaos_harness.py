@@ -173,15 +173,17 @@ def test_a_run_that_is_killed_is_swept_away_by_the_next(needs: Callable[..., Non
 
 def test_a_pid_that_is_used_again_does_not_hide_what_was_left() -> None:
     own = mark()
-    pid, started = own.removeprefix("dpc-").rstrip("-").split(".")
+    pid, started = own.removeprefix("dpc-").rstrip("-").split("-")
     gone = subprocess.Popen(["true"])
     gone_mark = mark(gone.pid)
     gone.wait()
 
     assert is_own(f"{own}m1")
     assert not is_left_over(f"{own}m1")
-    assert is_left_over(f"dpc-{pid}.{int(started) - 1}-m1"), "another process had this pid before us"
+    assert is_left_over(f"dpc-{pid}-{int(started) - 1}-m1"), "another process had this pid before us"
     assert is_left_over(f"{gone_mark}m1")
+    assert is_left_over(f"dpc-{gone.pid}-m1"), "of an earlier release"
+    assert not is_left_over(f"dpc-{pid}-m1")
     assert not is_left_over("somebody-elses")
 
 

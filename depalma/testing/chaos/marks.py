@@ -10,13 +10,13 @@ import re
 from pathlib import Path
 
 PREFIX = "dpc-"
-_MARK = re.compile(rf"{PREFIX}(\d+)\.(\d+)-")
+_MARK = re.compile(rf"{PREFIX}(\d+)-(?:(\d+)-)?")  # earlier releases left the start time out
 
 
 def mark(pid: int | None = None) -> str:
     """Returns what every name begins with that this process (or that one) makes. Errors: ProcessLookupError."""
     pid = os.getpid() if pid is None else pid
-    return f"{PREFIX}{pid}.{_started(pid)}-"
+    return f"{PREFIX}{pid}-{_started(pid)}-"
 
 
 def is_own(name: str) -> bool:
@@ -30,9 +30,10 @@ def is_left_over(name: str) -> bool:
     if found is None:
         return False
     try:
-        return _started(int(found[1])) != int(found[2])
+        started = _started(int(found[1]))
     except ProcessLookupError:
         return True
+    return found[2] is not None and started != int(found[2])
 
 
 def _started(pid: int) -> int:
