@@ -174,8 +174,9 @@ def test_a_run_that_is_killed_is_swept_away_by_the_next(needs: Callable[..., Non
 def test_a_pid_that_is_used_again_does_not_hide_what_was_left() -> None:
     own = mark()
     pid, started = own.removeprefix("dpc-").rstrip("-").split("-")
-    gone = subprocess.Popen(["true"])
+    gone = subprocess.Popen(["sleep", "60"])
     gone_mark = mark(gone.pid)
+    gone.kill()
     gone.wait()
 
     assert is_own(f"{own}m1")
