@@ -51,7 +51,7 @@ def poison_all(trial: Trial, fuzzed: int, logged: int, bodies: int, frames: int)
     real = logged_commands(trial.cluster.raft_folder(victim))
     trial.cluster.start(victim)
     rejoined(trial, victim)
-    trial.expect("leader changes", trial.watch.changes(began_s), 0, "")
+    trial.expect("leader changes", trial.watch.changes(began_s), 2, "")
     _fuzz(trial, real, fuzzed)
 
 
