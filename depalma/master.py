@@ -27,7 +27,7 @@ from depalma.api.app import make_app
 from depalma.blobs import Blobs, BlobStore
 from depalma.certificates import CertificateFiles
 from depalma.config import ClusterConfig, Secrets
-from depalma.consensus import Member, NotLeader, Removed, Replica, ReplicaSettings
+from depalma.consensus import Explained, Member, NotLeader, Removed, Replica, ReplicaSettings
 from depalma.errors import ConfigError, Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
@@ -224,7 +224,8 @@ async def serve(config: ClusterConfig, secrets: Secrets, master_id: str, *, join
         log.critical("master %s cannot start: %s", master_id, error)
         return 3
     except Exception as error:  # the last line an operator sees must say which master and why
-        log.critical("master %s cannot start: %s", master_id, error, exc_info=not isinstance(error, OSError))
+        expected = isinstance(error, OSError | Explained)
+        log.critical("master %s cannot start: %s", master_id, error, exc_info=not expected)
         return 1
     master.failed.add_done_callback(lambda _: stopping.set())
     await stopping.wait()
@@ -233,7 +234,8 @@ async def serve(config: ClusterConfig, secrets: Secrets, master_id: str, *, join
         if isinstance(fatal, Removed):
             log.critical("master %s stops: %s", master_id, fatal)
             return 3
-        log.critical("master %s stops: %s: %s", master_id, type(fatal).__name__, fatal, exc_info=fatal)
+        traceback = None if isinstance(fatal, Explained) else fatal
+        log.critical("master %s stops: %s: %s", master_id, type(fatal).__name__, fatal, exc_info=traceback)
         return 1
     log.info("master %s stops in order", master_id)
     await master.stop()

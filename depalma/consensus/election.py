@@ -41,15 +41,17 @@ class Timing:
 
 @dataclass(slots=True)
 class Ballot:
-    """A round of asking whether one would be elected."""
+    """A round of asking whether one would be elected: in the term after `term`, and in no other."""
 
     number: int = 0
+    term: int = 0
     granted: set[str] = field(default_factory=set)
     open: bool = False
 
-    def start(self) -> int:
-        """A new round; answers to earlier ones no longer count."""
+    def start(self, term: int) -> int:
+        """A new round of a replica in `term`; answers to earlier ones no longer count."""
         self.number += 1
+        self.term = term
         self.granted.clear()
         self.open = True
         return self.number
@@ -58,9 +60,13 @@ class Ballot:
         """No answer counts any more."""
         self.open = False
 
-    def answer(self, peer: str, number: int, granted: bool) -> int:
-        """Count an answer; returns how many are in favour, this replica included (0 if the round is over)."""
-        if not self.open or number != self.number:
+    def answer(self, peer: str, number: int, granted: bool, term: int) -> int:
+        """Count an answer; returns how many are in favour, this replica included (0 if the round is over).
+
+        The round is over when this replica's `term` has changed: it may have voted for somebody in the new one, who
+        would be deposed by an election that the old round starts.
+        """
+        if not self.open or number != self.number or term != self.term:
             return 0
         if granted:
             self.granted.add(peer)

@@ -240,7 +240,7 @@ class Engine:
     def _ask_around(self, now: float) -> None:
         """Ask whether one would be elected, before a higher term disturbs anybody."""
         self._raft.deadline = now + self._timing.retry()
-        number = self._ballot.start()
+        number = self._ballot.start(self.term)
         if self._majority == 1:
             self._stand()
             return
@@ -281,7 +281,7 @@ class Engine:
         self._raft.adopt_term(message.term)
         if self.leading or peer not in self._peers:
             return
-        if self._ballot.answer(peer, message.ballot, message.granted) >= self._majority:
+        if self._ballot.answer(peer, message.ballot, message.granted, self.term) >= self._majority:
             self._stand()
 
     def _on_vote(self, peer: str, message: Vote, now: float) -> None:

@@ -31,7 +31,11 @@ class CommandTooLarge(ConsensusError):
         self.limit_bytes = limit_bytes
 
 
-class DiskFailed(ConsensusError):
+class Explained(ConsensusError):
+    """An error of the world, not of ours: the message says what an operator needs; a traceback would only hide it."""
+
+
+class DiskFailed(Explained):
     """A write or a sync failed. The replica stops: it must not acknowledge what it could not store."""
 
     def __init__(self, action: str, path: str, cause: OSError) -> None:
@@ -49,7 +53,7 @@ _REBUILD = (
 )
 
 
-class JournalDamaged(ConsensusError):
+class JournalDamaged(Explained):
     """The journal is damaged before its end, so acknowledged entries may be missing."""
 
     def __init__(self, path: str, what: str) -> None:
@@ -57,7 +61,7 @@ class JournalDamaged(ConsensusError):
         self.path = path
 
 
-class SnapshotDamaged(ConsensusError):
+class SnapshotDamaged(Explained):
     """A snapshot fails its checksum or cannot be restored."""
 
     def __init__(self, path: str, what: str) -> None:
@@ -88,7 +92,7 @@ class SnapshotFailed(ConsensusError):
         super().__init__(f"the snapshot could not be written to {directory}; the log of this master says why")
 
 
-class WrongDirectory(ConsensusError):
+class WrongDirectory(Explained):
     """The directory is another replica's, or another cluster's."""
 
     def __init__(self, path: str, found: str, wanted: str) -> None:
@@ -99,7 +103,7 @@ class WrongDirectory(ConsensusError):
         self.path = path
 
 
-class DirectoryInUse(ConsensusError):
+class DirectoryInUse(Explained):
     """Another process has the replica's directory open."""
 
     def __init__(self, path: str) -> None:

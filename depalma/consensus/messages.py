@@ -124,5 +124,5 @@ def decode(frame: bytes) -> Message:
     """The message of a frame. Raises BadMessage."""
     try:
         return _decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(str(error)) from error

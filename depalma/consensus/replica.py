@@ -13,7 +13,14 @@ from depalma.certificates import CertificateFiles
 from depalma.clock import SystemClock
 from depalma.consensus.core import Core
 from depalma.consensus.disk import FileDisk, disk_errors
-from depalma.consensus.errors import MembershipRefused, NotLeader, OutcomeUnknown, ReplicaStopped, TransferFailed
+from depalma.consensus.errors import (
+    Explained,
+    MembershipRefused,
+    NotLeader,
+    OutcomeUnknown,
+    ReplicaStopped,
+    TransferFailed,
+)
 from depalma.consensus.identity import Identity, claim
 from depalma.consensus.keyring import Keyring
 from depalma.consensus.membership import Members
@@ -278,7 +285,8 @@ class Replica:
         try:
             more = self._core.tick()
         except Exception as error:
-            logger.critical("replica %s stops: %s", self._settings.id, error, exc_info=error)
+            traceback = None if isinstance(error, Explained) else error
+            logger.critical("replica %s stops: %s", self._settings.id, error, exc_info=traceback)
             self._shut(f"the replica stopped: {error}")
             self._on_fatal(error)
             return

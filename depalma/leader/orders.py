@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from depalma import items
+from depalma.blobs import UnknownBlob
 from depalma.leader.context import Context
 from depalma.leader.session import AgentSession
 from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
 from depalma.protocol import Assign, Assignment, JobTemplate, Kill
+
+log = logging.getLogger(__name__)
 
 #: Arguments above this size are fetched by the agent itself, so that one frame stays small.
 _ARGUMENT_LIMIT_BYTES = 16 * INLINE_LIMIT_BYTES
@@ -79,7 +83,13 @@ class Orders:
         return await self._from_blob(Assignment(job_id, task, number, fence), payload, position)
 
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
-        argument = await self._context.blobs.item(payload.digest, position)
+        try:
+            argument = await self._context.blobs.item(payload.digest, position)
+        except UnknownBlob as error:
+            # Lost with its disks, or not in the backup. The agent looks for it longer than we can wait here, and then
+            # reports the attempt as failed; an error would end us, and every leader after us.
+            log.error("argument of task %d.%d: %s", bare.job, bare.task, error)
+            return Assignment(bare.job, bare.task, bare.attempt, bare.fence, None, payload.digest, position)
         if len(argument) <= _ARGUMENT_LIMIT_BYTES:
             return Assignment(bare.job, bare.task, bare.attempt, bare.fence, argument)
         return Assignment(bare.job, bare.task, bare.attempt, bare.fence, None, payload.digest, position)

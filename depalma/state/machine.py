@@ -42,6 +42,9 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder()
+#: Far below what the interpreter allows, which depends on who called: replicas must give the same answer.
+_DEPTH_LIMIT: Final = 100
+_TOO_DEEP: Final = commands.Rejected("bad_command", "not a command: nested too deeply")
 
 
 class UnknownCommand(DepalmaError):
@@ -89,7 +92,7 @@ class Machine:
     def _apply(self, data: bytes, index: int) -> Applied | Rejected:
         try:
             command = commands.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.state.version += 1
             return _malformed(data, index)
         return apply(self.state, command, index)
@@ -126,11 +129,30 @@ def _malformed(data: bytes, index: int) -> Rejected:
     """Refuses bytes that are no command, in words that depend on nothing but them. Errors: UnknownCommand."""
     try:
         value = _raw.decode(data)
+    except RecursionError:
+        return _TOO_DEEP
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
         return Rejected("bad_command", "not a command: no valid msgpack")
+    if _is_deeper(value, _DEPTH_LIMIT):
+        return _TOO_DEEP
     kind = value[0] if isinstance(value, list) and value else None
     if not isinstance(kind, str):
         return Rejected("bad_command", "not a command: no array that begins with a kind")
     if kind not in _KINDS:
         raise UnknownCommand(f"entry {index} is a command of kind {kind!r}, which this version does not know: upgrade")
     return Rejected("bad_command", f"malformed value of kind {kind}")
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Returns whether lists and maps are nested in each other more than `limit` times."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer if isinstance(outer, list) else outer.values())
+        ]
+        if not level:
+            return False
+    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from depalma.testing.chaos import network, requirements
+from depalma.testing.chaos.marks import mark
 from depalma.testing.chaos.mounts import mounted_below
 from depalma.testing.chaos.shell import run
 
@@ -45,7 +46,7 @@ def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     assert mounted_below(tmp_path) == []
     if shutil.which("losetup"):
         assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE", check=False)
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/dpc-{os.getpid()}-*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/{mark()}*"))
 
 
 def _links() -> str:

@@ -17,11 +17,13 @@ import pytest
 
 from depalma.testing.chaos import network
 from depalma.testing.chaos.failpoints import POINTS
+from depalma.testing.chaos.marks import is_left_over, is_own, mark
 from depalma.testing.chaos.mounts import Mounts, mounted_below, power_cut
 from depalma.testing.chaos.network import Network
 from depalma.testing.chaos.scenarios.disk import lose_power
 from depalma.testing.chaos.shell import ToolFailed, run
 from depalma.testing.chaos.strace import injected
+from depalma.testing.chaos.sweep import sweep
 from depalma.testing.chaos.trial import Trial
 from depalma.testing.chaos.waiting import wait_until
 from depalma.testing.chaos.wire import slow_wire
@@ -120,10 +122,70 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(needs: Callable[..., None], t
     runner = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     wait_until(lambda: list(tmp_path.glob("*/m1/raft/journal*")), within_s=30, what="a master that runs")
 
+    its_mark = mark(runner.pid)
     runner.terminate()
 
     assert runner.wait(timeout=40) == 128 + signal.SIGTERM
-    assert not [path for path in Path("/run/netns").iterdir() if path.name.startswith(f"dpc-{runner.pid}-")]
+    assert not list(Path("/run/netns").glob(f"{its_mark}*"))
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it has ended
+        if str(folder) in words:
+            found.append(words)
+    return found
+
+
+def test_a_run_that_is_killed_is_swept_away_by_the_next(needs: Callable[..., None], tmp_path: Path) -> None:
+    """Masters, agents, tracers and switches; namespaces; mounts and their loop devices; groups of the scheduler."""
+    needs("mount", "losetup", "mkfs.ext4")
+    argv = [sys.executable, "-m", "depalma.testing.chaos.runner", "F3", "--short", "--dir", str(tmp_path)]
+    runner = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    wait_until(lambda: list(tmp_path.glob("*/m1/raft/journal*")), within_s=30, what="a master that runs")
+    its_mark = mark(runner.pid)
+    group = Path(f"/sys/fs/cgroup/cpu/{its_mark}1")
+    if group.parent.is_dir() and os.access(group.parent, os.W_OK):
+        group.mkdir()
+    runner.kill()
+    runner.wait()
+    assert mounted_below(tmp_path)
+    assert processes_of(tmp_path)
+
+    sweep()
+
+    assert not list(Path("/run/netns").glob(f"{its_mark}*"))
+    assert mounted_below(tmp_path) == []
+    wait_until(lambda: processes_of(tmp_path), lambda left: not left, within_s=5, what="no process is left")
+    wait_until(
+        lambda: run("losetup", "--list", "--noheadings", "--output", "BACK-FILE"),
+        lambda text: str(tmp_path) not in text,
+        within_s=5,
+        what="no loop device is left",
+    )
+    assert not group.exists()
+
+
+def test_a_pid_that_is_used_again_does_not_hide_what_was_left() -> None:
+    own = mark()
+    pid, started = own.removeprefix("dpc-").rstrip("-").split("-")
+    gone = subprocess.Popen(["sleep", "60"])
+    gone_mark = mark(gone.pid)
+    gone.kill()
+    gone.wait()
+
+    assert is_own(f"{own}m1")
+    assert not is_left_over(f"{own}m1")
+    assert is_left_over(f"dpc-{pid}-{int(started) - 1}-m1"), "another process had this pid before us"
+    assert is_left_over(f"{gone_mark}m1")
+    assert is_left_over(f"dpc-{gone.pid}-m1"), "of an earlier release"
+    assert not is_left_over(f"dpc-{pid}-m1")
+    assert not is_left_over("somebody-elses")
 
 
 def test_what_a_killed_run_left_is_swept_away(needs: Callable[..., None]) -> None:

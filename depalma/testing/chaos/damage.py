@@ -137,6 +137,7 @@ def judge_flips(trial: Trial, folder: Path, flips: int) -> None:
         trial.require(detected or is_last, f"a flipped bit at byte {position} of {path.name} was not noticed")
         shutil.rmtree(copy)
     trial.note(f"{flips} flipped bits: {found} detected, {cut} in the last write, which was cut")
+    trial.expect_many("flipped bits that were noticed", found + cut, flips)
 
 
 def _detects(folder: Path) -> bool:

@@ -36,6 +36,15 @@ _ARGUMENTS = Payload(inline=items.pack([b"x"] * ADDED), size_bytes=len(items.pac
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """A job whose task runs, which master acknowledged it, and when."""
+
+    job: int
+    master: str
+    acknowledged_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class KnownJob:
     """A job whose id is known."""
 
@@ -71,6 +80,8 @@ class Load:
         self._padding = "x" * padding_bytes
         self._numbers = itertools.count(1)
         self._jobs: deque[KnownJob] = deque(maxlen=FRESH)
+        #: jobs with work so far
+        self.works: list[Work] = []
         self._stopping = threading.Event()
         self.errors: list[BaseException] = []
         self._threads = [
@@ -129,6 +140,8 @@ class Load:
         job_id = caller.submit(key, argv, self._padding)
         if job_id is not None:
             self._jobs.append(KnownJob(key, job_id, argv is not None))
+            if argv is not None:
+                self.works.append(Work(job_id, caller.answered_by, time.monotonic()))
 
     @staticmethod
     def _touch(caller: Caller, kind: str, job: KnownJob) -> None:
@@ -152,6 +165,8 @@ class Caller:
         self._client = client
         self._history = history
         self._deadline_s = deadline_s
+        #: the master that gave the last answer
+        self.answered_by = ""
 
     def submit(self, key: str, argv: list[str] | None, padding: str = "") -> int | None:
         """Returns the job's id if it was told."""
@@ -215,6 +230,7 @@ class Caller:
 
     def _complete(self, operation: Operation, output: object, answer: Answer) -> None:
         index = int(answer.headers.get("depalma-index", -1))
+        self.answered_by = answer.master
         self._history.complete(operation, output, master=answer.master, index=index)
 
 

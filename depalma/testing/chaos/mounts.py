@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from depalma.testing.chaos.marks import is_left_over
 from depalma.testing.chaos.shell import run
 from depalma.testing.chaos.waiting import wait_until
-
-_RUN = re.compile(r"dpc-(\d+)-")
 
 
 class Mounts:
@@ -62,10 +60,9 @@ def mounted_below(directory: Path) -> list[Path]:
 
 
 def sweep() -> None:
-    """Unmounts what runs that were killed have left; their folders carry the pid of the run."""
+    """Unmounts what runs that were killed have left; their folders carry the mark of the run."""
     for point in mounted_below(Path("/")):
-        owner = next((_RUN.match(part) for part in point.parts if _RUN.match(part)), None)
-        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+        if any(map(is_left_over, point.parts)):
             run("umount", "-l", str(point), check=False)
 
 

@@ -1,7 +1,7 @@
 """Machines that are network namespaces on one bridge, and what can go wrong between them.
 
 The bridge is in a namespace too (the hub, where clients live): nothing of it can be seen from outside. Every name
-begins with `dpc-PID-`, so that what a killed run left behind is found and removed by the next.
+begins with a mark (marks.py), so that what a killed run left behind is found and removed by the next.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from depalma.testing.chaos.marks import PREFIX, is_left_over, is_own, mark
 from depalma.testing.chaos.shell import run, run_all
 
-PREFIX = "dpc-"
 SUBNET = "10.77.0"
 HUB = "hub"
 _NETNS = Path("/run/netns")
@@ -42,14 +42,13 @@ class Network:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._mark = f"{PREFIX}{os.getpid()}-"
+        self._mark = mark()
         self.names = list(names)
         self._address = {name: f"{SUBNET}.{i}" for i, name in enumerate(self.names, 1)}
         self._address[HUB] = f"{SUBNET}.254"
         self._home_fd = -1
 
     def __enter__(self) -> Network:
-        sweep()
         self._home_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._make()
@@ -139,8 +138,7 @@ class Network:
 
 def leftovers() -> list[str]:
     """Returns the namespaces of chaos runs whose process is gone, and those of this process."""
-    own = f"{PREFIX}{os.getpid()}-"
-    return [name for name in _all() if name.startswith(own) or not Path(f"/proc/{name.split('-')[1]}").exists()]
+    return [name for name in _all() if is_own(name) or is_left_over(name)]
 
 
 def sweep() -> None:

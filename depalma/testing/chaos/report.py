@@ -7,6 +7,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Something measured, and what is allowed: at most so much, or at least."""
+
+    what: str
+    value: float
+    allowed: float
+    unit: str = "s"
+    at_least: bool = False
+
+    def worse(self, other: Figure) -> Figure:
+        """Returns the one that is further from what is wanted."""
+        return (
+            min(self, other, key=lambda one: one.value)
+            if self.at_least
+            else max(self, other, key=lambda one: one.value)
+        )
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.what} {_number(self.value)}{unit} ({sign} {_number(self.allowed)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.2f}"
+
+
 @dataclass(slots=True)
 class Report:
     """One run of one scenario.
@@ -28,8 +56,12 @@ class Report:
     misses: list[str] = field(default_factory=list)
     #: what was measured, in words
     notes: list[str] = field(default_factory=list)
+    #: the worst of each, for the table
+    figures: dict[str, Figure] = field(default_factory=dict)
     #: why nothing was judged
     void: str = ""
+    #: why it was not tried: what this machine lacks
+    skipped: str = ""
     seconds: float = 0.0
     #: where the evidence is, if it was kept
     kept: str = ""
@@ -37,6 +69,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """One word."""
+        if self.skipped:
+            return "skipped"
         return "void" if self.void else "BROKEN" if self.violations else "slow" if self.misses else "pass"
 
     def lines(self) -> list[str]:
@@ -67,31 +101,41 @@ def describe_times(values: Sequence[float]) -> str:
     return f"median {middle:.3f} s, p99 {high:.3f} s, worst {max(values):.3f} s of {len(values)}"
 
 
-_HEADS = ("fault", "runs", "acknowledged", "lost", "overlaps", "median s", "p99 s", "worst s", "verdict")
+_HEADS = ("", "fault", "runs", "verdict", "seed", "acknowledged", "measured, the worst of all runs (allowed)")
+#: the columns with numbers
+_RIGHT = (2, 4, 5)
 
 
 def table(reports: Iterable[Report]) -> str:
-    """Returns one line a scenario, over all its runs."""
+    """Returns the judgement of each scenario over all its runs; the last column takes a line a figure."""
     by_scenario: dict[str, list[Report]] = {}
     for report in reports:
-        by_scenario.setdefault(f"{report.scenario} {report.title}", []).append(report)
-    rows = [_HEADS, *(_row(name, runs) for name, runs in by_scenario.items())]
+        by_scenario.setdefault(report.scenario, []).append(report)
+    rows = [_HEADS] + [row for runs in by_scenario.values() for row in _rows(runs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
+            cell.rjust(width) if i in _RIGHT else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )
 
 
-def _row(name: str, runs: list[Report]) -> tuple[str, ...]:
-    times = [time for run in runs for time in run.failovers_s]
-    shown = (
-        [f"{statistics.median(times):.2f}", f"{percentile(times, 99):.2f}", f"{max(times):.2f}"] if times else ["–"] * 3
-    )
+def _rows(runs: list[Report]) -> list[tuple[str, ...]]:
     words = {run.verdict for run in runs}
-    verdict = next(word for word in ("BROKEN", "slow", "void", "pass") if word in words)
-    total = [sum(run.acknowledged for run in runs), sum(run.lost for run in runs), sum(run.overlaps for run in runs)]
-    return (name, str(len(runs)), *map(str, total), *shown, verdict)
+    verdict = next(word for word in ("BROKEN", "slow", "void", "skipped", "pass") if word in words)
+    # The seed that shows the worst; any, if all passed.
+    seed = next(run.seed for run in runs if run.verdict == verdict)
+    lost, overlaps = sum(run.lost for run in runs), sum(run.overlaps for run in runs)
+    acknowledged = sum(run.acknowledged for run in runs)
+    measured = [f"lost {lost}, overlapping lives {overlaps} (0)"] if acknowledged else []
+    figures: dict[str, Figure] = {}
+    for run in runs:
+        for what, figure in run.figures.items():
+            figures[what] = figure.worse(figures[what]) if what in figures else figure
+    measured += map(str, figures.values())
+    measured += [run.skipped or run.void for run in runs if run.skipped or run.void]
+    first, *more = measured or [""]
+    head = (runs[0].scenario, runs[0].title, str(len(runs)), verdict, str(seed), f"{acknowledged:,}", first)
+    return [head] + [("", "", "", "", "", "", line) for line in more]

@@ -10,6 +10,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import depalma
+
+_ROOT = Path(depalma.__file__).parents[1]
 #: name used by scenarios → the Debian package that holds the tool
 TOOLS = {
     "ip": "iproute2",
@@ -23,10 +26,19 @@ TOOLS = {
 }
 #: every scenario needs these
 ALWAYS = ("ip", "nft", "nsenter")
+#: what only a checkout has
+CHECKOUT = ("bin/simulate", "tests/data")
 
 
-def missing(*needs: str) -> str:
-    """Returns why the scenarios that need these cannot run here, or nothing."""
+def missing(*needs: str, cluster: bool = True) -> str:
+    """Returns why the scenarios that need these cannot run here, or nothing. Only a cluster needs root."""
+    absent = [name for name in needs if name in CHECKOUT and not (_ROOT / name).exists()]
+    if absent:
+        return f"needs a checkout with {', '.join(absent)}"
+    return _missing_for_clusters(*needs) if cluster else ""
+
+
+def _missing_for_clusters(*needs: str) -> str:
     if not sys.platform.startswith("linux"):
         return "needs Linux"
     if os.geteuid() != 0:

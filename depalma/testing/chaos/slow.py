@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from depalma.testing.chaos.marks import PREFIX, is_left_over, mark
+
 _CGROUP = Path("/sys/fs/cgroup/cpu")
 _PERIOD_US = 100_000
 
@@ -16,7 +18,7 @@ _PERIOD_US = 100_000
 @contextmanager
 def slowed(pid: int, share: float) -> Iterator[str]:
     """Meanwhile the process (all its threads) gets this share of one core. Yields by what means."""
-    group = _CGROUP / f"dpc-{os.getpid()}-{pid}"
+    group = _CGROUP / f"{mark()}{pid}"
     try:
         group.mkdir()
         (group / "cpu.cfs_quota_us").write_text(str(int(share * _PERIOD_US)))
@@ -30,9 +32,20 @@ def slowed(pid: int, share: float) -> Iterator[str]:
     try:
         yield "quota"
     finally:
-        for member in (group / "cgroup.procs").read_text().split():
-            (_CGROUP / "cgroup.procs").write_text(member)
-        group.rmdir()
+        _dissolve(group)
+
+
+def sweep() -> None:
+    """Removes the groups of runs that were killed."""
+    for group in _CGROUP.glob(f"{PREFIX}*"):
+        if is_left_over(group.name):
+            _dissolve(group)
+
+
+def _dissolve(group: Path) -> None:
+    for member in (group / "cgroup.procs").read_text().split():
+        (_CGROUP / "cgroup.procs").write_text(member)
+    group.rmdir()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from depalma import master
 from depalma.consensus import ReplicaSettings, replica
+from depalma.testing.chaos import variants
 from depalma.testing.chaos.failpoints import DyingDisk
 
 #: name of ReplicaSettings' field → the variable that holds it
@@ -24,6 +25,7 @@ def main() -> int:
     sizes: dict[str, Any] = {field: int(os.environ[name]) for field, name in FIELDS.items() if name in os.environ}
     vars(master)["ReplicaSettings"] = partial(ReplicaSettings, **sizes)  # the one place where a master makes them
     vars(replica)["FileDisk"] = DyingDisk
+    variants.install()
     return master.main()
 
 

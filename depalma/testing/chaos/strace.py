@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,18 @@ class Tracer:
 
     def __init__(self, pid: int, calls: str, injection: str, log: Path) -> None:
         self._pid = pid
-        argv = ["strace", "-f", "-q", "-p", str(pid), "-e", f"trace={calls}", "-e", f"inject={calls}:{injection}"]
+        argv = [
+            "strace",
+            "-f",
+            "-q",
+            "-ttt",
+            "-p",
+            str(pid),
+            "-e",
+            f"trace={calls}",
+            "-e",
+            f"inject={calls}:{injection}",
+        ]
         self._popen = subprocess.Popen(
             [*argv, "-o", str(log)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -42,6 +54,12 @@ class Tracer:
         self._popen.wait(10)
         assert self._popen.stderr is not None
         self._popen.stderr.close()
+
+
+def first_failure(log: Path) -> float:
+    """Returns when the first call failed as injected, on the monotonic clock; never if none has."""
+    wall = (line.split()[1] for line in log.read_text().splitlines() if "(INJECTED)" in line)
+    return float(next(wall, "inf")) - (time.time() - time.monotonic())
 
 
 @contextmanager

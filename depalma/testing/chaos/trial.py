@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from random import Random
 from types import TracebackType
 from typing import Any
 
 from depalma.errors import DepalmaError
 from depalma.model import FINAL_STATES, JobView
-from depalma.testing.chaos import checks, mounts, work
+from depalma.testing.chaos import checks, work
 from depalma.testing.chaos.cluster import ChaosCluster
+from depalma.testing.chaos.judge import Judge
 from depalma.testing.chaos.load import Caller, Load, seen
 from depalma.testing.chaos.mounts import Mounts
 from depalma.testing.chaos.network import Network
-from depalma.testing.chaos.report import Report, describe_times, percentile
+from depalma.testing.chaos.report import percentile
+from depalma.testing.chaos.sweep import sweep
 from depalma.testing.chaos.waiting import TooLate, wait_until
 from depalma.testing.chaos.watch import Watch
 from depalma.testing.history import History, Operation
@@ -26,17 +26,16 @@ from depalma.testing.history import History, Operation
 #: operations a second before the fault, or the run is void
 FLOOR = 100.0
 PAGE = 5000
+#: the search for an order takes no longer, or it is no check that anybody would run
+CHECK_S = 60.0
 
 
 class Void(Exception):
     """The run says nothing: the load was too low before the fault, or the machine could not make the fault."""
 
 
-class Trial:
-    """Use it as a context: inside, the cluster is under load; at the end it is healed and judged.
-
-    `slack` multiplies the times that are allowed (more than 1 on machines that do other work too).
-    """
+class Trial(Judge):
+    """Use it as a context: inside, the cluster is under load; at the end it is healed and judged."""
 
     def __init__(
         self,
@@ -53,17 +52,15 @@ class Trial:
         load: dict[str, Any] | None = None,
         **cluster: Any,
     ) -> None:
-        self.report = Report(scenario, title, seed)
-        self.random = Random(seed)
-        self.directory = directory
-        self.slack = slack
+        super().__init__(scenario, title, directory, seed=seed, slack=slack)
         self.history = History()
         self.mounts = Mounts(directory)
         self.network = Network([f"m{i + 1}" for i in range(masters)] + [f"h{i + 1}" for i in range(agents)])
         self._cluster_options: dict[str, Any] = {"masters": masters, "agents": agents, **cluster}
         self._load_options = {"clients": clients, **(load or {})}
         self._floor = floor
-        self._began_s = time.monotonic()
+        #: jobs that were there before, which nobody here has asked for
+        self.foreign: set[int] = set()
         self.cluster: ChaosCluster
         self.load: Load
         self.watch: Watch
@@ -71,9 +68,9 @@ class Trial:
     # ------------------------------------------------------------ life
 
     def __enter__(self) -> Trial:
+        sweep()
         self.network.__enter__()
         try:
-            mounts.sweep()  # after the network's: no process is left that could hold them
             self.cluster = ChaosCluster(self.network, self.directory, **self._cluster_options)
             self.watch = Watch(self.cluster)
             diary = work.command(self.directory / "diary") if self.cluster.agents else None
@@ -145,35 +142,6 @@ class Trial:
             else:
                 shutil.rmtree(self.directory, ignore_errors=True)
 
-    # ------------------------------------------------------------ what scenarios say
-
-    def note(self, text: str) -> None:
-        """Adds to the report."""
-        self.report.notes.append(text)
-
-    def require(self, holds: object, otherwise: str) -> None:
-        """A promise: broken unless it holds."""
-        if not holds:
-            self.report.violations.append(otherwise)
-
-    def expect(self, what: str, value: float, at_most: float, unit: str = "s") -> None:
-        """A figure to reach; beyond it the run is slow, not broken."""
-        self.note(f"{what}: {value:.2f} {unit} (at most {at_most:g})")
-        if value > at_most * self.slack:
-            self.report.misses.append(f"{what}: {value:.2f} {unit}, allowed {at_most * self.slack:g}")
-
-    def expect_failovers(self, *, median_s: float = 0.0, p99_s: float) -> None:
-        """Judges all fail-overs noted so far."""
-        times = self.report.failovers_s
-        if not times:
-            self.report.violations.append("no fail-over was measured")
-            return
-        slow = percentile(times, 99) > p99_s * self.slack
-        slow = slow or (median_s > 0 and statistics.median(times) > median_s * self.slack)
-        if slow:
-            wanted = f"median {median_s:g} s, " if median_s else ""
-            self.report.misses.append(f"fail-over {describe_times(times)}; allowed {wanted}p99 {p99_s:g} s")
-
     # ------------------------------------------------------------ looking at the load
 
     def acknowledged(self, after_s: float, *, not_by: str = "") -> Operation | None:
@@ -196,6 +164,16 @@ class Trial:
         took_s = first.returned_s - after_s
         self.report.failovers_s.append(took_s)
         return took_s
+
+    def next_started(self, after_s: float, *, not_by: str) -> float:
+        """Returns the seconds from a fault until a task ran that another master has acknowledged. Errors: TooLate."""
+
+        def look() -> float:
+            after = [one.job for one in list(self.load.works) if one.acknowledged_s > after_s and one.master != not_by]
+            began = [life.began_s for life in work.lives(self.directory / "diary") if life.job in after]
+            return min(began, default=0.0)
+
+        return wait_until(look, within_s=20.0, what="a task that runs after the fault", every_s=0.02) - after_s
 
     def acknowledged_again(self, after_s: float, at_most_s: float) -> None:
         """Expects a write that began after a fault to be acknowledged soon. Errors: TooLate."""
@@ -227,7 +205,7 @@ class Trial:
         self._wait_for_work()
         self._compare_masters()
         self.watch.__exit__()
-        jobs = self._final_jobs()
+        jobs = self.read_jobs()
         self._judge(jobs)
 
     def _compare_masters(self) -> None:
@@ -264,8 +242,8 @@ class Trial:
             except TooLate as late:
                 self.report.violations.append(f"I9: {late}")
 
-    def _final_jobs(self) -> list[JobView]:
-        """Reads every job, linearizable, and puts that into the history."""
+    def read_jobs(self) -> list[JobView]:
+        """Reads every job but foreign ones, linearizable, and puts that into the history."""
         with self.cluster.client(deadline_s=30.0) as client:
             before: int | None = None
             found: list[JobView] = []
@@ -273,9 +251,10 @@ class Trial:
                 began_s = time.monotonic()
                 page = client.jobs(all=True, limit=PAGE, before=before)
                 ended_s = time.monotonic()
-                found += page
+                own = [job for job in page if job.id not in self.foreign]
+                found += own
                 self.history.operations += [
-                    Operation("final", "read", job.name, None, began_s, ended_s, seen(job)) for job in page
+                    Operation("final", "read", job.name, None, began_s, ended_s, seen(job)) for job in own
                 ]
                 if len(page) < PAGE:
                     return found
@@ -296,7 +275,9 @@ class Trial:
         report.violations += checks.unfinished(operations, jobs)
         report.violations += checks.attempts_go_back(operations)
         report.violations += checks.index_goes_back(operations)
+        began_s = time.monotonic()
         report.violations += checks.contradictions(operations)
+        self.expect("search for an order that explains all answers", time.monotonic() - began_s, CHECK_S)
         report.violations += [f"I8: {fork}" for fork in self.watch.forks]
         report.violations += [f"two leaders of one term: {pair}" for pair in self.watch.double_leaders]
         self.note(f"{len(jobs)} jobs, {len(found_lives)} tasks ran, {_finals(jobs)} ended")

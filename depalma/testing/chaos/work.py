@@ -30,6 +30,11 @@ class Life:
     began_s: float
     ended_s: float
 
+    @property
+    def job(self) -> int:
+        """The job's id."""
+        return int(self.task.partition(".")[0])
+
 
 def command(diary: Path) -> list[str]:
     """Returns a command that runs for about 0.2 s and writes to the diary."""

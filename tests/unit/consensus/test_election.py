@@ -27,15 +27,24 @@ def test_a_replica_that_may_have_forgotten_neither_elects_nor_is_elected() -> No
 
 def test_only_answers_to_the_open_ballot_count_and_each_once() -> None:
     ballot = Ballot()
-    first = ballot.start()
-    assert ballot.answer("m2", first, True) == 2
-    assert ballot.answer("m2", first, True) == 2
-    assert ballot.answer("m3", first, False) == 2
-    second = ballot.start()
-    assert ballot.answer("m2", first, True) == 0
-    assert ballot.answer("m3", second, True) == 2
+    first = ballot.start(5)
+    assert ballot.answer("m2", first, True, 5) == 2
+    assert ballot.answer("m2", first, True, 5) == 2
+    assert ballot.answer("m3", first, False, 5) == 2
+    second = ballot.start(5)
+    assert ballot.answer("m2", first, True, 5) == 0
+    assert ballot.answer("m3", second, True, 5) == 2
     ballot.close()
-    assert ballot.answer("m2", second, True) == 0
+    assert ballot.answer("m2", second, True, 5) == 0
+
+
+def test_a_ballot_ends_with_its_term() -> None:
+    """Who has voted in a newer term would depose the one it voted for."""
+    ballot = Ballot()
+    number = ballot.start(5)
+
+    assert ballot.answer("m2", number, True, 6) == 0
+    assert ballot.answer("m2", number, True, 5) == 2
 
 
 def test_waiting_times_stay_in_their_ranges() -> None:

@@ -95,6 +95,19 @@ def test_bytes_that_are_no_command(data):
     assert digest_of(machine.state, version=False) == before
 
 
+@pytest.mark.parametrize("depth", [101, 500, 900, 950, 970, 980, 990, 1000, 100_000])
+@pytest.mark.parametrize("frames", [0, 30])
+def test_commands_that_are_nested_too_deeply(depth, frames):
+    """How deep a value may be depends on how deep the caller is; the answer must not, or replicas differ."""
+    kind = b"\xa9job.close"
+    data = b"\x93" + kind + b"\x91" * depth + b"\x90" + b"\x00"
+
+    def at_depth(left):
+        return at_depth(left - 1) if left else Machine().apply(data, 5)
+
+    assert at_depth(frames) == commands.Rejected("bad_command", "not a command: nested too deeply")
+
+
 def test_a_kind_from_the_future_stops_the_replica():
     """To skip it would make this replica differ for ever."""
     machine = Machine()

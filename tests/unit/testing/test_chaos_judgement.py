@@ -6,7 +6,7 @@ from pathlib import Path
 
 from depalma.model import JobView, TaskCounts
 from depalma.testing.chaos import checks, work
-from depalma.testing.chaos.report import Report, percentile, table
+from depalma.testing.chaos.report import Figure, Report, percentile, table
 from depalma.testing.chaos.work import Life
 from depalma.testing.history import Operation
 
@@ -98,13 +98,19 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 
 def test_the_table_sums_runs_and_shows_the_worst_verdict() -> None:
-    good = Report("F1", "kill", 1, acknowledged=10, failovers_s=[0.1, 0.3])
-    slow = Report("F1", "kill", 2, acknowledged=5, failovers_s=[2.0], misses=["late"])
+    good = Report("F1", "kill", 1, acknowledged=10)
+    slow = Report("F1", "kill", 2, acknowledged=1500, misses=["late"])
+    for report, value, count in ((good, 0.3, 50), (slow, 2.0, 40)):
+        report.figures["p99"] = Figure("p99", value, 0.8)
+        report.figures["kills"] = Figure("kills", count, 50, "", at_least=True)
     broken = Report("F2", "all", 3, acknowledged=7, lost=1, violations=["I1"])
+    skipped = Report("F3", "cut", 4, skipped="needs root")
 
-    head, first, second = table([good, slow, broken]).splitlines()
+    lines = [line.split() for line in table([good, slow, broken, skipped]).splitlines()]
 
-    assert head.split() == ["fault", "runs", "acknowledged", "lost", "overlaps", "median", "s", "p99", "s", "worst",
-                            "s", "verdict"]  # fmt: skip
-    assert first.split() == ["F1", "kill", "2", "15", "0", "0", "0.30", "2.00", "2.00", "slow"]
-    assert second.split() == ["F2", "all", "1", "7", "1", "0", "–", "–", "–", "BROKEN"]
+    assert lines[0][:6] == ["fault", "runs", "verdict", "seed", "acknowledged", "measured,"]
+    assert lines[1] == ["F1", "kill", "2", "slow", "2", "1,510", "lost", "0,", "overlapping", "lives", "0", "(0)"]
+    assert lines[2] == ["p99", "2", "s", "(≤", "0.80)"]
+    assert lines[3] == ["kills", "40", "(≥", "50)"]
+    assert lines[4] == ["F2", "all", "1", "BROKEN", "3", "7", "lost", "1,", "overlapping", "lives", "0", "(0)"]
+    assert lines[5] == ["F3", "cut", "1", "skipped", "4", "0", "needs", "root"]

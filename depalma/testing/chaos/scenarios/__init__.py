@@ -1,6 +1,30 @@
 """The faults, by their ids in docs/chaos.md."""
 
-from depalma.testing.chaos.scenarios import crash, disk, hostile, mixed, network, recovery, weather
+from depalma.testing.chaos.scenarios import (
+    crash,
+    disk,
+    hostile,
+    mixed,
+    network,
+    poison,
+    recovery,
+    simulated,
+    upgrade,
+    weather,
+)
 from depalma.testing.chaos.scenarios.registry import SCENARIOS, Scenario
 
-__all__ = ["SCENARIOS", "Scenario", "crash", "disk", "hostile", "mixed", "network", "recovery", "weather"]
+__all__ = [
+    "SCENARIOS",
+    "Scenario",
+    "crash",
+    "disk",
+    "hostile",
+    "mixed",
+    "network",
+    "poison",
+    "recovery",
+    "simulated",
+    "upgrade",
+    "weather",
+]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from depalma.testing.chaos.load import Caller
@@ -14,6 +14,7 @@ from depalma.testing.chaos.requirements import faketime_library
 from depalma.testing.chaos.scenarios.crash import rejoined
 from depalma.testing.chaos.scenarios.registry import scenario
 from depalma.testing.chaos.slow import slowed
+from depalma.testing.chaos.strace import injected
 from depalma.testing.chaos.trial import Trial
 from depalma.testing.chaos.waiting import wait_until
 
@@ -38,7 +39,7 @@ def jump_clocks(trial: Trial, jumps: int, each_s: float) -> None:
             seconds = trial.random.choice([-3600, 0, 3600]) if i < jumps - 1 else 0
             _set_clock(trial, name, seconds)
         trial.run_for(each_s)
-    trial.expect("leader changes", trial.watch.changes(began_s), 2, "in all")
+    trial.expect("leader changes", trial.watch.changes(began_s), 2, "")
     trial.require("lost" not in _host_states(trial), f"a clock that jumped cost a host: {_host_states(trial)}")
 
 
@@ -71,12 +72,12 @@ def insist(trial: Trial, submits: int, seconds: float) -> None:
         rejoined(trial, leader)
         trial.run_for(1.5)
     insisting.join()
-    with trial.cluster.client() as client:
-        names = [job.name for job in client.jobs(all=True, limit=10_000, tag=None) if job.name.startswith("once-")]
+    names = [job.name for job in trial.read_jobs() if job.name.startswith("once-")]
     trial.require(len(insisting.ids) == submits, f"{submits - len(insisting.ids)} keys were never answered")
     trial.require(sorted(names) == sorted(insisting.ids), f"{submits} keys made {len(names)} jobs")
     trial.require(len(set(insisting.ids.values())) == submits, "two keys were given one job")
     trial.expect("a client's call, beyond its deadline", insisting.overdue_s, 1.0)
+    trial.expect_many("keyed submits", submits, submits)
     trial.note(f"{submits} keys, {len(names)} jobs, {insisting.again} calls were repeated after their deadline")
 
 
@@ -134,8 +135,9 @@ class Insisting:
 # ---------------------------------------------------------------- F19
 
 
-@scenario("F19", "everything at random", short={"seconds": 25.0}, whole={"seconds": 600.0}, needs=("strace",))
-def everything(trial: Trial, seconds: float) -> None:
+@scenario("F19", "everything at random", short={"seconds": 25.0, "operations": 1000},
+          whole={"seconds": 600.0, "operations": 10_000}, needs=("strace",))  # fmt: skip
+def everything(trial: Trial, seconds: float, operations: int) -> None:
     """One fault after the other, drawn by the seed; between them a moment of health, but not always."""
     trial.begin()
     nemesis = Nemesis(trial)
@@ -151,6 +153,7 @@ def everything(trial: Trial, seconds: float) -> None:
     wait_until(trial.cluster.no_one_missing, within_s=30, what="all masters after the last fault")
     trial.expect("all masters back after the last fault", time.monotonic() - healed_s, 15.0)
     trial.note(f"faults: {', '.join(nemesis.struck)}")
+    trial.expect_many("operations", len(trial.history.operations), operations)
 
 
 class Nemesis:
@@ -159,6 +162,8 @@ class Nemesis:
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._healers: list[Callable[[], None]] = []
+        #: masters and agents that are frozen, slowed or traced: one such thing at a time
+        self._busy: set[str] = set()
         self.struck: list[str] = []
 
     def strike(self) -> None:
@@ -173,6 +178,8 @@ class Nemesis:
             "lose packets": self._lose,
             "pull a cable": self._pull,
             "slow one down": self._slow,
+            "slow its disk": self._slow_disk,
+            "fail its syncs": self._fail_syncs,
             "kill an agent": self._kill_agent,
             "freeze an agent": self._freeze_agent,
         }
@@ -212,10 +219,25 @@ class Nemesis:
     def _kill_agent(self) -> None:
         self._kill(self._trial.random.choice(self._trial.cluster.agents))
 
+    def _hold(self, name: str, hold: Callable[[], AbstractContextManager[object]]) -> bool:
+        """Does something to a running process until all is healed; returns whether it was free for that."""
+        if not self._trial.cluster.running(name) or name in self._busy:
+            return False
+        stack = ExitStack()
+        stack.enter_context(hold())
+        self._busy.add(name)
+        stack.callback(self._busy.discard, name)
+        self._healers.append(stack.close)
+        return True
+
     def _stop(self, name: str) -> None:
-        cluster = self._trial.cluster
-        cluster.signal(signal.SIGSTOP, name)
-        self._healers.append(lambda: cluster.signal(signal.SIGCONT, name))
+        self._hold(name, lambda: self._stopped(name))
+
+    @contextmanager
+    def _stopped(self, name: str) -> Iterator[None]:
+        self._trial.cluster.signal(signal.SIGSTOP, name)
+        yield
+        self._trial.cluster.signal(signal.SIGCONT, name)
 
     def _freeze(self) -> None:
         self._stop(self._likely_leader())
@@ -242,8 +264,23 @@ class Nemesis:
 
     def _slow(self) -> None:
         name = self._any()
-        if not self._trial.cluster.running(name):
-            return
-        stack = ExitStack()
-        stack.enter_context(slowed(self._trial.cluster.pid(name), 0.1))
-        self._healers.append(stack.close)
+        self._hold(name, lambda: slowed(self._trial.cluster.pid(name), 0.1))
+
+    def _slow_disk(self) -> None:
+        self._inject(self._any(), "delay_enter=200000")
+
+    def _fail_syncs(self) -> None:
+        """The master stops by itself; it is started again when all is healed."""
+        name = self._any()
+        if self._inject(name, "error=EIO"):
+            self._healers.append(lambda: self._start(name))
+
+    def _start(self, name: str) -> None:
+        """Starts it anew, also if it has not met its fault yet."""
+        if self._trial.cluster.running(name):
+            self._trial.cluster.kill(name)
+        self._trial.cluster.start(name)
+
+    def _inject(self, name: str, injection: str) -> bool:
+        log = self._trial.directory / f"strace-{len(self.struck)}"
+        return self._hold(name, lambda: injected(self._trial.cluster.pid(name), injection, log))

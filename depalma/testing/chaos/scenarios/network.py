@@ -96,10 +96,15 @@ def watched(trial: Trial, master: str) -> Iterator[list[Reader]]:
                 thread.join()
 
 
-@scenario("F9", "cut the leader off, both ways", short={"times": 1, "cut_s": 6.0}, whole={"times": 3, "cut_s": 30.0})
-def cut_leader_off(trial: Trial, times: int, cut_s: float) -> None:
-    """The leader reaches no other master for a while; clients beside it go on asking it."""
+@scenario("F9", "cut the leader off, both ways", short={"times": 1, "cut_s": 6.0, "reads": 100},
+          whole={"times": 3, "cut_s": 30.0, "reads": 1000})  # fmt: skip
+def cut_leader_off(trial: Trial, times: int, cut_s: float, reads: int) -> None:
+    """The leader reaches no other master for a while; clients beside it go on asking it.
+
+    A read that shows an old value contradicts the history (I7).
+    """
     trial.begin()
+    asked = answered = 0
     for _ in range(times):
         old = trial.cluster.leader()
         with watched(trial, old) as readers:
@@ -113,16 +118,21 @@ def cut_leader_off(trial: Trial, times: int, cut_s: float) -> None:
             took_s = rejoined(trial, old)
             trial.expect("caught up after the heal", took_s, 5.0)
         late = sum(reader.answered_between(cut_at_s + FALLBACK_S, healed_s) for reader in readers)
-        asked = sum(reader.asked for reader in readers)
-        trial.require(late == 0, f"the old leader answered {late} linearizable reads later than {FALLBACK_S:g} s")
-        trial.note(f"{asked} reads from the leader that was cut off, {late} answered too late")
+        asked += sum(reader.asked for reader in readers)
+        answered += sum(len(reader.answers) for reader in readers)
+        otherwise = f"the old leader answered {late} linearizable reads later than {FALLBACK_S:g} s"
+        trial.none_of(f"reads answered by the old leader later than {FALLBACK_S:g} s", late, otherwise)
+    trial.note(f"{answered} of {asked} reads were answered by the leader that was cut off, none with an old value")
+    trial.expect_many("reads asked of the leader that was cut off", asked, reads)
     trial.expect_failovers(p99_s=SILENT_P99_S)
 
 
-@scenario("F13", "freeze the leader (SIGSTOP)", short={"times": 2, "stop_s": 3.0}, whole={"times": 20, "stop_s": 6.0})
-def freeze_leader(trial: Trial, times: int, stop_s: float) -> None:
+@scenario("F13", "freeze the leader (SIGSTOP)", short={"times": 2, "stop_s": 3.0, "reads": 100},
+          whole={"times": 20, "stop_s": 6.0, "reads": 1000})  # fmt: skip
+def freeze_leader(trial: Trial, times: int, stop_s: float, reads: int) -> None:
     """The leader stands still, is replaced, and goes on as if no time had passed, with requests in its sockets."""
     trial.begin()
+    asked = answered = 0
     for _ in range(times):
         old = trial.cluster.leader()
         with watched(trial, old) as readers:
@@ -134,5 +144,8 @@ def freeze_leader(trial: Trial, times: int, stop_s: float) -> None:
             trial.cluster.signal(signal.SIGCONT, old)
             rejoined(trial, old)
             trial.run_for(0.5)
-        trial.note(f"{sum(reader.asked for reader in readers)} reads from the leader that was frozen")
+        asked += sum(reader.asked for reader in readers)
+        answered += sum(len(reader.answers) for reader in readers)
+    trial.note(f"{answered} of {asked} reads were answered by the leader that was frozen, none with an old value")
+    trial.expect_many("reads asked of the leader that was frozen", asked, reads)
     trial.expect_failovers(p99_s=SILENT_P99_S)

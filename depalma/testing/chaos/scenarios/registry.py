@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from depalma.testing.chaos.judge import Judge
+from depalma.testing.chaos.marks import mark
 from depalma.testing.chaos.report import Report
 from depalma.testing.chaos.trial import Trial
 
@@ -17,7 +19,10 @@ SCENARIOS: dict[str, Scenario] = {}
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`run(trial, **size)` makes the fault on a trial that is prepared and not yet begun."""
+    """`run(trial, **size)` makes the fault on a trial that is prepared and not yet begun.
+
+    Without a `cluster` it gets a Judge, which has a folder and a report only.
+    """
 
     id: str
     title: str
@@ -30,14 +35,27 @@ class Scenario:
     options: Mapping[str, Any] = field(default_factory=dict)
     #: whether the short run is part of every test run
     quick: bool = True
+    cluster: bool = True
 
-    def execute(self, directory: Path, *, seed: int, whole: bool, slack: float = 1.0) -> Report:
-        """Runs it once in a folder below `directory`, which is removed unless there is something to look at."""
-        folder = directory / f"dpc-{os.getpid()}-{self.id}-{seed}"
-        trial = Trial(self.id, self.title, folder, seed=seed, slack=slack, **self.options)
-        with trial:
-            self.run(trial, **(self.whole if whole else self.short))
-        return trial.report
+    def execute(
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        whole: bool,
+        slack: float = 1.0,
+        size: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Report:
+        """Runs it once in a folder below `directory`, which is removed unless there is something to look at.
+
+        `size` replaces some of its sizes.
+        """
+        folder = directory / f"{mark()}{self.id}-{seed}"
+        make = Trial if self.cluster else Judge
+        judge = make(self.id, self.title, folder, seed=seed, slack=slack, **self.options)
+        with judge:
+            self.run(judge, **{**(self.whole if whole else self.short), **size})
+        return judge.report
 
 
 def scenario(
@@ -48,6 +66,7 @@ def scenario(
     whole: Mapping[str, Any] | None = None,
     needs: tuple[str, ...] = (),
     quick: bool = True,
+    cluster: bool = True,
     **options: Any,
 ) -> Callable[[Run], Run]:
     """Registers a scenario."""
@@ -55,7 +74,7 @@ def scenario(
     def register(run: Run) -> Run:
         if id_ in SCENARIOS:
             raise ValueError(f"two scenarios are called {id_}")
-        SCENARIOS[id_] = Scenario(id_, title, run, short or {}, whole or short or {}, needs, options, quick)
+        SCENARIOS[id_] = Scenario(id_, title, run, short or {}, whole or short or {}, needs, options, quick, cluster)
         return run
 
     return register

@@ -18,6 +18,7 @@ RESUME_S = 5.0
 def cut_one_way(trial: Trial, cut_s: float) -> None:
     """Half of a connection is the worst of connections: packets arrive and answers do not."""
     trial.begin()
+    began_s = time.monotonic()
     cuts: dict[str, Callable[[str, list[str]], None]] = {
         "nobody hears the leader": lambda leader, others: trial.network.block([leader], *others),
         "the leader hears nobody": lambda leader, others: trial.network.block(others, leader),
@@ -38,10 +39,13 @@ def cut_one_way(trial: Trial, cut_s: float) -> None:
         trial.acknowledged_again(time.monotonic(), RESUME_S)
         trial.run_for(cut_s - (time.monotonic() - cut_at_s))
         changes = trial.watch.changes(cut_at_s)
-        trial.expect("leader changes", changes, max(2.0, 3 * cut_s / 60), "in all")
+        trial.expect("leader changes in one cut", changes, max(2.0, 3 * cut_s / 60), "")
         trial.acknowledged_again(time.monotonic(), 1.0)
         trial.network.heal()
         wait_until(trial.cluster.no_one_missing, within_s=15, what="all masters follow or lead after the heal")
+    minutes = (time.monotonic() - began_s) / 60
+    # A short run has two cuts that need a new leader within half a minute.
+    trial.expect("leader changes a minute", trial.watch.changes(began_s) / minutes, max(3.0, 4 / minutes), "")
 
 
 @scenario("F11", "links that come and go each second", short={"seconds": 10, "converged_s": 15.0},
@@ -79,8 +83,7 @@ def bad_line(trial: Trial, seconds: int) -> None:
         submits = [one for one in trial.history.operations if one.kind == "submit" and began_s <= one.invoked_s]
         judged = [one for one in submits if one.invoked_s < ended_s - 10]
         late = sum(one.returned_s - one.invoked_s > 10 for one in judged)
-        trial.note(f"{len(judged)} submits on a bad line, {late} not acknowledged within 10 s")
-        if late > 0.01 * len(judged):
-            trial.report.misses.append(f"{late} of {len(judged)} submits took more than 10 s, allowed 1 %")
-        trial.expect("leader changes", trial.watch.changes(began_s, ended_s), 2, "in all")
+        about = f"{late} of {len(judged)} submits"
+        trial.expect("submits not acknowledged within 10 s", 100 * late / max(1, len(judged)), 1.0, "%", about=about)
+        trial.expect("leader changes", trial.watch.changes(began_s, ended_s), 2, "")
     wait_until(trial.cluster.no_one_missing, within_s=30, what="all masters on a good line again")

@@ -1,0 +1,61 @@
+"""Orders: what an agent is told to run, and what becomes of it when the argument is not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from depalma import protocol
+from depalma.blobs import Blobs, BlobStore
+from depalma.leader.orders import Orders
+from depalma.leader.session import AgentSession
+from depalma.model import HostFacts, JobSpec, Payload
+from depalma.protocol import Assign
+from depalma.state import commands as c
+from depalma.state.cluster_state import ClusterState
+from depalma.state.machine import Machine
+
+FACTS = HostFacts(4, 4, 8 << 30, 0, "0.1.0", "3.11", "10.0.0.11")
+LOST = "ab" * 32
+
+
+@dataclass
+class Reign:
+    """What orders need of a reign."""
+
+    machine: Machine
+    blobs: Blobs
+    term: int = 1
+
+    @property
+    def state(self) -> ClusterState:
+        return self.machine.state
+
+
+def assigned(reign: Reign, spec: JobSpec) -> tuple[int, int, int]:
+    for command in (
+        c.AddHost("", "h1", (), {}, 0, 4, 0, 1.0),
+        c.HostUp("h1", "i1", FACTS, 1.0),
+        c.SubmitJob("", spec, 1.0),
+        c.AssignTasks(1, "h1", "i1", ((1, 0, 1),), 1.0),
+    ):
+        outcome = reign.machine.apply(c.encode(command), 1)
+        assert isinstance(outcome, c.Applied), outcome
+    return (1, 0, 1)
+
+
+async def test_a_lost_blob_is_the_task_s_trouble_and_not_the_leader_s(tmp_path: Path) -> None:
+    """Its agent looks for it and reports the attempt as failed; an error here would end one leader after the other."""
+    store = BlobStore(tmp_path / "blobs")
+    reign = Reign(Machine(), Blobs(store, {}, "token"))
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    argument = Payload(digest=LOST, size_bytes=100_000)
+    ref = assigned(reign, JobSpec(kind="command", argv=("/bin/true",), arguments=argument, count=1))
+
+    await Orders(reign).assign(session, [ref])  # type: ignore[arg-type]
+
+    (frame,) = [protocol.decode_to_agent(data) for data in session._outbox]
+    assert isinstance(frame, Assign)
+    assert [(task.argument, task.argument_blob) for task in frame.tasks] == [(None, LOST)]
