@@ -135,7 +135,7 @@ class TransferFailed(ConsensusError):
     """Leadership was not handed over; this replica goes on leading."""
 
 
-class Removed(ConsensusError):
+class Removed(Explained):
     """The cluster has removed this member: it must not go on, and not be started again as it was."""
 
     def __init__(self, member: str) -> None:
