@@ -136,7 +136,7 @@ def test_a_disk_fails_as_told() -> None:
     with pytest.raises(OSError, match="No space") as caught:
         file.write(bytes(11))
     assert caught.value.errno == errno.ENOSPC
-    disk.fails_syncs = True
+    disk.failing.add("sync")
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
     disk.repair()
@@ -196,7 +196,7 @@ def test_a_replica_that_stops_without_a_planted_fault_is_a_violation() -> None:
     cluster.start()
     leader = cluster.wait_for_leader()
     disk = cluster.nodes[leader].disk
-    disk.fails_syncs = True
+    disk.failing.add("sync")
     answer = cluster.propose(leader, b"x")
     cluster.run_for(1.0)
     assert isinstance(cluster.nodes[leader].stopped_by, DiskFailed)
