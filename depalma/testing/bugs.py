@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from depalma.consensus.append_filter import Accepted, Refused, filter_append
-from depalma.consensus.core import Core
+from depalma.consensus.core import Callback, Core
 from depalma.consensus.disk import AppendFile
 from depalma.consensus.engine import Engine
 from depalma.consensus.journal import Journal, Record, VoteRecord
 from depalma.consensus.log import Log
+from depalma.consensus.messages import AppendReply, InstallReply
 from depalma.consensus.snapshot import Snapshot
 
 
@@ -81,9 +84,59 @@ class SkipsSync(Core):
     journal_class = _UnsyncedJournal
 
 
+class LeaseReads(Core):
+    """A leader answers reads without asking for as long as no follower would elect another, by its own clock."""
+
+    _asked_at = _lease_until = float("-inf")
+    _lease_term = 0
+
+    def barrier(self, callback: Callback) -> None:
+        if self.leads_term == self._lease_term and self._clock.monotonic() < self._lease_until:
+            self._confirmed.append((self.engine.commit_index, [callback]))
+        else:
+            super().barrier(callback)
+
+    def _start_round(self) -> None:
+        if self._round is None:
+            self._asked_at = self._clock.monotonic()
+        super()._start_round()
+
+    def _finish_readers(self) -> None:
+        if self._round is not None and self.engine.answered_round >= self._round[0]:
+            self._lease_until = self._asked_at + self._settings.election_s[0]
+            self._lease_term = self.engine.term
+        super()._finish_readers()
+
+
+class _CreditingEngine(Engine):
+    def _on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> None:
+        if message.term < self.term:
+            message = msgspec.structs.replace(message, term=self.term)
+        super()._on_reply(peer, message, now)
+
+
+class CountsOldAcknowledgements(Core):
+    """An acknowledgement is counted whatever term it was given in."""
+
+    engine_class = _CreditingEngine
+
+
+class _TrustingJournal(Journal):
+    joined = property(lambda self: True, lambda self, value: None)
+
+
+class IgnoresJoined(Core):
+    """A replica whose disk was replaced votes as if it had forgotten nothing."""
+
+    journal_class = _TrustingJournal
+
+
 BUGS: dict[str, type[Core]] = {
     "no-sync": SkipsSync,
     "truncate-always": TruncatesAlways,
     "vote-not-stored": ForgetsVote,
     "snapshot-clears-journal": ClearsJournal,
+    "lease-read": LeaseReads,
+    "acknowledgement-without-term": CountsOldAcknowledgements,
+    "joined-ignored": IgnoresJoined,
 }

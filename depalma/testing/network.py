@@ -58,6 +58,7 @@ class SimNetwork:
         self._nodes: dict[str, _Node] = {}
         self._links: dict[tuple[str, str], _Link] = {}
         self._blocked: set[tuple[str, str]] = set()
+        self._stalled: set[str] = set()
         #: frames delivered so far
         self.delivered = 0
         #: called with (time, sender, receiver, frame) on each delivery
@@ -85,6 +86,7 @@ class SimNetwork:
     def stop(self, name: str, *, silently: bool = False) -> None:
         """A node goes down. Its peers see the connections close at once, or `silently` only by the timeout."""
         del self._nodes[name]
+        self._stalled.discard(name)
         for other in sorted(self._nodes):
             link = self._link(name, other)
             if link.up and silently:
@@ -92,6 +94,21 @@ class SimNetwork:
                 self._timeline.after(self.weather.timeout_s, partial(self._expire, name, other, number))
             else:
                 self.close(name, other)
+
+    def stall(self, name: str) -> None:
+        """A node stands still: its system takes frames for it, but no connection is made, and those it has time out."""
+        self._stalled.add(name)
+        for other in sorted(self._nodes):
+            if other != name:
+                number = self._link(name, other).number
+                self._timeline.after(self.weather.timeout_s, partial(self._expire, name, other, number))
+
+    def resume(self, name: str) -> None:
+        """It goes on."""
+        self._stalled.discard(name)
+        for other in sorted(self._nodes):
+            if other != name:
+                self._dial(name, other)
 
     def has(self, name: str) -> bool:
         """Whether the node is up."""
@@ -150,6 +167,8 @@ class SimNetwork:
 
     def _reachable(self, one: str, other: str) -> bool:
         both_up = one in self._nodes and other in self._nodes
+        if one in self._stalled or other in self._stalled:
+            return False
         return both_up and (one, other) not in self._blocked and (other, one) not in self._blocked
 
     def _dial(self, one: str, other: str) -> None:
