@@ -29,10 +29,10 @@ CLIENTS = 5
 ADDED = 3
 #: jobs that clients still talk about
 FRESH = 8
-#: a client that has waited so long asks again, and after so long it gives up
+#: a client that has waited so long asks again, and after one of these it gives up
 IMPATIENT_S = 0.4
-DEADLINE_S = 4.0
-PAUSE_S = 0.03
+DEADLINES_S = (0.3, 4.0, 4.0)
+PAUSE_S = 0.05
 _ARGUMENTS = Payload(inline=items.pack([b"x"] * ADDED), size_bytes=len(items.pack([b"x"] * ADDED)))
 
 #: what a client sends: a command made with a master's time of day, or None for a read
@@ -154,6 +154,7 @@ class JobClient:
         self._operation: Operation | None = None
         self._job: KnownJob | None = None
         self._requests = 0
+        self._deadline_s = 0.0
         self._make: Make = None
         self._request = ""
 
@@ -221,6 +222,7 @@ class JobClient:
 
     def _begin(self, kind: str, given: object, make: Make, name: str = "") -> None:
         self.waits = True
+        self._deadline_s = self._random.choice(DEADLINES_S)
         key = self._job.key if self._job is not None else name
         operation = self._load.history.invoke(self.name, kind, key, given)
         self._operation = operation
@@ -233,7 +235,7 @@ class JobClient:
     def _ask(self, operation: Operation) -> None:
         if operation is not self._operation:
             return
-        if self._cluster.clock.monotonic() - operation.invoked_s > DEADLINE_S:
+        if self._cluster.clock.monotonic() - operation.invoked_s > self._deadline_s:
             self._next()  # it stays open
             return
         answer, request, job = self._send(), self._request, self._job

@@ -40,6 +40,8 @@ class SimNode(Generic[MachineT]):
         self._tick_planned = False
         #: by source, what happened to it while it stood still
         self._missed: dict[str, list[Callable[[], object]]] = {}
+        #: clients do not wait for each other: each request is a source of its own
+        self._asks = 0
         #: who asked for something meanwhile
         self._unheard: list[Callback] = []
 
@@ -92,7 +94,7 @@ class SimNode(Generic[MachineT]):
         self.frozen = True
 
     def thaw(self) -> None:
-        """Go on. What came in meanwhile is taken up piece by piece: in order for each peer, but not between them."""
+        """Go on. What came in meanwhile is taken up piece by piece: in order for each source only."""
         self.frozen = False
         self._unheard = []
         self.plan_tick()
@@ -102,7 +104,8 @@ class SimNode(Generic[MachineT]):
         """Have something asked of the replica, once it hears; whoever asks a dead one is told that nobody knows."""
         if self.frozen:
             self._unheard.append(callback)
-        self._happens("", lambda: self._take(action))
+        self._asks += 1
+        self._happens(f"client {self._asks}", lambda: self._take(action))
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Run something of the replica, which may kill it."""

@@ -218,7 +218,7 @@ class SimHosts:
                 for command in plan(machine.state, rooms, means, at, term, 50):
                     waiting.append(self.cluster.propose(name, c.encode(command)))
             self._plans[name] = waiting
-        self.cluster.timeline.after(0.03, self._lead)
+        self.cluster.timeline.after(0.04, self._lead)
 
     def _work(self) -> None:
         leaders = {name: machine for _, name, _, machine in self._leaders()}
@@ -228,7 +228,7 @@ class SimHosts:
                 agent.master = newest[0] if newest else None
             if agent.master is not None:
                 agent.step(leaders[agent.master].state)
-        self.cluster.timeline.after(0.02, self._work)
+        self.cluster.timeline.after(0.03, self._work)
 
     def _misfortune(self) -> None:
         if not self._raging:

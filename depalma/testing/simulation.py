@@ -78,19 +78,22 @@ class Simulation:
 
     seed: int
     core_class: type[Core] = Core
+    #: whether clients work with the product's state machine (or with a ledger); None: the seed decides
+    jobs: bool | None = None
     cluster: SimCluster[Any] = field(init=False)
     storm: Storm = field(init=False)
     load: Load = field(init=False)
 
     def __post_init__(self) -> None:
         random = Random(self.seed)
-        jobs = random.random() < 0.5
+        chance = random.random()
+        jobs = chance < 0.4 if self.jobs is None else self.jobs
         self.cluster = SimCluster(
             Machine if jobs else Ledger,
             seed=self.seed,
             size=random.choice([3, 3, 5]),
             state_hash=(lambda machine: machine.state_hash) if jobs else Ledger.state_hash,
-            snapshot_every_entries=random.choice([5, 10, 40, 1_000]),
+            snapshot_every_entries=random.choice([10, 40, 1_000] if jobs else [4, 10, 40, 1_000]),
             keep_entries=random.choice([0, 5, 100]),
             segment_bytes=random.choice([500, 4_000, 1_000_000]),
             group_commands=random.choice([1, 3, 100]),
@@ -172,6 +175,11 @@ class Simulation:
         cluster.wait_until(equal, within_s=0.5, what="all replicas have applied the same")
 
 
-def run(seed: int, *, core_class: type[Core] = Core) -> Report:
-    """Run one seed. Raises Violation as `Simulation.go` does."""
-    return Simulation(seed, core_class).go()
+def run(seed: int, *, core_class: type[Core] = Core, jobs: bool | None = None) -> Report:
+    """Run one seed. Raises Violation as `Simulation.go` does; a note on it says the digest of the run until then."""
+    simulation = Simulation(seed, core_class, jobs)
+    try:
+        return simulation.go()
+    except Exception as error:
+        error.add_note(simulation.cluster.digest())
+        raise
