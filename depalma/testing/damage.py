@@ -124,7 +124,7 @@ class Operator:
 
     def __init__(self, cluster: SimCluster[Any]) -> None:
         self._cluster = cluster
-        #: who is not whole, and how much it must have applied to be: all are new at first, and whoever got an empty folder
+        #: who is not whole, and how much it must have applied to be: all at first, then whoever got an empty folder
         self._rebuilding = dict.fromkeys(cluster.names, 1)
         self.wiped = 0
 

@@ -54,6 +54,8 @@ class JobLoad:
         self.clients = [JobClient(self, f"c{number}") for number in range(CLIENTS)]
         #: submitted beside the history: jobs whose tasks may fail
         self.others = 0
+        #: how often a client asked for the same thing again
+        self.asked_again = 0
         self._names = 0
 
     @property
@@ -155,6 +157,7 @@ class JobClient:
         self._job: KnownJob | None = None
         self._requests = 0
         self._deadline_s = 0.0
+        self._asked = False
         self._make: Make = None
         self._request = ""
 
@@ -221,7 +224,7 @@ class JobClient:
             self._begin(kind, None, lambda at: c.CancelJobs(request, (job.id,), at))
 
     def _begin(self, kind: str, given: object, make: Make, name: str = "") -> None:
-        self.waits = True
+        self.waits, self._asked = True, False
         self._deadline_s = self._random.choice(DEADLINES_S)
         key = self._job.key if self._job is not None else name
         operation = self._load.history.invoke(self.name, kind, key, given)
@@ -238,6 +241,8 @@ class JobClient:
         if self._cluster.clock.monotonic() - operation.invoked_s > self._deadline_s:
             self._next()  # it stays open
             return
+        self._load.asked_again += self._asked
+        self._asked = True
         answer, request, job = self._send(), self._request, self._job
         answer.listen(lambda: self._on_answer(operation, request, job, answer))
         if not answer.done:

@@ -144,7 +144,7 @@ class Simulation:
         )
 
     def _converge(self) -> None:
-        """A command proposed after the storm is acknowledged and reaches everybody; then everything comes to its end."""
+        """A command proposed after the storm is acknowledged and reaches everybody; then everything ends."""
         cluster, last = self.cluster, list[Answer]()
         catch_up = CatchUp()
         cluster.on_send = catch_up.note

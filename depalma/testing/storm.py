@@ -1,4 +1,4 @@
-"""Misfortune for a simulated cluster, all from one seed: machines, disks, networks and clocks fail, and are repaired."""
+"""Misfortune for a simulated cluster, all from one seed: machines, disks, networks and clocks fail and are repaired."""
 
 from __future__ import annotations
 
@@ -202,9 +202,7 @@ class Storm:
         with_leader, against = [leader, *others[:half]], others[half:]
         self._split(with_leader, [voter, *against])
         self.cluster.timeline.after(self.random.uniform(0.0, 0.1), partial(self._dies_writing, voter))
-        self.cluster.timeline.after(
-            self.random.uniform(0.1, 0.6), lambda: self._split(against, [*with_leader, voter])
-        )
+        self.cluster.timeline.after(self.random.uniform(0.1, 0.6), lambda: self._split(against, [*with_leader, voter]))
         self._heal_later(1.0, 2.0)
 
     @property
