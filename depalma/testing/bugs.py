@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from depalma.consensus.append_filter import Accepted, Refused, filter_append
 from depalma.consensus.core import Callback, Core
 from depalma.consensus.disk import AppendFile
 from depalma.consensus.engine import Engine
 from depalma.consensus.journal import Journal, Record, VoteRecord
 from depalma.consensus.log import Log
-from depalma.consensus.messages import AppendReply, InstallReply
 from depalma.consensus.snapshot import Snapshot
 
 
@@ -108,19 +105,6 @@ class LeaseReads(Core):
         super()._finish_readers()
 
 
-class _CreditingEngine(Engine):
-    def _on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> None:
-        if message.term < self.term:
-            message = msgspec.structs.replace(message, term=self.term)
-        super()._on_reply(peer, message, now)
-
-
-class CountsOldAcknowledgements(Core):
-    """An acknowledgement is counted whatever term it was given in."""
-
-    engine_class = _CreditingEngine
-
-
 class _TrustingJournal(Journal):
     joined = property(lambda self: True, lambda self, value: None)
 
@@ -137,6 +121,5 @@ BUGS: dict[str, type[Core]] = {
     "vote-not-stored": ForgetsVote,
     "snapshot-clears-journal": ClearsJournal,
     "lease-read": LeaseReads,
-    "acknowledgement-without-term": CountsOldAcknowledgements,
     "joined-ignored": IgnoresJoined,
 }

@@ -118,12 +118,17 @@ def _others_hold(cluster: SimCluster[Any], name: str, records: list[Record]) -> 
 
 class Operator:
     """Does what docs/operations.md says about a damaged replica: once all others run and have applied the same, the
-    replica's folder is moved away and it starts empty. One replica at a time."""
+    replica's folder is moved away and it starts empty. One replica at a time.
+
+    One who is `hasty` does not wait for that, as no machine that installs itself anew does. Also then nothing may be
+    lost: `joined` keeps a replica that has forgotten what it acknowledged out of elections.
+    """
 
     PERIOD_S = 0.1
 
-    def __init__(self, cluster: SimCluster[Any]) -> None:
+    def __init__(self, cluster: SimCluster[Any], *, hasty: bool = False) -> None:
         self._cluster = cluster
+        self._hasty = hasty
         #: who is not whole, and how much it must have applied to be: all at first, then whoever got an empty folder
         self._rebuilding = dict.fromkeys(cluster.names, 1)
         self.wiped = 0
@@ -152,8 +157,9 @@ class Operator:
             if node.found_damage:
                 others = [other for other in nodes.values() if other is not node]
                 applied = {other.core.applied_index if other.core and not other.frozen else -1 for other in others}
-                if len(applied) == 1 and -1 not in applied and self._cluster.leader() is not None:
-                    self._rebuilding[name] = applied.pop()
+                equal = len(applied) == 1 and -1 not in applied and self._cluster.leader() is not None
+                if equal or self._hasty:
+                    self._rebuilding[name] = max(1, *applied)
                     self.wiped += 1
                     self._cluster.wipe(name)
                     self._cluster.restart(name)

@@ -20,7 +20,7 @@ class Storm:
         self.cluster = cluster
         self.random = random
         self.faults: Counter[str] = Counter()
-        self.operator = Operator(cluster)
+        self.operator = Operator(cluster, hasty=random.random() < 0.5)
         self.raging = True
         #: misfortunes a second
         self._rate = 1.0
