@@ -58,6 +58,7 @@ class Core:
 
     engine_class = Engine
     journal_class = Journal
+    reads_class = Reads
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class Core:
             ),
             owner=self,
         )
-        self._reads = Reads(self.engine)
+        self._reads = self.reads_class(self.engine)
         self._council = Council(self._settings.id, self.engine, self.membership, self, self._settings.election_s[1])
         self._is_open = True
         self.engine.start(snapshot)
@@ -444,7 +445,5 @@ class Core:
     def _answer_wanted(self) -> None:
         newest = self._store.newest
         reached = newest.index if newest else FIRST_INDEX
-        self._answers.extend(
-            (callback, newest, None) for index, callback in self._wanted if newest and index <= reached
-        )
+        self._answers += [(callback, newest, None) for index, callback in self._wanted if newest and index <= reached]
         self._wanted = [(index, callback) for index, callback in self._wanted if not newest or index > reached]
