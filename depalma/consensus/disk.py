@@ -69,6 +69,10 @@ class Disk(Protocol):
         """Cut the file to `size` bytes, durably."""
         ...
 
+    def rewrite(self, name: str, offset: int, data: bytes) -> None:
+        """Write again what stands there already; durable after a sync of the file, and never worse than before."""
+        ...
+
     def rename(self, old: str, new: str) -> None:
         """Move atomically; durable after `sync_dir`."""
         ...
@@ -167,6 +171,16 @@ class FileDisk:
         try:
             os.ftruncate(fd, size)
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rewrite(self, name: str, offset: int, data: bytes) -> None:
+        fd = os.open(self.path(name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
         finally:
             os.close(fd)
 

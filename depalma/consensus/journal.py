@@ -132,6 +132,8 @@ class Journal:
         self._file_bytes = 0
         self._pending: list[Record] = []
         self._group = 0
+        #: where the last group stands in the last segment that was read
+        self._last_group = 0
         self._failed: DiskFailed | None = None
 
     def open(self) -> None:
@@ -141,8 +143,11 @@ class Journal:
             for segment, data in usable:
                 self._read_segment(segment, data, last=segment is usable[-1][0])
             if self._segments:
-                # A process that was killed between write and sync has left what we just read in memory only.
-                self._file = self._disk.append(self._segments[-1].name)
+                # A process that was killed between write and sync has left what we just read in memory only. If its
+                # sync failed, the system takes that for written, and only writing it again brings it to the disk.
+                segment, data = usable[-1]
+                self._disk.rewrite(segment.name, self._last_group, data[self._last_group : self._file_bytes])
+                self._file = self._disk.append(segment.name)
                 self._file.sync()
             else:
                 self._start_segment(FIRST_INDEX, FIRST_TERM, reset=True)
@@ -284,7 +289,7 @@ class Journal:
             self._group = number
             for position, record in enumerate(records):
                 self._replay(segment, record, first=offset == 0 and position == 0)
-            offset = end
+            self._last_group, offset = offset, end
         if offset == 0:
             raise JournalDamaged(path, "it is empty")
         self._file_bytes = offset

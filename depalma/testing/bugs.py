@@ -13,6 +13,8 @@ from depalma.consensus.disk import AppendFile
 from depalma.consensus.engine import Engine
 from depalma.consensus.journal import Journal, Record, VoteRecord
 from depalma.consensus.log import Log
+from depalma.consensus.owners import Callback
+from depalma.consensus.reads import Reads
 from depalma.consensus.snapshot import Snapshot
 
 
@@ -81,9 +83,56 @@ class SkipsSync(Core):
     journal_class = _UnsyncedJournal
 
 
+class _Lease(Reads):
+    """Knows when its last round began: for so long as followers then stick to the leader, readers need none."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core.engine)
+        self._core = core
+        self._asked_at = self._lease_until = float("-inf")
+        self._lease_term = 0
+
+    def ask(self, callback: Callback) -> None:
+        if self._core.leads_term == self._lease_term and self._core._clock.monotonic() < self._lease_until:
+            self._confirmed.append((self._engine.commit_index, [callback]))
+        else:
+            super().ask(callback)
+
+    def start_round(self) -> None:
+        if self._round is None:
+            self._asked_at = self._core._clock.monotonic()
+        super().start_round()
+
+    def finished(self) -> list[Callback]:
+        if self._round is not None and self._engine.answered_round >= self._round[0]:
+            self._lease_until = self._asked_at + self._core._settings.election_s[0]
+            self._lease_term = self._engine.term
+        return super().finished()
+
+
+class LeaseReads(Core):
+    """A leader answers reads without asking for as long as no follower would elect another, by its own clock."""
+
+    def open(self) -> None:
+        super().open()
+        self._reads = _Lease(self)
+
+
+class _TrustingJournal(Journal):
+    joined = property(lambda self: True, lambda self, value: None)
+
+
+class IgnoresJoined(Core):
+    """A replica whose disk was replaced votes as if it had forgotten nothing."""
+
+    journal_class = _TrustingJournal
+
+
 BUGS: dict[str, type[Core]] = {
     "no-sync": SkipsSync,
     "truncate-always": TruncatesAlways,
     "vote-not-stored": ForgetsVote,
     "snapshot-clears-journal": ClearsJournal,
+    "lease-read": LeaseReads,
+    "joined-ignored": IgnoresJoined,
 }

@@ -37,6 +37,43 @@ class ManualClock:
         self._now += seconds
 
 
+class SkewedClock:
+    """A clock of one machine: it runs at its own rate, shows its own time of day, and may jump forward.
+
+    >>> clock = SkewedClock(base := ManualClock(), rate=1.1)
+    >>> base.advance(10.0)
+    >>> clock.monotonic()
+    11.0
+    """
+
+    __slots__ = ("_base", "_jumped_s", "_offset_s", "_rate", "_wall_s")
+
+    def __init__(self, base: ManualClock, *, rate: float = 1.0, offset_s: float = 0.0, wall_s: float = 0.0) -> None:
+        self._base = base
+        self._rate = rate
+        self._offset_s = offset_s
+        self._wall_s = wall_s
+        self._jumped_s = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds by this clock, from an origin of its own."""
+        return self._offset_s + self._jumped_s + self._base.monotonic() * self._rate
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch: wrong by `wall_s` and by what rate and jumps have made of it."""
+        return self._base.epoch + self._wall_s + self._jumped_s + self._base.monotonic() * self._rate
+
+    def jump(self, seconds: float) -> None:
+        """Go forward at once, as after a suspend. Raises ValueError for a step back."""
+        if seconds < 0:
+            raise ValueError(f"time does not go back by {-seconds} s")
+        self._jumped_s += seconds
+
+    def leave_out(self, seconds: float) -> None:
+        """Take back so many seconds of the true time, in which nobody has looked at the clock: it stood still."""
+        self._jumped_s -= seconds * self._rate
+
+
 class Timeline:
     """Things that will happen, on a ManualClock that it moves from one to the next.
 

@@ -15,26 +15,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Generic, TypeVar
+from typing import Generic
 
 from depalma.consensus.core import Core
-from depalma.consensus.errors import ConsensusError, DiskFailed, MembershipRefused, NotLeader, Removed, TransferFailed
+from depalma.consensus.errors import (
+    DiskFailed,
+    JournalDamaged,
+    MembershipRefused,
+    NotLeader,
+    Removed,
+    SnapshotDamaged,
+    TransferFailed,
+)
 from depalma.consensus.membership import Members
 from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
 from depalma.consensus.snapshotter import InlineSnapshots
-from depalma.testing.clock import ManualClock, Timeline
-from depalma.testing.disk import PowerCut, SimDisk
+from depalma.testing.clock import ManualClock, SkewedClock, Timeline
+from depalma.testing.disk import SimDisk
 from depalma.testing.network import SimNetwork, Weather
-
-MachineT = TypeVar("MachineT", bound=StateMachine)
-
-TICK_S = 0.02
-#: what came in is taken up so much later: one tick for all of it
-REACTION_S = 0.0003
+from depalma.testing.node import TICK_S, MachineT, SimNode
 
 
 class Violation(AssertionError):
@@ -49,98 +52,21 @@ class Answer:
     done: bool = False
     value: object = None
     error: BaseException | None = None
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
 
+    def give(self, value: object, error: BaseException | None) -> None:
+        """It is here."""
+        self.done, self.value, self.error = True, value, error
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()
 
-class SimNode(Generic[MachineT]):
-    """One replica: its disk outlives it, everything else is made anew at each start."""
-
-    def __init__(self, cluster: SimCluster[MachineT], name: str, disk: SimDisk) -> None:
-        self.name = name
-        self.disk = disk
-        self.core: Core | None = None
-        self.machine: MachineT | None = None
-        #: counts the starts, so that what was planned for an earlier life does not touch this one
-        self.life = 0
-        #: why it stopped by itself, if it did
-        self.stopped_by: BaseException | None = None
-        #: whether it has been told that it is no member any more: its operator starts it again to join
-        self.removed = False
-        self._cluster = cluster
-        self._tick_planned = False
-
-    @property
-    def up(self) -> bool:
-        """Whether it runs."""
-        return self.core is not None
-
-    def start(self) -> None:
-        """Start on what the disk holds."""
-        self.life += 1
-        self.machine = self._cluster.make_machine()
-        self._tick_planned = False
-        self.stopped_by = None
-        core = self._cluster.make_core(self, self.machine)
-        life = self.life
-        core.on_leadership = lambda leads, term: self._cluster.note_leadership(self.name, leads, term)
-        core.on_applied = lambda index: self._cluster.note_applied(self.name, index)
-        core.on_peers = lambda peers: self._cluster.network.let_in(self.name, [peer.id for peer in peers])
-        self.core = core
-        self.attempt(core.open)
-        if self.core is None:
-            return
-        self._cluster.note_applied(self.name, core.applied_index)
-        self._cluster.network.start(
-            self.name,
-            on_frame=self._on_frame,
-            on_connected=lambda peer: self.attempt(lambda: core.connected(peer)),
-            on_disconnected=lambda peer: self.attempt(lambda: core.disconnected(peer)),
-        )
-        self._on_timer(life)
-
-    def attempt(self, action: Callable[[], object]) -> None:
-        """Run something of the replica, which may kill it."""
-        if self.core is None:
-            return
-        try:
-            action()
-        except PowerCut as cut:
-            self._cluster.crash(self.name, power=cut.power)
-        except (ConsensusError, AssertionError) as error:
-            self.stopped_by = error
-            self.removed = self.removed or isinstance(error, Removed)
-            self._cluster.note_stop(self.name, error)
-            self._cluster.crash(self.name, power=False)
-
-    def send(self, peer: str, frame: bytes) -> None:
-        """Hand a frame to the network."""
-        self._cluster.network.send(self.name, peer, frame)
-
-    def plan_tick(self) -> None:
-        """Tick soon; several reasons make one tick."""
-        if self._tick_planned or self.core is None:
-            return
-        self._tick_planned = True
-        life = self.life
-        self._cluster.timeline.after(REACTION_S, lambda: self._tick(life))
-
-    def _on_frame(self, peer: str, frame: bytes) -> None:
-        if self.core is not None:
-            self.core.deliver(peer, frame)
-            self.plan_tick()
-
-    def _on_timer(self, life: int) -> None:
-        if life == self.life and self.core is not None:
-            self._cluster.timeline.after(TICK_S, lambda: self._on_timer(life))
-            self._tick(life)
-
-    def _tick(self, life: int) -> None:
-        if life != self.life or self.core is None:
-            return
-        self._tick_planned = False
-        core = self.core
-        self.attempt(lambda: self.plan_tick() if core.tick() else None)
-        if self.core is not None:
-            self._cluster.check_node(self)
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call when it is here, or at once."""
+        if self.done:
+            listener()
+        else:
+            self._listeners.append(listener)
 
 
 class SimCluster(Generic[MachineT]):
@@ -174,7 +100,8 @@ class SimCluster(Generic[MachineT]):
         self.names = tuple(f"m{i}" for i in range(1, size + spares + 1))
         self.founders = self.names[:size]
         self.nodes = {
-            name: SimNode(self, name, SimDisk(Random(self.random.random()), name=name)) for name in self.names
+            name: SimNode(self, name, SimDisk(Random(self.random.random()), name=name), SkewedClock(self.clock))
+            for name in self.names
         }
         self._state_hash = state_hash or _hash_of_snapshot
         self._check_every = check_every
@@ -183,25 +110,30 @@ class SimCluster(Generic[MachineT]):
         self._leaders: dict[int, str] = {}
         #: called with the name of each replica that went down
         self.on_crash: Callable[[str], None] = lambda name: None
+        #: called with sender, receiver and frame of all that is sent, whether it arrives or not
+        self.on_send: Callable[[str, str, bytes], None] = lambda sender, receiver, frame: None
         self._trace = hashlib.blake2b(digest_size=16)
         self.network.on_delivery = self._trace_delivery
 
-    def make_core(self, node: SimNode[MachineT], machine: MachineT) -> Core:
-        """A new replica on the node's disk."""
+    def settings_of(self, node: SimNode[MachineT]) -> ReplicaSettings:
+        """What the replica is told when it starts."""
         founds = node.name in self.founders and not node.removed
         known = self.founders if node.name in self.founders else (*self.founders, node.name)
-        settings = ReplicaSettings(
+        return ReplicaSettings(
             id=node.name,
             members=tuple(member(name) for name in known),
             joining=not founds,
             directory=Path("/simulated"),
             **self._settings,  # type: ignore[arg-type]
         )
+
+    def make_core(self, node: SimNode[MachineT], machine: MachineT) -> Core:
+        """A new replica on the node's disk."""
         return self.core_class(
-            settings,
+            self.settings_of(node),
             machine,
             disk=node.disk,
-            clock=self.clock,
+            clock=node.clock,
             random=Random(self.random.random()),
             send=node.send,
             snapshots=InlineSnapshots(),
@@ -217,13 +149,13 @@ class SimCluster(Generic[MachineT]):
     def crash(self, name: str, *, power: bool = True, silently: bool | None = None) -> None:
         """Kill a replica: with `power` its disk forgets; `silently` its peers are not told that connections closed."""
         node = self.nodes[name]
-        if node.core is None:
+        if not node.up:
             return
         self._note(f"crash {name} {power}")
-        core, node.core = node.core, None
-        node.life += 1
+        core = node.stop()
         node.disk.crash(power=power)
-        core.fail_all("crashed")
+        if core is not None:
+            core.fail_all("crashed")
         if self.network.has(name):
             self.network.stop(name, silently=self.random.random() < 0.3 and power if silently is None else silently)
         self.on_crash(name)
@@ -233,9 +165,26 @@ class SimCluster(Generic[MachineT]):
         if not self.nodes[name].up:
             self._start(name)
 
+    def freeze(self, name: str) -> None:
+        """Let a replica stand still, as SIGSTOP does: its peers hear nothing, and what comes in waits."""
+        node = self.nodes[name]
+        if node.up and not node.frozen:
+            self._note(f"freeze {name}")
+            node.freeze()
+            self.network.stall(name)
+
+    def thaw(self, name: str) -> None:
+        """Let it go on."""
+        node = self.nodes[name]
+        if node.frozen:
+            self._note(f"thaw {name}")
+            self.network.resume(name)
+            node.thaw()
+
     def wipe(self, name: str) -> None:
         """Take the disk of a replica that is down away and give it an empty one."""
         assert not self.nodes[name].up
+        self._note(f"wipe {name}")
         self.nodes[name].disk = SimDisk(Random(self.random.random()), name=name)
 
     def run_for(self, seconds: float) -> None:
@@ -326,19 +275,18 @@ class SimCluster(Generic[MachineT]):
 
     def _ask(self, name: str, ask: Callable[[Core, Callable[[object, BaseException | None], None]], None]) -> Answer:
         answer = Answer(self.clock.monotonic())
-
-        def callback(value: object, error: BaseException | None) -> None:
-            answer.done, answer.value, answer.error = True, value, error
-
         node = self.nodes[name]
-        if node.core is None:
-            callback(None, NotLeader(None))
-            return answer
-        try:
-            ask(node.core, callback)
-        except (NotLeader, MembershipRefused, TransferFailed) as error:
-            callback(None, error)
-        node.plan_tick()
+
+        def action(core: Core) -> None:
+            try:
+                ask(core, answer.give)
+            except (NotLeader, MembershipRefused, TransferFailed) as error:
+                answer.give(None, error)
+
+        if node.up:
+            node.ask(action, answer.give)
+        else:
+            answer.give(None, NotLeader(None))
         return answer
 
     def _start(self, name: str) -> None:
@@ -351,6 +299,13 @@ class SimCluster(Generic[MachineT]):
         """Called by a replica that begins or ceases to lead."""
         self._note(f"lead {name} {leads} {term}")
 
+    def note_start(self, node: SimNode[MachineT]) -> None:
+        """Called by a replica that has opened its disk: it must not have overlooked damage."""
+        if node.disk.damage:
+            raise Violation(f"{node.name} started without noticing {node.disk.damage}")
+        assert node.core is not None
+        self.note_applied(node.name, node.core.applied_index)
+
     def note_applied(self, name: str, index: int) -> None:
         """Called by a replica after it applied something: the state at an index is the same everywhere."""
         machine = self.nodes[name].machine
@@ -362,11 +317,14 @@ class SimCluster(Generic[MachineT]):
             raise Violation(f"{name} differs from another replica at command {index}")
 
     def note_stop(self, name: str, error: BaseException) -> None:
-        """A replica stopped by itself: right only if its disk was made to fail, or it has been removed."""
+        """A replica stopped by itself: right only if its disk was made to fail, or damaged, or it was removed."""
         self._note(f"stop {name} {type(error).__name__}")
         if isinstance(error, Violation):
             raise error
-        if not isinstance(error, Removed) and not (isinstance(error, DiskFailed) and self.nodes[name].disk.ails):
+        disk = self.nodes[name].disk
+        failed = isinstance(error, DiskFailed) and disk.ails
+        damaged = isinstance(error, (JournalDamaged, SnapshotDamaged)) and disk.damage
+        if not (failed or damaged or isinstance(error, Removed)):
             raise Violation(f"{name} stopped: {type(error).__name__}: {error}") from error
 
     def check_node(self, node: SimNode[MachineT]) -> None:

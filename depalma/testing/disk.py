@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 SECTOR_BYTES = 512
@@ -26,8 +27,15 @@ class Killed(PowerCut):
 @dataclass(slots=True)
 class _Content:
     data: bytearray = field(default_factory=bytearray)
-    #: so much of `data` survives a power cut
+    #: so much of `data` survives a power cut, but for what is `forsaken`
     synced: int = 0
+    #: where the writes since the last sync begin: the disk does them in any order
+    writes: list[int] = field(default_factory=list)
+    #: ranges whose sync failed. As Linux does, the disk calls them clean from then on: they can be read until the power
+    #: goes off, later syncs succeed and do nothing for them, and only writing them again helps
+    forsaken: list[tuple[int, int]] = field(default_factory=list)
+    #: ranges written again since the last sync
+    rewritten: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -43,7 +51,8 @@ class SimDisk:
     """One directory of files; implements `depalma.consensus.disk.Disk`.
 
     A power cut keeps every synced byte and every name change before the last `sync_dir`. Of the rest it keeps, by
-    chance, nothing, a part (cut anywhere, sectors zeroed), or all; name changes are kept or lost one by one.
+    chance, nothing, all, or a part: the file is cut anywhere, and of what is left each sector of each write is there
+    or zeros, so a later write may survive an earlier one. Name changes are kept or lost one by one, in any order.
     """
 
     def __init__(self, random: Random, *, name: str = "disk") -> None:
@@ -58,8 +67,10 @@ class SimDisk:
         self.kills_only = False
         #: room for all files together; None: endless
         self.capacity_bytes: int | None = None
-        #: every sync fails with EIO while set
-        self.fails_syncs = False
+        #: the operations that fail with EIO: "read", "write", "sync"
+        self.failing: set[str] = set()
+        #: what was flipped in the files here and must be noticed when they are read
+        self.damage: str = ""
         #: claims to sync and does not (some disks do)
         self.lies = False
         self.operations = 0
@@ -84,30 +95,39 @@ class SimDisk:
     @property
     def ails(self) -> bool:
         """Whether it was made to refuse work, so that a replica on it is right to stop."""
-        return self.fails_syncs or self.capacity_bytes is not None
+        return bool(self.failing) or self.capacity_bytes is not None
 
     def repair(self) -> None:
         """From now on it works, has room, and the power stays on."""
         self.power_cut_in = None
         self.kills_only = False
-        self.fails_syncs = False
+        self.failing.clear()
         self.capacity_bytes = None
 
     def flip_bit(self, name: str, offset: int, bit: int = 0) -> None:
         """Damage one bit of a file."""
         self._files[name].data[offset] ^= 1 << bit
 
+    def clone(self) -> SimDisk:
+        """A disk without faults that holds the same files, to look at them without touching these."""
+        other = SimDisk(Random(0), name=self._name)
+        for name, content in self._files.items():
+            other._files[name] = other._durable[name] = _Content(bytearray(content.data), len(content.data))
+        return other
+
     def _forget_unsynced(self, content: _Content) -> None:
-        unsynced = len(content.data) - content.synced
-        kept = 0
-        if unsynced and (chance := self._random.random()) > 0.4:
-            kept = unsynced if chance > 0.8 else self._random.randrange(unsynced + 1)
-        del content.data[content.synced + kept :]
-        if kept and self._random.random() < 0.3:
-            start = content.synced + self._random.randrange(kept)
-            end = min(len(content.data), start + SECTOR_BYTES)
-            content.data[start:end] = bytes(end - start)
-        content.synced = len(content.data)
+        data, first = content.data, content.synced
+        for start, end in content.forsaken:
+            if self._random.random() < 0.7:
+                data[start:end] = bytes(end - start)
+        if len(data) > first and (fate := self._random.random()) < 0.8:
+            kept = 0 if fate < 0.4 else self._random.randrange(len(data) - first + 1)
+            del data[first + kept :]
+            for start, end in _pieces(content):
+                if self._random.random() < 0.35:
+                    data[start:end] = bytes(end - start)
+        content.synced = len(data)
+        content.writes, content.forsaken, content.rewritten = [], [], []
 
     def _end(self) -> PowerCut:
         return Killed() if self.kills_only else PowerCut()
@@ -132,6 +152,7 @@ class SimDisk:
 
     def read(self, name: str) -> bytes:
         """The whole file."""
+        self._check("read")
         return bytes(self._content(name).data)
 
     def size(self, name: str) -> int:
@@ -140,12 +161,14 @@ class SimDisk:
 
     def read_at(self, name: str, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset` on."""
+        self._check("read")
         return bytes(self._content(name).data[offset : offset + size])
 
     def create(self, name: str) -> SimFile:
         """A new empty file, replacing one of that name."""
         if self._operate():
             raise self._end()
+        self._check("write")
         content = _Content()
         self._change(_NameChange(name, content))
         return SimFile(self, content)
@@ -158,9 +181,20 @@ class SimDisk:
         """Cut the file to `size` bytes, durably."""
         if self._operate():
             raise self._end()
+        self._check("sync")
         content = self._content(name)
         del content.data[size:]
-        content.synced = len(content.data)
+        self._now_synced(content)
+
+    def rewrite(self, name: str, offset: int, data: bytes) -> None:
+        """Write again what stands there already; durable after a sync of the file."""
+        if self._operate():
+            raise self._end()
+        self._check("write")
+        content = self._content(name)
+        if content.data[offset : offset + len(data)] != data:
+            raise ValueError(f"{name} holds something else at byte {offset}")
+        content.rewritten.append((offset, offset + len(data)))
 
     def rename(self, old: str, new: str) -> None:
         """Move atomically; durable after `sync_dir`."""
@@ -181,7 +215,7 @@ class SimDisk:
         """Make name changes durable."""
         if self._operate():
             raise self._end()
-        self._check_sync()
+        self._check("sync")
         self._changes = []
         self._durable = dict(self._files)
 
@@ -189,9 +223,11 @@ class SimDisk:
 
     def write(self, content: _Content, data: bytes) -> None:
         """Append to a file; a power cut or a full disk may leave a part."""
+        content.writes.append(len(content.data))
         if self._operate():
             content.data += data[: self._random.randrange(len(data) + 1)]
             raise self._end()
+        self._check("write")
         if self.capacity_bytes is not None:
             room = self.capacity_bytes - sum(len(file.data) for file in self._files.values())
             if room < len(data):
@@ -204,14 +240,28 @@ class SimDisk:
         cut = self._operate()
         if cut and self._random.random() < 0.5:
             raise self._end()
-        self._check_sync()
-        if not self.lies:
+        if "sync" in self.failing and content.synced < len(content.data):
+            content.forsaken.append((content.synced, len(content.data)))
             content.synced = len(content.data)
+            content.writes = []
+        self._check("sync")
+        if not self.lies:
+            self._now_synced(content)
         if cut:
             raise self._end()
 
-    def _check_sync(self) -> None:
-        if self.fails_syncs:
+    def _now_synced(self, content: _Content) -> None:
+        content.synced = len(content.data)
+        content.writes = []
+        content.forsaken = [
+            (start, min(end, content.synced))
+            for start, end in content.forsaken
+            if start < content.synced and not any(a <= start and end <= b for a, b in content.rewritten)
+        ]
+        content.rewritten = []
+
+    def _check(self, operation: str) -> None:
+        if operation in self.failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _content(self, name: str) -> _Content:
@@ -244,6 +294,15 @@ class SimFile:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def _pieces(content: _Content) -> list[tuple[int, int]]:
+    """What was not synced, as ranges of which each is on the disk or not: sectors, and writes that share one."""
+    end = len(content.data)
+    first_sector = content.synced - content.synced % SECTOR_BYTES
+    cuts = {content.synced, end, *content.writes, *range(first_sector, end, SECTOR_BYTES)}
+    edges = sorted(cut for cut in cuts if content.synced <= cut <= end)
+    return list(pairwise(edges))
 
 
 def _apply(names: dict[str, _Content], change: _NameChange) -> None:

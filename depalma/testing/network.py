@@ -60,6 +60,7 @@ class SimNetwork:
         self._blocked: set[tuple[str, str]] = set()
         #: whom a node lets in; everybody for one that has not said
         self._let_in: dict[str, frozenset[str]] = {}
+        self._stalled: set[str] = set()
         #: frames delivered so far
         self.delivered = 0
         #: called with (time, sender, receiver, frame) on each delivery
@@ -88,6 +89,7 @@ class SimNetwork:
         """A node goes down. Its peers see the connections close at once, or `silently` only by the timeout."""
         del self._nodes[name]
         self._let_in.pop(name, None)
+        self._stalled.discard(name)
         for other in sorted(self._nodes):
             link = self._link(name, other)
             if link.up and silently:
@@ -103,6 +105,21 @@ class SimNetwork:
             if other != name and not self._acquainted(name, other):
                 self.close(name, other)
             elif other != name and name in self._nodes:
+                self._dial(name, other)
+
+    def stall(self, name: str) -> None:
+        """A node stands still: its system takes frames for it, but no connection is made, and those it has time out."""
+        self._stalled.add(name)
+        for other in sorted(self._nodes):
+            if other != name:
+                number = self._link(name, other).number
+                self._timeline.after(self.weather.timeout_s, partial(self._expire, name, other, number))
+
+    def resume(self, name: str) -> None:
+        """It goes on."""
+        self._stalled.discard(name)
+        for other in sorted(self._nodes):
+            if other != name:
                 self._dial(name, other)
 
     def has(self, name: str) -> bool:
@@ -162,12 +179,9 @@ class SimNetwork:
 
     def _reachable(self, one: str, other: str) -> bool:
         both_up = one in self._nodes and other in self._nodes
-        return (
-            both_up
-            and self._acquainted(one, other)
-            and (one, other) not in self._blocked
-            and (other, one) not in self._blocked
-        )
+        if not both_up or one in self._stalled or other in self._stalled or not self._acquainted(one, other):
+            return False
+        return (one, other) not in self._blocked and (other, one) not in self._blocked
 
     def _acquainted(self, one: str, other: str) -> bool:
         return all(there in self._let_in.get(here, (there,)) for here, there in ((one, other), (other, one)))

@@ -1,21 +1,27 @@
-"""One seeded run: a cluster under load in bad weather, then healed, then judged."""
+"""One seeded run of 30 simulated seconds: a cluster under load in a storm, then healed, then judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
+from typing import Any, Protocol
 
 from depalma.consensus.core import Core
-from depalma.consensus.errors import MembershipRefused
-from depalma.testing.cluster import Answer, SimCluster, Violation
+from depalma.state.machine import Machine
+from depalma.testing.catch_up import CatchUp
+from depalma.testing.clock import SkewedClock
+from depalma.testing.cluster import Answer, SimCluster
+from depalma.testing.job_load import JobLoad
 from depalma.testing.ledger import Ledger
-from depalma.testing.network import Weather
+from depalma.testing.ledger_load import LedgerLoad
+from depalma.testing.storm import Storm
 
-#: virtual seconds of faults, then the time within which all must be equal again
-STORM_S = 8.0
-HEAL_S = 10.0
+#: virtual seconds of faults, and of the whole run
+STORM_S = 20.0
+RUN_S = 30.0
+#: after everything is repaired: a command is acknowledged and has reached everybody
+CONVERGE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -24,291 +30,162 @@ class Report:
 
     seed: int
     digest: str = ""
+    replicas: int = 3
+    load: str = ""
     acknowledged: int = 0
     unknown: int = 0
     reads: int = 0
-    faults: int = 0
+    #: how many of each kind were injected
+    faults: Counter[str] = field(default_factory=Counter)
     terms: int = 0
     virtual_s: float = 0.0
 
 
-@dataclass(slots=True)
-class Storm:
-    """Clients and misfortune for one cluster, all from one seed."""
+class Load(Protocol):
+    """Clients of a cluster, who remember what they were told."""
 
-    cluster: SimCluster[Ledger]
-    random: Random
-    asked: dict[bytes, Answer] = field(default_factory=dict)
-    #: command → its number, as the cluster answered
-    acknowledged: dict[bytes, int] = field(default_factory=dict)
-    highest: int = 0
-    reads: int = 0
-    faults: int = 0
-    raging: bool = True
-    _kinds: list[Callable[[], None]] = field(default_factory=list)
-    #: misfortunes a second
-    _rate: float = 1.0
-    _open: list[tuple[bytes, Answer]] = field(default_factory=list)
-    #: answer, replica, and how many commands the read has to show at least
-    _reads: list[tuple[Answer, str, int]] = field(default_factory=list)
+    @property
+    def acknowledged(self) -> int: ...
+    @property
+    def unknown(self) -> int: ...
+    @property
+    def reads(self) -> int: ...
 
     def begin(self) -> None:
-        """Start clients and misfortune. Each run has its own few kinds of it, so that none drowns the others."""
-        every = [
-            self._crash_one,
-            self._crash_leader,
-            self._crash_all,
-            self._cut_power_soon,
-            self._disk_fails,
-            self._partition,
-            self._cut_one_way,
-            self._swing_voter,
-            self._change_sides,
-            self._close_connection,
-            self._bad_weather,
-            self.cluster.network.heal,
-        ]
-        if len(self.cluster.names) > len(self.cluster.founders) or self.random.random() < 0.3:
-            every += [self._change_members] * 3
-        every.append(self._hand_over)
-        self._kinds = self.random.sample(every, self.random.randrange(1, len(every) + 1))
-        self._rate = self.random.choice([1.0, 3.0, 8.0])
-        self._client()
-        self._misfortune()
+        """Start."""
+        ...
 
     def end(self) -> None:
-        """No more faults and no more commands: everything is repaired."""
-        self.raging = False
-        self.cluster.network.heal()
-        self.cluster.network.weather = Weather(late=0.0)
-        for name in self.cluster.names:
-            self.cluster.nodes[name].disk.repair()
-            self.cluster.restart(name)
+        """Ask nothing more."""
+        ...
 
-    def collect(self) -> None:
-        """Note what was acknowledged, and judge the reads that are done."""
-        for command, answer in self._open:
-            if answer.done and answer.error is None:
-                assert isinstance(answer.value, int)
-                self.acknowledged[command] = answer.value
-                self.highest = max(self.highest, answer.value)
-        self._open = [item for item in self._open if not item[1].done]
-        for answer, name, must_show in self._reads:
-            if answer.done and answer.error is None:
-                assert isinstance(answer.value, int)
-                self.reads += 1
-                if answer.value < must_show:
-                    raise Violation(f"a read on {name} shows {answer.value} commands after {must_show} were answered")
-        self._reads = [item for item in self._reads if not item[0].done]
+    def finished(self) -> bool:
+        """Whether everything that was begun has come to its end."""
+        ...
 
-    def _client(self) -> None:
-        """Propose and read, mostly at the leader, sometimes at anybody."""
-        if not self.raging:
-            return
-        self.collect()
-        cluster = self.cluster
-        name = cluster.leader() if self.random.random() < 0.8 else None
-        name = name or self.random.choice(cluster.names)
-        for _ in range(self.random.randrange(1, 5)):
-            command = b"%d" % len(self.asked)
-            self.asked[command] = cluster.propose(name, command)
-            self._open.append((command, self.asked[command]))
-        if self.random.random() < 0.2:
-            self._reads.append((cluster.read(name, lambda ledger: len(ledger.entries)), name, self.highest))
-        cluster.timeline.after(self.random.expovariate(25), self._client)
+    def probe(self, leader: str) -> Answer:
+        """One more command."""
+        ...
 
-    def _misfortune(self) -> None:
-        if not self.raging:
-            return
-        self.random.choice(self._kinds)()
-        self.faults += 1
-        self.cluster.timeline.after(self.random.expovariate(self._rate), self._misfortune)
+    def judge(self) -> None:
+        """Raise Violation if what they were told is not what the replicas hold."""
+        ...
 
-    def _some(self) -> str:
-        return self.random.choice(self.cluster.names)
 
-    def _restart_later(self, name: str) -> None:
-        delay = self.random.choice([0.001, self.random.uniform(0.01, 0.2), self.random.uniform(0.1, 1.5)])
-        self.cluster.timeline.after(delay, lambda: self.cluster.restart(name))
+@dataclass(slots=True)
+class Simulation:
+    """One run; `go` does it, and leaves everything to be looked at."""
 
-    def _crash_one(self) -> None:
-        name = self._some()
-        self.cluster.crash(name, power=self.random.random() < 0.7)
-        self._restart_later(name)
+    seed: int
+    core_class: type[Core] = Core
+    #: whether clients work with the product's state machine (or with a ledger); None: the seed decides
+    jobs: bool | None = None
+    cluster: SimCluster[Any] = field(init=False)
+    storm: Storm = field(init=False)
+    load: Load = field(init=False)
 
-    def _crash_leader(self) -> None:
-        name = self.cluster.leader() or self._some()
-        self.cluster.crash(name)
-        self._restart_later(name)
-
-    def _crash_all(self) -> None:
-        for name in self.cluster.names:
-            self.cluster.crash(name)
-            self._restart_later(name)
-
-    def _cut_power_soon(self) -> None:
-        """In the middle of one of the next disk operations."""
-        name = self._some()
-        disk = self.cluster.nodes[name].disk
-        disk.power_cut_in = self.random.choice([0, 1, self.random.randrange(12), self.random.randrange(60)])
-        disk.kills_only = self.random.random() < 0.4
-
-    def _disk_fails(self) -> None:
-        name = self._some()
-        disk = self.cluster.nodes[name].disk
-        if self.random.random() < 0.5:
-            disk.fails_syncs = True
+    def __post_init__(self) -> None:
+        random = Random(self.seed)
+        chance = random.random()
+        jobs = chance < 0.4 if self.jobs is None else self.jobs
+        spares = 0 if jobs else random.choice([0, 2])
+        self.cluster = SimCluster(
+            Machine if jobs else Ledger,
+            seed=self.seed,
+            size=random.choice([1, 3, 5] if spares else [3, 3, 5]),
+            spares=spares,
+            state_hash=(lambda machine: machine.state_hash) if jobs else Ledger.state_hash,
+            snapshot_every_entries=random.choice([10, 40, 1_000] if jobs else [4, 10, 40, 1_000]),
+            keep_entries=random.choice([0, 5, 100]),
+            segment_bytes=random.choice([500, 4_000, 1_000_000]),
+            group_commands=random.choice([1, 3, 100]),
+        )
+        self.cluster.core_class = self.core_class
+        if random.random() < 0.7:
+            self._mix_clocks(random)
+        if jobs:
+            self.load = JobLoad(self.cluster, random)
+            self.storm = Storm(self.cluster, random)
         else:
-            disk.capacity_bytes = sum(disk.size(file) for file in disk.names()) + self.random.randrange(200)
+            self.load = ledgers = LedgerLoad(self.cluster, random)
+            self.storm = Storm(self.cluster, random, ledgers.change_members if spares else None)
+        self.cluster.start()
+        self.cluster.run_for(random.choice([0.0, 1.0]))
 
-    def _partition(self) -> None:
-        alone = self._some()
-        self.cluster.network.partition([alone], [name for name in self.cluster.names if name != alone])
-        self.cluster.timeline.after(self.random.uniform(0.1, 2.0), self.cluster.network.heal)
+    def _mix_clocks(self, random: Random) -> None:
+        """Every machine has its own idea of how fast time goes and of what time it is."""
+        fastest = random.choice([1.05, 1.3])
+        for node in self.cluster.nodes.values():
+            node.clock = SkewedClock(
+                self.cluster.clock,
+                rate=random.uniform(1 / fastest, fastest),
+                offset_s=random.uniform(0.0, 1e5),
+                wall_s=random.uniform(-3_600.0, 3_600.0),
+            )
 
-    def _cut_one_way(self) -> None:
-        sender, receiver = self.random.sample(self.cluster.names, 2)
-        self.cluster.network.block(sender, receiver)
-
-    def _swing_voter(self) -> None:
-        """Two do not see each other; the third, on whom both depend, crashes again and again."""
-        one, other, voter = self.random.sample(self.cluster.names, 3)
-        self.cluster.network.partition([one], [other])
-        self.cluster.network.close(one, other)
-        self._crash_leader()
-        for _ in range(self.random.randrange(1, 6)):
-            action = self.random.choice([self._bounce, self._cut_power_in_next_write, self._cut_power_in_next_write])
-            self.cluster.timeline.after(self.random.uniform(0.0, 0.4), partial(action, voter))
-        self.cluster.timeline.after(self.random.uniform(0.5, 2.0), self.cluster.network.heal)
-
-    def _change_sides(self) -> None:
-        """Two elect without the leader; one of them dies over its next write, and returns on the other side."""
-        leader = self.cluster.leader() or self._some()
-        voter, other = self.random.sample([name for name in self.cluster.names if name != leader], 2)
-        self._split([leader], [voter, other])
-        self.cluster.timeline.after(self.random.uniform(0.0, 0.1), partial(self._cut_power_in_next_write, voter))
-        self.cluster.timeline.after(self.random.uniform(0.1, 0.6), lambda: self._split([other], [leader, voter]))
-        self.cluster.timeline.after(self.random.uniform(1.0, 2.0), self.cluster.network.heal)
-
-    def _split(self, one_side: list[str], other_side: list[str]) -> None:
-        if not self.raging:
-            return
-        self.cluster.network.heal()
-        self.cluster.network.partition(one_side, other_side)
-        for name in one_side:
-            for other in other_side:
-                self.cluster.network.close(name, other)
-        for name in self.cluster.names:
-            self.cluster.restart(name)
-
-    def _cut_power_in_next_write(self, name: str) -> None:
-        if self.raging:
-            self.cluster.nodes[name].disk.power_cut_in = self.random.randrange(3)
-
-    def _bounce(self, name: str) -> None:
-        if self.raging:
-            self.cluster.crash(name, silently=False)
-            self.cluster.restart(name)
-
-    def _change_members(self) -> None:
-        """One joins or leaves: whoever, at whoever leads."""
-        leader = self.cluster.leader()
-        if leader is None:
-            return
-        members = self.cluster.members()
-        name = self._some()
-        wanted = tuple(one for one in members if one != name) if name in members else (*members, name)
-        if wanted:
-            command = b"%d members" % len(self.asked)
-            self.asked[command] = self.cluster.change_members(leader, wanted, command)
-            self._open.append((command, self.asked[command]))
-            self.cluster.timeline.after(self.random.uniform(0.1, 3.0), lambda: self._give_up_change(leader))
-
-    def _give_up_change(self, name: str) -> None:
-        core = self.cluster.nodes[name].core
-        if core is not None:
-            core.give_up_change(MembershipRefused("not_ready", "given up"))
-
-    def _hand_over(self) -> None:
-        leader = self.cluster.leader()
-        if leader is not None:
-            self.cluster.hand_over(leader, self.random.choice([None, self._some()]))
-
-    def _close_connection(self) -> None:
-        self.cluster.network.close(*self.random.sample(self.cluster.names, 2))
-
-    def _bad_weather(self) -> None:
-        slow = self.random.choice([0.002, 0.01, 0.08])
-        self.cluster.network.weather = Weather(
-            delay_s=(0.0002, slow), loss=self.random.choice([0.0, 0.0, 0.02, 0.2]), late=self.random.random()
+    def go(self) -> Report:
+        """Raises Violation if a promise is broken: something acknowledged lost, replicas that differ, two leaders in
+        a term, a stale read, damage overlooked, or no agreement in time after everything is repaired."""
+        cluster = self.cluster
+        self.load.begin()
+        self.storm.begin()
+        cluster.run_for(STORM_S - cluster.clock.monotonic())
+        self.load.end()
+        self.storm.end()
+        self._converge()
+        cluster.ensure_same()
+        self.load.judge()
+        faults = self.storm.faults + (self.load.hosts.faults if isinstance(self.load, JobLoad) else Counter())
+        return Report(
+            seed=self.seed,
+            digest=cluster.digest(),
+            replicas=len(cluster.founders),
+            load=type(self.load).__name__,
+            acknowledged=self.load.acknowledged,
+            unknown=self.load.unknown,
+            reads=self.load.reads,
+            faults=faults + Counter({"disk replaced": self.storm.operator.wiped}),
+            terms=max((node.core.term for node in cluster.nodes.values() if node.core), default=0),
+            virtual_s=cluster.clock.monotonic(),
         )
 
+    def _converge(self) -> None:
+        """A command proposed after the storm is acknowledged and reaches everybody; then everything ends."""
+        cluster, last = self.cluster, list[Answer]()
+        catch_up = CatchUp()
+        cluster.on_send = catch_up.note
 
-def run(seed: int, *, core_class: type[Core] = Core, lying_disks: bool = False) -> Report:
-    """Run one seed. Raises Violation if a promise is broken: an acknowledged command lost, replicas that differ, two
-    leaders in a term, a stale read, or no agreement in time after everything is repaired."""
-    random = Random(seed)
-    cluster = SimCluster(
-        Ledger,
-        seed=seed,
-        size=random.choice([1, 3, 3, 5]) if seed % 2 else 3,
-        spares=2 if seed % 2 else 0,
-        snapshot_every_entries=random.choice([10, 40, 1_000]),
-        keep_entries=random.choice([0, 5, 100]),
-        segment_bytes=random.choice([500, 4_000, 1_000_000]),
-        group_commands=random.choice([1, 3, 100]),
-    )
-    cluster.core_class = core_class
-    for node in cluster.nodes.values():
-        node.disk.lies = lying_disks
-    storm = Storm(cluster, random)
-    cluster.on_crash = storm._restart_later
-    cluster.start()
-    cluster.run_for(random.choice([0.0, 1.0]))
-    storm.begin()
-    cluster.run_for(STORM_S)
-    storm.end()
-    _converge(cluster, storm)
-    _judge(cluster, storm)
-    return Report(
-        seed=seed,
-        digest=cluster.digest(),
-        acknowledged=len(storm.acknowledged),
-        unknown=len(storm.asked) - len(storm.acknowledged),
-        reads=storm.reads,
-        faults=storm.faults,
-        terms=max((node.core.term for node in cluster.nodes.values() if node.core), default=0),
-        virtual_s=cluster.clock.monotonic(),
-    )
+        def acknowledged() -> bool:
+            if not last or (last[-1].done and last[-1].error is not None):
+                leader = cluster.leader()
+                if leader is not None:
+                    last.append(self.load.probe(leader))
+            return bool(last) and last[-1].done and last[-1].error is None
+
+        def equal() -> bool:
+            nodes = [cluster.nodes[name] for name in cluster.members() if not cluster.nodes[name].found_damage]
+            return len({node.core.applied_index if node.core else -1 for node in nodes}) == 1
+
+        healed_s = cluster.clock.monotonic()
+        cluster.wait_until(acknowledged, within_s=CONVERGE_S, what="a command is acknowledged after all is repaired")
+        left_s = healed_s + CONVERGE_S - cluster.clock.monotonic()
+        cluster.wait_until(equal, within_s=left_s, what="all replicas have applied the same")
+        left_s = healed_s + RUN_S - STORM_S - cluster.clock.monotonic()
+        cluster.wait_until(
+            lambda: self.load.finished() and self.storm.repaired and equal(),
+            within_s=left_s,
+            what="everything that was begun has ended, and every replica is whole",
+        )
+        catch_up.judge()
+        cluster.run_for(max(0.0, RUN_S - cluster.clock.monotonic()))
+        cluster.wait_until(equal, within_s=0.5, what="all replicas have applied the same")
 
 
-def _converge(cluster: SimCluster[Ledger], storm: Storm) -> None:
-    """A command proposed after the storm is acknowledged, and reaches everybody."""
-    last: list[Answer] = []
-
-    def acknowledged() -> bool:
-        if not last or (last[-1].done and last[-1].error is not None):
-            leader = cluster.leader()
-            if leader is not None:
-                last.append(cluster.propose(leader, b"last %d" % len(last)))
-        return bool(last) and last[-1].done and last[-1].error is None
-
-    def equal() -> bool:
-        cores = [cluster.nodes[name].core for name in cluster.members()]
-        return len({core.applied_index if core else -1 for core in cores}) == 1
-
-    cluster.wait_until(acknowledged, within_s=HEAL_S, what="a command is acknowledged after everything is repaired")
-    cluster.wait_until(equal, within_s=HEAL_S, what="all replicas have applied the same")
-    storm.collect()
-
-
-def _judge(cluster: SimCluster[Ledger], storm: Storm) -> None:
-    cluster.ensure_same()
-    machine = cluster.nodes[cluster.members()[0]].machine
-    assert machine is not None
-    held = machine.entries
-    lost = [command for command, number in storm.acknowledged.items() if held[number - 1 : number] != [command]]
-    if lost:
-        raise Violation(f"{len(lost)} of {len(storm.acknowledged)} acknowledged commands are lost, first {lost[0]!r}")
-    if len(set(held)) != len(held):
-        raise Violation("a command was applied twice")
+def run(seed: int, *, core_class: type[Core] = Core, jobs: bool | None = None) -> Report:
+    """Run one seed. Raises Violation as `Simulation.go` does; a note on it says the digest of the run until then."""
+    simulation = Simulation(seed, core_class, jobs)
+    try:
+        return simulation.go()
+    except Exception as error:
+        error.add_note(simulation.cluster.digest())
+        raise

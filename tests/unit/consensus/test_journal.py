@@ -260,16 +260,33 @@ def test_a_full_disk_stops_the_journal_for_good(disk: SimDisk) -> None:
 def test_a_failed_sync_is_never_tried_again(disk: SimDisk) -> None:
     journal = filled(disk, 3)
     journal.append(b"x", 5, 1)
-    disk.fails_syncs = True
+    disk.failing.add("sync")
     with pytest.raises(DiskFailed, match="Input/output error"):
         journal.flush()
-    disk.fails_syncs = False
+    disk.failing.clear()
     before = disk.operations
 
     with pytest.raises(DiskFailed):
         journal.flush()
 
     assert disk.operations == before
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_failed_sync_left_in_memory_is_written_again_before_it_is_trusted(seed: int) -> None:
+    """A failed sync leaves pages that can be read, are called clean and are not on the disk: a sync does not help."""
+    disk = SimDisk(Random(seed))
+    journal = filled(disk, 3)
+    journal.append(b"written, sync failed", 5, 1)
+    disk.failing.add("sync")
+    with pytest.raises(DiskFailed):
+        journal.flush()
+    disk.crash(power=False)
+    seen = content(opened(disk))
+    disk.crash(power=True)
+
+    assert content(opened(disk)) == seen
+    assert len(seen) == 4
 
 
 def test_what_a_killed_process_left_in_memory_is_synced_before_it_is_trusted(disk: SimDisk) -> None:
