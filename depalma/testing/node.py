@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from depalma.consensus.core import Core
-from depalma.consensus.errors import ConsensusError, JournalDamaged, OutcomeUnknown, Removed, SnapshotDamaged
+from depalma.consensus.errors import JournalDamaged, OutcomeUnknown, Removed, SnapshotDamaged
 from depalma.consensus.owners import Callback
 from depalma.consensus.settings import StateMachine
 from depalma.testing.clock import SkewedClock
@@ -119,7 +119,7 @@ class SimNode(Generic[MachineT]):
             action()
         except PowerCut as cut:
             self._cluster.crash(self.name, power=cut.power)
-        except (ConsensusError, AssertionError) as error:
+        except Exception as error:  # as the real driver does: whatever comes out of a tick stops the replica
             self.stopped_by = error
             self.removed = self.removed or isinstance(error, Removed)
             self._cluster.note_stop(self.name, error)
