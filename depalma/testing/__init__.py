@@ -2,10 +2,12 @@
 
     from depalma.testing import Ledger, ManualClock, SimCluster, SimDisk, SimNetwork
 
-Everything repeats exactly for the same seed. `bin/simulate` runs many seeds against the real replicas.
+Everything repeats exactly for the same seed (and PYTHONHASHSEED). `bin/simulate` runs many seeds against the real
+replicas: `simulation.py` is one run, `storm.py` what goes wrong in it, `ledger_load.py` and `job_load.py` who uses the
+cluster and judges what it said, `bugs.py` what it must find.
 """
 
-from depalma.testing.clock import ManualClock, Timeline
+from depalma.testing.clock import ManualClock, SkewedClock, Timeline
 from depalma.testing.cluster import Answer, SimCluster, Violation
 from depalma.testing.disk import PowerCut, SimDisk
 from depalma.testing.ledger import Ledger
@@ -19,6 +21,7 @@ __all__ = [
     "SimCluster",
     "SimDisk",
     "SimNetwork",
+    "SkewedClock",
     "Timeline",
     "Violation",
     "Weather",

@@ -83,24 +83,29 @@ class SkipsSync(Core):
     journal_class = _UnsyncedJournal
 
 
-class _LeaseReads(Reads):
-    _asked_at = _lease_until = float("-inf")
-    _lease_term = 0
+class _Lease(Reads):
+    """Knows when its last round began: for so long as followers then stick to the leader, readers need none."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core.engine)
+        self._core = core
+        self._asked_at = self._lease_until = float("-inf")
+        self._lease_term = 0
 
     def ask(self, callback: Callback) -> None:
-        if self._engine.term == self._lease_term and self._engine._clock.monotonic() < self._lease_until:
+        if self._core.leads_term == self._lease_term and self._core._clock.monotonic() < self._lease_until:
             self._confirmed.append((self._engine.commit_index, [callback]))
         else:
             super().ask(callback)
 
     def start_round(self) -> None:
         if self._round is None:
-            self._asked_at = self._engine._clock.monotonic()
+            self._asked_at = self._core._clock.monotonic()
         super().start_round()
 
     def finished(self) -> list[Callback]:
         if self._round is not None and self._engine.answered_round >= self._round[0]:
-            self._lease_until = self._asked_at + self._engine._timing.election_s[0]
+            self._lease_until = self._asked_at + self._core._settings.election_s[0]
             self._lease_term = self._engine.term
         return super().finished()
 
@@ -108,7 +113,9 @@ class _LeaseReads(Reads):
 class LeaseReads(Core):
     """A leader answers reads without asking for as long as no follower would elect another, by its own clock."""
 
-    reads_class = _LeaseReads
+    def open(self) -> None:
+        super().open()
+        self._reads = _Lease(self)
 
 
 class _TrustingJournal(Journal):

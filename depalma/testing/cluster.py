@@ -31,6 +31,7 @@ from depalma.consensus.errors import (
     SnapshotDamaged,
     TransferFailed,
 )
+from depalma.consensus.membership import Members
 from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
 from depalma.consensus.snapshotter import InlineSnapshots
 from depalma.testing.clock import ManualClock, SkewedClock, Timeline
@@ -114,13 +115,13 @@ class SimCluster(Generic[MachineT]):
         self._trace = hashlib.blake2b(digest_size=16)
         self.network.on_delivery = self._trace_delivery
 
-    def settings_of(self, name: str) -> ReplicaSettings:
+    def settings_of(self, node: SimNode[MachineT]) -> ReplicaSettings:
         """What the replica is told when it starts."""
-        founds = name in self.founders and not self.nodes[name].removed
-        known = self.founders if name in self.founders else (*self.founders, name)
+        founds = node.name in self.founders and not node.removed
+        known = self.founders if node.name in self.founders else (*self.founders, node.name)
         return ReplicaSettings(
-            id=name,
-            members=tuple(member(one) for one in known),
+            id=node.name,
+            members=tuple(member(name) for name in known),
             joining=not founds,
             directory=Path("/simulated"),
             **self._settings,  # type: ignore[arg-type]
@@ -129,7 +130,7 @@ class SimCluster(Generic[MachineT]):
     def make_core(self, node: SimNode[MachineT], machine: MachineT) -> Core:
         """A new replica on the node's disk."""
         return self.core_class(
-            self.settings_of(node.name),
+            self.settings_of(node),
             machine,
             disk=node.disk,
             clock=node.clock,
@@ -316,7 +317,7 @@ class SimCluster(Generic[MachineT]):
             raise Violation(f"{name} differs from another replica at command {index}")
 
     def note_stop(self, name: str, error: BaseException) -> None:
-        """A replica stopped by itself: right only if its disk was made to fail, or damaged, or if it was removed."""
+        """A replica stopped by itself: right only if its disk was made to fail, or damaged, or it was removed."""
         self._note(f"stop {name} {type(error).__name__}")
         if isinstance(error, Violation):
             raise error

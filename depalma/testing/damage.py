@@ -125,11 +125,11 @@ class Operator:
 
     PERIOD_S = 0.1
 
-    def __init__(self, cluster: SimCluster[Any], *, hasty: bool = False, away: bool = False) -> None:
+    def __init__(self, cluster: SimCluster[Any], *, hasty: bool = False) -> None:
         self._cluster = cluster
         self._hasty = hasty
         #: who is not whole, and how much it must have applied to be: all at first, then whoever got an empty folder
-        self._rebuilding = {} if away else dict.fromkeys(cluster.names, 1)
+        self._rebuilding = dict.fromkeys(cluster.names, 1)
         self.wiped = 0
 
     def start(self) -> None:

@@ -104,13 +104,13 @@ class JobLoad:
     def judge(self) -> None:
         """Raise Violation for the first invariant that does not hold (faults.md, I1 to I10)."""
         digests = set()
-        for node in (self.cluster.nodes[name] for name in self.cluster.members()):
+        for node in self.cluster.nodes.values():
             assert node.machine is not None
             node.machine.state.check_invariants()
             digests.add(digest_of(node.machine.state))
         if len(digests) != 1:
             raise Violation(f"I8: equal hashes of commands, but different states: {sorted(digests)}")
-        machine = self.cluster.nodes[self.cluster.members()[0]].machine
+        machine = self.cluster.nodes[self.cluster.names[0]].machine
         assert machine is not None
         operations = self.history.operations
         named = [job_view(machine.state, job) for job in machine.state.jobs.values() if job.spec.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from depalma.testing.cluster import Answer, SimCluster, Violation
@@ -49,11 +50,11 @@ class LedgerLoad:
         return self._propose(leader)
 
     def judge(self) -> None:
-        """Raise Violation unless each replica has what was acknowledged, at its number, and nothing twice (I1, I10)."""
+        """Raise Violation unless each member has what was acknowledged, at its number, and nothing twice (I1, I10)."""
         for name in self.cluster.members():
-            node = self.cluster.nodes[name]
-            assert node.machine is not None
-            held = node.machine.entries
+            machine = self.cluster.nodes[name].machine
+            assert machine is not None
+            held = machine.entries
             lost = [command for command, number in self._acknowledged.items() if held[number - 1 : number] != [command]]
             if lost:
                 text = f"{len(lost)} of {self.acknowledged} acknowledged commands, first {lost[0][:20]!r}"
@@ -79,10 +80,17 @@ class LedgerLoad:
         believers = [name for name, node in self.cluster.nodes.items() if node.core and node.core.leads_term]
         return self.random.choice(believers if believers and chance < 0.85 else self.cluster.names)
 
+    def change_members(self, name: str, wanted: tuple[str, ...]) -> None:
+        """Ask a replica for other members; the command that says so is one like any other."""
+        self._ask_for(lambda command: self.cluster.change_members(name, wanted, command))
+
     def _propose(self, name: str) -> Answer:
+        return self._ask_for(lambda command: self.cluster.propose(name, command))
+
+    def _ask_for(self, ask: Callable[[bytes], Answer]) -> Answer:
         command = b"%d " % self._asked + self._padding
         self._asked += 1
-        answer = self.cluster.propose(name, command)
+        answer = ask(command)
         answer.listen(lambda: self._on_answer(command, answer))
         return answer
 

@@ -179,9 +179,9 @@ class SimNetwork:
 
     def _reachable(self, one: str, other: str) -> bool:
         both_up = one in self._nodes and other in self._nodes
-        if one in self._stalled or other in self._stalled or not self._acquainted(one, other):
+        if not both_up or one in self._stalled or other in self._stalled or not self._acquainted(one, other):
             return False
-        return both_up and (one, other) not in self._blocked and (other, one) not in self._blocked
+        return (one, other) not in self._blocked and (other, one) not in self._blocked
 
     def _acquainted(self, one: str, other: str) -> bool:
         return all(there in self._let_in.get(here, (there,)) for here, there in ((one, other), (other, one)))

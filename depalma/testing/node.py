@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from depalma.consensus.core import Core
-from depalma.consensus.errors import ConsensusError, JournalDamaged, OutcomeUnknown, Removed, SnapshotDamaged
+from depalma.consensus.errors import JournalDamaged, OutcomeUnknown, Removed, SnapshotDamaged
 from depalma.consensus.owners import Callback
 from depalma.consensus.settings import StateMachine
 from depalma.testing.clock import SkewedClock
@@ -35,11 +35,11 @@ class SimNode(Generic[MachineT]):
         self.life = 0
         #: why it stopped by itself, if it did
         self.stopped_by: BaseException | None = None
+        #: whether it has been told that it is no member any more: its operator starts it again to join
+        self.removed = False
         #: it stands still, as after SIGSTOP or a suspend
         self.frozen = False
         self._cluster = cluster
-        #: whether it has been told that it is no member any more: its operator starts it again to join
-        self.removed = False
         self._tick_planned = False
         #: by source, what happened to it while it stood still
         self._missed: dict[str, list[Callable[[], object]]] = {}
@@ -119,7 +119,7 @@ class SimNode(Generic[MachineT]):
             action()
         except PowerCut as cut:
             self._cluster.crash(self.name, power=cut.power)
-        except (ConsensusError, AssertionError) as error:
+        except Exception as error:  # as the real driver does: whatever comes out of a tick stops the replica
             self.stopped_by = error
             self.removed = self.removed or isinstance(error, Removed)
             self._cluster.note_stop(self.name, error)

@@ -88,12 +88,12 @@ class Simulation:
         random = Random(self.seed)
         chance = random.random()
         jobs = chance < 0.4 if self.jobs is None else self.jobs
-        members_change = not jobs and random.random() < 0.4
+        spares = 0 if jobs else random.choice([0, 2])
         self.cluster = SimCluster(
             Machine if jobs else Ledger,
             seed=self.seed,
-            size=random.choice([1, 3, 3, 5] if members_change else [3, 3, 5]),
-            spares=2 if members_change else 0,
+            size=random.choice([1, 3, 5] if spares else [3, 3, 5]),
+            spares=spares,
             state_hash=(lambda machine: machine.state_hash) if jobs else Ledger.state_hash,
             snapshot_every_entries=random.choice([10, 40, 1_000] if jobs else [4, 10, 40, 1_000]),
             keep_entries=random.choice([0, 5, 100]),
@@ -103,8 +103,12 @@ class Simulation:
         self.cluster.core_class = self.core_class
         if random.random() < 0.7:
             self._mix_clocks(random)
-        self.storm = Storm(self.cluster, random)
-        self.load = JobLoad(self.cluster, random) if jobs else LedgerLoad(self.cluster, random)
+        if jobs:
+            self.load = JobLoad(self.cluster, random)
+            self.storm = Storm(self.cluster, random)
+        else:
+            self.load = ledgers = LedgerLoad(self.cluster, random)
+            self.storm = Storm(self.cluster, random, ledgers.change_members if spares else None)
         self.cluster.start()
         self.cluster.run_for(random.choice([0.0, 1.0]))
 
@@ -135,7 +139,7 @@ class Simulation:
         return Report(
             seed=self.seed,
             digest=cluster.digest(),
-            replicas=len(cluster.names),
+            replicas=len(cluster.founders),
             load=type(self.load).__name__,
             acknowledged=self.load.acknowledged,
             unknown=self.load.unknown,
@@ -159,8 +163,7 @@ class Simulation:
             return bool(last) and last[-1].done and last[-1].error is None
 
         def equal() -> bool:
-            members = [cluster.nodes[name] for name in cluster.members()]
-            nodes = [node for node in members if not node.found_damage]
+            nodes = [cluster.nodes[name] for name in cluster.members() if not cluster.nodes[name].found_damage]
             return len({node.core.applied_index if node.core else -1 for node in nodes}) == 1
 
         healed_s = cluster.clock.monotonic()
@@ -169,7 +172,7 @@ class Simulation:
         cluster.wait_until(equal, within_s=left_s, what="all replicas have applied the same")
         left_s = healed_s + RUN_S - STORM_S - cluster.clock.monotonic()
         cluster.wait_until(
-            lambda: self.load.finished() and not self.storm.operator.busy and equal(),
+            lambda: self.load.finished() and self.storm.repaired and equal(),
             within_s=left_s,
             what="everything that was begun has ended, and every replica is whole",
         )

@@ -17,18 +17,21 @@ from depalma.testing.network import Weather
 class Storm:
     """Rages from `begin` to `end`. `faults` counts what was done, by kind."""
 
-    def __init__(self, cluster: SimCluster[Any], random: Random) -> None:
+    def __init__(
+        self,
+        cluster: SimCluster[Any],
+        random: Random,
+        change_members: Callable[[str, tuple[str, ...]], None] | None = None,
+    ) -> None:
         self.cluster = cluster
+        self._ask_for_members = change_members
         self.random = random
         self.faults: Counter[str] = Counter()
-        #: whether members come and go; damaged disks are for runs in which they do not
-        self._members_change = len(cluster.names) > len(cluster.founders)
-        self.operator = Operator(cluster, hasty=random.random() < 0.5, away=self._members_change)
+        self.operator = Operator(cluster, hasty=random.random() < 0.5)
         self.raging = True
         #: misfortunes a second
         self._rate = 1.0
         self._kinds: list[Callable[[], None]] = []
-        self._changes = 0
         cluster.on_crash = self._restart_later
 
     def begin(self) -> None:
@@ -53,9 +56,8 @@ class Storm:
             self._hand_over,
             self.cluster.network.heal,
         ]
-        if self._members_change:
-            every.remove(self._flip_bit)
-            every += [self._change_members] * 5
+        if self._ask_for_members is not None:
+            every += [self._change_members] * 3
         self._kinds = self.random.sample(every, self.random.randrange(1, len(every) + 1))
         self._rate = self.random.choice([0.7, 2.0, 6.0])
         self.operator.start()
@@ -70,6 +72,11 @@ class Storm:
             node.disk.repair()
             self.cluster.thaw(name)
             self._restart(name)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether nothing is left for the operator to do (while members change, nothing is: no disk is damaged)."""
+        return self._ask_for_members is not None or not self.operator.busy
 
     def _misfortune(self) -> None:
         if not self.raging:
@@ -143,23 +150,27 @@ class Storm:
     # -- members -------------------------------------------------------------------------------------------------
 
     def _change_members(self) -> None:
-        """One joins or leaves: whoever, at whoever leads; given up after a while if nothing comes of it."""
-        leader, name = self._leader(), self._some()
-        members = self.cluster.members()
+        """One joins or leaves: whoever, at whoever leads."""
+        leader = self.cluster.leader()
+        if leader is None or self._ask_for_members is None:
+            return
+        members, name = self.cluster.members(), self._some()
         wanted = tuple(one for one in members if one != name) if name in members else (*members, name)
-        self.faults["member removed" if name in members else "member added"] += 1
-        self._changes += 1
-        self.cluster.change_members(leader, wanted, b"members %d" % self._changes)
-        self.cluster.timeline.after(self.random.uniform(0.1, 3.0), lambda: self._give_up_change(leader))
+        if wanted:
+            self.faults["members changed"] += 1
+            self._ask_for_members(leader, wanted)
+            self.cluster.timeline.after(self.random.uniform(0.1, 3.0), lambda: self._give_up_change(leader))
 
     def _give_up_change(self, name: str) -> None:
-        core = self.cluster.nodes[name].core
-        if core is not None:
-            core.give_up_change(MembershipRefused("not_ready", "given up"))
+        node = self.cluster.nodes[name]
+        if node.core is not None and not node.frozen:
+            node.core.give_up_change(MembershipRefused("not_ready", "given up"))
 
     def _hand_over(self) -> None:
-        self.faults["leadership handed over"] += 1
-        self.cluster.hand_over(self._leader(), self.random.choice([None, self._some()]))
+        leader = self.cluster.leader()
+        if leader is not None:
+            self.faults["leadership handed over"] += 1
+            self.cluster.hand_over(leader, self.random.choice([None, self._some()]))
 
     # -- disks ---------------------------------------------------------------------------------------------------
 
@@ -188,8 +199,8 @@ class Storm:
     def _flip_bit(self) -> None:
         """In a file of a replica that is down; of one replica at a time, for the others must make it whole again."""
         name = self._some()
-        if self.operator.busy:
-            return
+        if self.operator.busy or self._ask_for_members is not None:
+            return  # while members change, nobody says of whom an operator has to look whether they are equal
         self._crash(name, power=True)
         if kind := flip_bit(self.cluster, name, self.random):
             self.faults[kind] += 1
@@ -213,7 +224,7 @@ class Storm:
     def _swing_voter(self) -> None:
         """Two sides do not see each other; the one on whom both depend dies again and again."""
         self.faults["swing voter"] += 1
-        voter, *others = self.random.sample(self.cluster.names, self._size)
+        voter, *others = self.random.sample(self.cluster.names, len(self.cluster.names))
         half = len(others) // 2
         self._split(others[:half], others[half:], restart=False)
         self._crash_leader()

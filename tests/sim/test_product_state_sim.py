@@ -10,6 +10,9 @@ from depalma.testing import Violation
 from depalma.testing.job_load import JobLoad
 from depalma.testing.simulation import Simulation
 
+#: runs of a second or two each, on machines that do other things too
+pytestmark = pytest.mark.timeout(600)
+
 
 def stormy(seed: int) -> tuple[Simulation, JobLoad, Machine]:
     simulation = Simulation(seed, jobs=True)
