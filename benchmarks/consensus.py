@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What consensus costs by itself: replicas in processes of their own on loopback, mutual TLS, each write synced to disk.
+"""What consensus costs by itself: replicas in processes of their own on loopback, mutual TLS, each write synced.
 
     benchmarks/consensus.py                          1, 3 and 5 replicas; 1, 10, 100 and 1,000 commands waiting
     benchmarks/consensus.py --replicas 3 --waiting 1,1000 --rounds 9
@@ -163,8 +163,7 @@ class Cluster:
 
     def __init__(self, folder: Path, size: int, prepare: Callable[[str], None] = nothing) -> None:
         members = tuple(
-            Member(id=f"m{number}", host="127.0.0.1", raft_port=port)
-            for number, port in enumerate(free_ports(size), 1)
+            Member(id=f"m{number}", host="127.0.0.1", raft_port=port) for number, port in enumerate(free_ports(size), 1)
         )
         throwaway_secrets(folder / "secrets", [member.id for member in members])
         context = multiprocessing.get_context("spawn")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import asyncio
 import hashlib
 import io
 from typing import TYPE_CHECKING, Any
