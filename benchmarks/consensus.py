@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What consensus costs by itself: replicas in processes of their own on loopback, mutual TLS, each write synced.
+"""What consensus costs by itself: replicas in processes of their own, mutual TLS, each write synced to disk.
 
     benchmarks/consensus.py                          1, 3 and 5 replicas; 1, 10, 100 and 1,000 commands waiting
     benchmarks/consensus.py --replicas 3 --waiting 1,1000 --rounds 9

@@ -19,8 +19,8 @@ from depalma.consensus.snapshot_format import Header
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-#: how much less urgent the child is: where both want a core, it gets a tenth of it
-_NICE = 10
+#: how much less urgent the child is: where both want a core, it gets a quarter of it
+_NICE = 5
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
