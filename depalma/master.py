@@ -178,7 +178,7 @@ class Master:
         self.replica.add_applied_listener(self._applied)
         self.replica.add_leadership_listener(self._leadership)
         await self.replica.start()
-        self.machine.drain_changes()  # all that was restored: nobody can have asked for it yet
+        self.state.changes.jobs.clear()  # all that were restored: nobody can have asked for one yet
         self.loopwatch.start()
         self._runner = web.AppRunner(make_app(self), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
