@@ -324,8 +324,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     # Long-lived state is large and acyclic: collecting it again and again would stall the loop.
     gc.freeze()
-    # Small steps, each of a ms or two: on a loaded machine a step of 40 ms was a stall of 300. How often an object is
-    # looked at does not depend on their size; all of them together are looked at once in a milliard.
+    # Small steps, each of a ms or two: on a loaded machine a step of 40 ms was a stall of 300. The work is the same: an
+    # object is looked at twice while it is young, and then once in a thousand million new ones.
     gc.set_threshold(1_000, 5, 200_000)
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(serve(config, secrets, arguments.id, joining=arguments.join))
