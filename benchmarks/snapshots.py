@@ -42,6 +42,8 @@ from depalma.state import commands
 from depalma.state.machine import Machine
 
 QUEUED, FINISHED = 1_000_000, 200_000
+#: snapshots are asked for, and nothing is forgotten: the jobs are as old as the clock
+SETTINGS = {"snapshot_every_entries": 10**9, "history_days": 100_000, "history_jobs": 10**9}
 WRITERS = 8
 MIB = 1 << 20
 
@@ -95,8 +97,7 @@ def report(ref: tuple[int, int, int], result_bytes: int) -> Report:
 
 def prepare(directory: Path, machine: Machine | None) -> None:
     """Makes the folder of a cluster that begins with the state."""
-    settings = {"snapshot_every_entries": 1_000_000_000}
-    config = folder.make(directory, masters=3, agents=0, slots=1, settings=settings)
+    config = folder.make(directory, masters=3, agents=0, slots=1, settings=SETTINGS)
     if machine is not None:
         saved = directory / "state.snap"
         recovery.write_file(saved, Header(1000, 1, machine.state.version), machine.snapshot())
@@ -402,9 +403,7 @@ def main() -> int:
         empty = empty_master_bytes(Path(base) / "empty")
         directory = Path(base) / "cluster"
         prepare(directory, large_state(options.jobs, options.result_bytes))
-        with LocalCluster(
-            masters=3, agents=0, directory=directory, settings={"snapshot_every_entries": 10**9}
-        ) as cluster:
+        with LocalCluster(masters=3, agents=0, directory=directory, settings=SETTINGS) as cluster:
             if "snapshot" in wanted:
                 measure_snapshots(cluster, empty, options.count)
             if "restart" in wanted:

@@ -10,27 +10,23 @@ the two values of a line, and trust CPU time before time on a busy machine.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterable
-from multiprocessing.connection import Connection as Pipe
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from depalma.consensus import ConsensusError, Replica, transport
-from depalma.testing.replicas import Replicas, free_ports
+from consensus import Cluster, Work, nothing
 
-#: name → size of a command in bytes, how many wait at once, how many a turn
+from depalma.consensus import transport
+
 WORK = {
-    "lone": (100, 1, 40),
-    "waiting_64": (100, 64, 2_000),
-    "waiting_1000": (100, 1_000, 8_000),
-    "of_64_kib": (65_536, 4, 60),
+    "lone": Work(100, 1, count=40, seconds=60),
+    "waiting_64": Work(100, 64, count=2_000, seconds=60),
+    "waiting_1000": Work(100, 1_000, count=8_000, seconds=60),
+    "of_64_kib": Work(65_536, 4, count=60, seconds=60),
 }
 
 
@@ -70,88 +66,22 @@ def speak_plainly(me: str) -> None:
     vars(transport)["Connection"] = Connection
 
 
-async def turn(replica: Replica, size_bytes: int, at_once: int, count: int) -> list[float]:
-    """Returns the milliseconds that each command took."""
-    left, took = iter(range(count)), []
+class Side:
+    """One of the two clusters, and what was measured with it."""
 
-    async def one() -> None:
-        for _ in left:
-            started = time.perf_counter()
-            await replica.propose(b"x" * size_bytes)
-            took.append(1000 * (time.perf_counter() - started))
+    def __init__(self, folder: Path, prepare: Callable[[str], None]) -> None:
+        self.cluster = Cluster(folder, 3, prepare)
+        self.milliseconds: dict[str, list[float]] = {name: [] for name in WORK}
+        self.rates: dict[str, list[float]] = {name: [] for name in WORK}
+        self.cpu: dict[str, list[float]] = {name: [] for name in WORK}
 
-    await asyncio.gather(*(one() for _ in range(at_once)))
-    return took
-
-
-async def serve(folder: Path, ports: list[int], name: str, pipe: Pipe) -> None:
-    """Is one replica and does what the pipe says."""
-    loop = asyncio.get_running_loop()
-    async with Replicas(folder, ports=ports) as cluster:
-        await cluster.start(name)
-        replica = cluster.running[name]
-        pipe.send("started")
-        while (order := await loop.run_in_executor(None, pipe.recv)) != "stop":
-            if order == "cpu":
-                pipe.send(time.process_time())
-                continue
-            started = time.perf_counter()
-            try:
-                took = await turn(replica, *WORK[order]) if replica.is_leader else None
-            except ConsensusError as error:
-                took = None
-                print(f"{name}: {error}", file=sys.stderr)
-            pipe.send((took, time.perf_counter() - started))
-
-
-def run(folder: Path, ports: list[int], name: str, pipe: Pipe, plain: bool) -> None:
-    """Is a process of its own."""
-    if plain:
-        speak_plainly(name)
-    asyncio.run(serve(folder, ports, name, pipe))
-
-
-class Cluster:
-    """Three replica processes, and what was measured with them."""
-
-    def __init__(self, folder: Path, plain: bool) -> None:
-        Replicas(folder)  # makes the certificates
-        ports, context = free_ports(3), multiprocessing.get_context("spawn")
-        self.milliseconds: dict[str, list[float]] = {work: [] for work in WORK}
-        self.rates: dict[str, list[float]] = {work: [] for work in WORK}
-        self.cpu: dict[str, list[float]] = {work: [] for work in WORK}
-        self.pipes, self.processes = [], []
-        for name in ("m1", "m2", "m3"):
-            ours, theirs = context.Pipe()
-            self.pipes.append(ours)
-            self.processes.append(context.Process(target=run, args=(folder, ports, name, theirs, plain)))
-            self.processes[-1].start()
-        self.ask("started")
-
-    def ask(self, order: str) -> list[Any]:
-        """Tells all and returns what each says."""
-        if order != "started":
-            for pipe in self.pipes:
-                pipe.send(order)
-        return [pipe.recv() for pipe in self.pipes] if order != "stop" else []
-
-    def measure(self, work: str) -> bool:
-        """Takes one turn; False if nobody led to its end."""
-        before = sum(self.ask("cpu"))
-        answers = [answer for answer in self.ask(work) if answer[0] is not None]
-        if len(answers) != 1:
-            return False
-        ((took, seconds),) = answers
-        self.milliseconds[work] += took
-        self.rates[work].append(len(took) / seconds)
-        self.cpu[work].append(1e6 * (sum(self.ask("cpu")) - before) / len(took))
-        return True
-
-    def stop(self) -> None:
-        """Ends the processes."""
-        self.ask("stop")
-        for process in self.processes:
-            process.join()
+    def measure(self, name: str) -> None:
+        """Takes one turn."""
+        turn, _, cpu_s = self.cluster.turn(WORK[name])
+        count = len(turn.milliseconds)
+        self.milliseconds[name] += turn.milliseconds
+        self.rates[name].append(count / turn.seconds)
+        self.cpu[name].append(1e6 * cpu_s / count)
 
 
 def say(work: str, measure: str, tls: Iterable[float], plain: Iterable[float]) -> None:
@@ -168,17 +98,15 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="where the journals go; default: the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="depalma-tls-", dir=options.dir) as folder:
-        clusters = [Cluster(Path(folder) / "tls", False), Cluster(Path(folder) / "plain", True)]
+        tls, plain = Side(Path(folder) / "tls", nothing), Side(Path(folder) / "plain", speak_plainly)
         try:
             for number in range(options.rounds):
                 for work in WORK:
-                    for cluster in clusters if number % 2 else reversed(clusters):
-                        while not cluster.measure(work):
-                            time.sleep(0.2)
+                    for side in (tls, plain) if number % 2 else (plain, tls):
+                        side.measure(work)
         finally:
-            for cluster in clusters:
-                cluster.stop()
-    tls, plain = clusters
+            for side in (tls, plain):
+                side.cluster.stop()
     say("lone", "ms, median", tls.milliseconds["lone"], plain.milliseconds["lone"])
     for work in WORK:
         say(work, "commands/s", tls.rates[work], plain.rates[work])

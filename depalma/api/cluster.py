@@ -103,7 +103,7 @@ async def overview(api: Api, request: web.Request) -> web.StreamResponse:
     services = api.services
     views = await master_views(api)
     state = api.state
-    api.totals.refresh(state)
+    await api.totals.refresh(state)
     latest = newest(state)
     return api.reply(
         request,

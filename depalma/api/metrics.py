@@ -18,7 +18,7 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     services = api.services
     rates = services.rates
     replica, state = services.replica, api.state
-    api.totals.refresh(state)
+    await api.totals.refresh(state)
     lines: list[str] = []
     _add(lines, "depalma_leader", "gauge", "1 if this master leads", int(replica.is_leader))
     _add(lines, "depalma_term", "gauge", "Newest term seen", replica.term)

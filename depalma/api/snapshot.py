@@ -30,7 +30,8 @@ async def snapshot(api: Api, request: web.Request) -> web.StreamResponse:
     try:
         return await _send(request, descriptor, str(path))
     finally:
-        os.close(descriptor)
+        # If the file has been replaced meanwhile, this is what frees its space.
+        await asyncio.get_running_loop().run_in_executor(None, os.close, descriptor)
 
 
 async def _send(request: web.Request, descriptor: int, path: str) -> web.StreamResponse:

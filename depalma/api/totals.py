@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from depalma.state.jobs import Job
 #: An answer is used again for this long, or for this many times what it took to make.
 _FRESH_S = 0.2
 _FRESH_FACTOR = 20.0
+#: So many jobs are looked at before the loop gets its turn: a ms or two.
+_SLICE = 1_000
 _TASK_FIELDS = ("queued", "running", "succeeded", "failed", "cancelled", "lost")
 
 
@@ -28,12 +31,16 @@ class Totals:
         self._state: ClusterState | None = None
         self.jobs: Mapping[str, int] = {}
         self.tasks: Mapping[str, int] = {}
+        self._counting = asyncio.Lock()
 
-    def refresh(self, state: ClusterState) -> None:
-        """Brings `jobs` and `tasks` up to date, if they are not recent anyway."""
-        start = time.monotonic()
-        if state is self._state and start < self._fresh_until:
-            return
+    async def refresh(self, state: ClusterState) -> None:
+        """Brings `jobs` and `tasks` up to date, if they are not recent anyway. They are not those of one moment."""
+        async with self._counting:
+            if state is not self._state or time.monotonic() >= self._fresh_until:
+                await self._look(state)
+
+    async def _look(self, state: ClusterState) -> None:
+        took, began = 0.0, time.monotonic()
         if state is not self._state:
             self._start_again(state)
         self._take_new(state)
@@ -41,7 +48,11 @@ class Totals:
             self._start_again(state)
             self._take_new(state)
         jobs, tasks = Counter(self._ended_jobs), Counter(self._ended_tasks)
-        for job_id in tuple(self._live):
+        for number, job_id in enumerate(tuple(self._live), 1):
+            if not number % _SLICE:
+                took += time.monotonic() - began
+                await asyncio.sleep(0)
+                began = time.monotonic()
             job = state.jobs.get(job_id)
             if job is None:
                 del self._live[job_id]
@@ -54,7 +65,7 @@ class Totals:
         self.jobs = dict(jobs)
         self.tasks = {field: tasks[field] for field in _TASK_FIELDS}
         end = time.monotonic()
-        self._fresh_until = end + max(_FRESH_S, _FRESH_FACTOR * (end - start))
+        self._fresh_until = end + max(_FRESH_S, _FRESH_FACTOR * (took + end - began))
 
     def _take_new(self, state: ClusterState) -> None:
         for job_id in reversed(state.jobs):

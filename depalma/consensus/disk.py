@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Protocol
 from depalma.consensus.errors import DirectoryInUse, DiskFailed
 
 _LOCK_FILE = "lock"
+#: a file of this size or more is freed by another thread
+LARGE_BYTES = 1 << 20
 
 
 class AppendFile(Protocol):
@@ -188,7 +191,17 @@ class FileDisk:
         os.rename(self.path(old), self.path(new))
 
     def remove(self, name: str) -> None:
-        os.unlink(self.path(name))
+        path = self.path(name)
+        if os.stat(path).st_size < LARGE_BYTES:
+            os.unlink(path)
+            return
+        # As long as the file is open its space is not freed: that takes a tenth of a second for some hundred MiB, so
+        # whoever closes it last is a thread. (Cutting it down by steps would be gentler, but it may be being read.)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.unlink(path)
+        finally:
+            threading.Thread(target=os.close, args=(fd,), name="free space", daemon=True).start()
 
     def sync_dir(self) -> None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -226,15 +226,16 @@ class Journal:
         self.written_bytes += len(data)
 
     def _remove_before(self, first: int) -> None:
-        """Remove the segments before position `first`, newest first and each durably.
+        """Remove the segments before position `first`: the newest of them first, and that one durably.
 
-        A crash in between leaves a gap, and `open` starts above the last gap. Oldest first could leave a segment
-        that cannot be read without the one before it.
+        It leaves a gap, and `open` starts above the last gap: whichever of the others a crash leaves, they are not
+        read. Oldest first could leave a segment that cannot be read without the one before it.
         """
         with disk_errors("removing", self._disk.path("journal")):
             for segment in reversed(self._segments[:first]):
                 self._disk.remove(segment.name)
-                self._disk.sync_dir()
+                if segment is self._segments[first - 1]:
+                    self._disk.sync_dir()
         del self._segments[:first]
 
     def _start_segment(self, index: int, term: int, *, reset: bool) -> None:

@@ -34,8 +34,10 @@ class IdleJobs:
         seen: dict[int, tuple[int, float]] = {}
         due = []
         for job in jobs:
+            if not job.open or job.is_final:
+                continue
             counts = job.counts()
-            if not job.open or job.is_final or counts.queued or counts.running:
+            if counts.queued or counts.running:
                 continue
             total, since = self._seen.get(job.id, (-1, now))
             since = since if total == counts.total else now

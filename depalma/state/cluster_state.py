@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from depalma.codetree import CodeEntry, tree_at, tree_digest
 from depalma.model import MasterAddress
@@ -21,6 +21,7 @@ class Changes(Struct, gc=False):
     hosts: set[str]
     code: bool = False
     masters: bool = False
+    forgotten: list[Job] = field(default_factory=list)  #: to be freed by whoever drains, at the pace that suits it
 
 
 class ClusterState:

@@ -192,6 +192,12 @@ class Completions(Sequence[int]):
         self._note_ids = {}
         self._last_result = None
 
+    def release(self, count: int) -> int:
+        """Frees so many results of a job that was forgotten, and returns how many; it is not used after that."""
+        count = min(count, len(self._results))
+        del self._results[len(self._results) - count :]
+        return count
+
     def blobs(self) -> Iterator[str]:
         """Yields the digests of results that stand beside the log."""
         return (result.digest for result in self._results if result is not None and result.digest)

@@ -105,7 +105,7 @@ def forget_jobs(state: ClusterState, command: ForgetJobs) -> Applied | Rejected:
     for job_id in command.jobs:
         job = state.jobs.get(job_id)
         if job is not None and job.is_final:
-            del state.jobs[job_id]
+            state.changes.forgotten.append(state.jobs.pop(job_id))
             state.changes.jobs.add(job_id)
             dropped.append(job_id)
     return Applied(tuple(dropped), state.version)

@@ -31,7 +31,6 @@ from depalma.consensus.errors import (
     SnapshotDamaged,
     TransferFailed,
 )
-from depalma.consensus.membership import Members
 from depalma.consensus.settings import Member, ReplicaSettings, StateMachine
 from depalma.consensus.snapshotter import InlineSnapshots
 from depalma.testing.clock import ManualClock, SkewedClock, Timeline

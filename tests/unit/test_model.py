@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from depalma import model
-from depalma.model import FINAL_STATES, JobSpec, JobView, Payload, Report, TaskCounts, TaskState
+from depalma.model import FINAL_STATES, JobSpec, JobView, MasterAddress, Payload, Report, TaskCounts, TaskState
 from depalma.state import commands
 
 
@@ -93,6 +93,7 @@ def every_command() -> list[commands.AnyCommand]:
         commands.AddCode("r", "n", "module", "d", 1, "ann", 1.0),
         commands.AckCode("h", "i", 1, "t", "s", 1.0),
         commands.ForgetJobs((1,), 1.0),
+        commands.ChangeMasters("r", (MasterAddress("m1", "a", 1, 2),), 1.0, "ann"),
     ]
 
 
@@ -108,7 +109,7 @@ def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
         "code.ack", "code.add", "host.add", "host.lost", "host.recovered", "host.suspect", "host.up", "job.add_tasks",
-        "job.cancel", "job.close", "job.forget", "job.submit", "task.assign", "task.finish", "task.start",
+        "job.cancel", "job.close", "job.forget", "job.submit", "master.change", "task.assign", "task.finish", "task.start",
     ]  # fmt: skip
 
 

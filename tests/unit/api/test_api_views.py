@@ -214,20 +214,35 @@ async def test_totals_follow_jobs_to_their_end_and_out_of_history(bench: Bench) 
     from depalma.api.totals import Totals
     from depalma.state.commands import ForgetJobs
 
-    def counted() -> tuple[dict[str, int], int]:
+    async def counted() -> tuple[dict[str, int], int]:
         totals._fresh_until = 0.0
-        totals.refresh(bench.master.state)
+        await totals.refresh(bench.master.state)
         return dict(totals.jobs), totals.tasks["cancelled"]
 
     totals = Totals()
     jobs = [bench.submit(count=2) for _ in range(3)]
-    assert counted() == ({"queued": 3}, 0)
+    assert await counted() == ({"queued": 3}, 0)
     await bench.post("/v1/jobs/cancel", {"jobs": jobs[:2]})
-    assert counted() == ({"queued": 1, "cancelled": 2}, 4)
-    assert counted() == ({"queued": 1, "cancelled": 2}, 4)
+    assert await counted() == ({"queued": 1, "cancelled": 2}, 4)
+    assert await counted() == ({"queued": 1, "cancelled": 2}, 4)
     bench.master.apply(ForgetJobs((jobs[0],), 1.0))
     bench.submit()
-    assert counted() == ({"queued": 2, "cancelled": 1}, 2)
+    assert await counted() == ({"queued": 2, "cancelled": 1}, 2)
+
+
+async def test_counting_many_jobs_gives_the_loop_its_turn(bench: Bench) -> None:
+    from depalma.api import totals as module
+
+    many = 5 * module._SLICE
+    for _ in range(many):
+        bench.submit()
+    totals, turns = module.Totals(), 0
+    counting = asyncio.create_task(totals.refresh(bench.master.state))
+    while not counting.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert totals.jobs == {"queued": many}
+    assert turns >= 5
 
 
 async def test_metrics_are_prometheus_text(bench: Bench) -> None:

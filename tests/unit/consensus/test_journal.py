@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import threading
+import time
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from depalma.consensus.disk import FileDisk
+from depalma.consensus.disk import LARGE_BYTES, FileDisk
 from depalma.consensus.errors import DirectoryInUse, DiskFailed, JournalDamaged
 from depalma.consensus.journal import Journal
 from depalma.testing import PowerCut, SimDisk
@@ -159,6 +162,18 @@ def test_compaction_drops_whole_segments_only(disk: SimDisk) -> None:
     again = opened(disk, 500)
     assert again.log.base_index <= 40
     assert again.log.last_index == 61
+
+
+def test_compaction_syncs_once_however_much_it_removes(disk: SimDisk) -> None:
+    """Each sync waits for the disk, and the leader's loop for all of them."""
+    journal = filled(disk, 200, segment_bytes=500)
+    files, operations = len(disk.names()), disk.operations
+
+    journal.compact(190)
+
+    removed = files - len(disk.names())
+    assert removed > 5
+    assert disk.operations - operations == removed + 1
 
 
 def voided_across_segments(disk: SimDisk) -> tuple[Journal, int]:
@@ -315,6 +330,44 @@ def test_real_files_come_back_and_are_private(tmp_path: Path) -> None:
     assert opened(disk, 500).log.last_index == 51
     assert (tmp_path / "replica").stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "replica").iterdir())
+    disk.close()
+
+
+def test_the_space_of_a_large_file_is_given_back_by_another_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Freeing some hundred MiB takes the system a tenth of a second and more; the loop must not wait for it."""
+    disk = FileDisk(tmp_path)
+    disk.open()
+    file = disk.create("large")
+    file.write(bytes(LARGE_BYTES))
+    file.close()
+    space = os.stat(tmp_path / "large").st_ino
+    freed_by: list[threading.Thread] = []
+    close = os.close
+
+    def watched(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == space:
+            freed_by.append(threading.current_thread())
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", watched)
+    disk.remove("large")
+
+    assert "large" not in disk.names()
+    deadline = time.monotonic() + 10
+    while not freed_by:
+        assert time.monotonic() < deadline, "the file is still held"
+        time.sleep(0.01)
+    assert freed_by != [threading.current_thread()]
+    disk.close()
+
+
+def test_what_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
+    disk = FileDisk(tmp_path)
+    disk.open()
+    with pytest.raises(FileNotFoundError):
+        disk.remove("nothing")
     disk.close()
 
 

@@ -54,6 +54,33 @@ def test_large_states_are_not_held_as_a_whole() -> None:
     assert max(written) < 1_200_000
 
 
+def test_what_packing_hardly_shortens_is_stored_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state of results that cannot be packed took ten seconds to be written instead of one."""
+    tried = 0
+    compress = zlib.compress
+
+    def counting(data: bytes, level: int) -> bytes:
+        nonlocal tried
+        tried += len(data)
+        return compress(data, level)
+
+    monkeypatch.setattr(zlib, "compress", counting)
+    piece = bytes(20_000) + Random(2).randbytes(2_000_000)
+    data = encode(HEADER, [piece])
+
+    assert len(data) > len(piece)
+    assert tried < len(piece) / 50
+    assert read(data) == (HEADER, [piece])
+
+
+def test_a_large_piece_that_can_be_packed_is() -> None:
+    piece = b"".join(Random(n % 50).randbytes(100) for n in range(20_000))
+    data = encode(HEADER, [piece])
+
+    assert len(data) < len(piece) / 4
+    assert read(data) == (HEADER, [piece])
+
+
 def test_every_bit_flip_is_found() -> None:
     data = encode(HEADER, PIECES[2:])
     random = Random(5)

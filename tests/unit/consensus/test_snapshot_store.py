@@ -183,6 +183,16 @@ def test_a_forked_child_holds_none_of_our_files(tmp_path: Path) -> None:
     assert writer.poll() is None
 
 
+def test_a_forked_child_is_less_urgent_than_its_parent(tmp_path: Path) -> None:
+    disk = FileDisk(tmp_path)
+    store, writer = SnapshotStore(disk), ForkedSnapshots()
+    writer.begin(store, OLD, lambda: [b"%d" % os.nice(0)])
+
+    assert wait_for(writer)
+    store.publish(OLD)
+    assert int(opened(disk) or b"0") > min(os.nice(0), 18)
+
+
 def _slowly(state: bytes) -> Iterator[bytes]:
     time.sleep(30)
     yield state
