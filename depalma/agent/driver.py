@@ -267,6 +267,7 @@ class Agent:
     def _leave(self, action: ev.Leave) -> None:
         log.error("the cluster refuses this agent: %s", action.reason)
         self._exit_code = EXIT_REFUSED
+        self._session.whole.clear()  # it does not come back
         self._exit.set()
 
     async def _upload(self, action: ev.Upload) -> None:

@@ -162,7 +162,7 @@ def host_remove(session: Session, name: str, force: bool) -> None:
     if answer["removed"]:
         session.narrate(f"host {clean(name)}: removed")
     else:
-        session.narrate(f"host {clean(name)}: is removed once {count(answer['waits_for'], 'task')} of it are dead")
+        session.narrate(f"host {clean(name)}: is removed when {count(answer['waits_for'], 'task')} of it cannot live")
 
 
 @host.command(

@@ -63,9 +63,8 @@ def remove_host(state: ClusterState, command: RemoveHost) -> Applied | Rejected:
         return bad_field("by", command.by, f"at most {_MAX_BY} characters")
     live = len(host.attempts)
     if live and not command.force:
-        return Rejected(
-            "host_busy", f"host {host.name} has {live} tasks; drain it first, or force: then they run elsewhere"
-        )
+        tasks = f"{live} task{'s' if live > 1 else ''}"
+        return Rejected("host_busy", f"host {host.name} has {tasks}; drain it first, or force: then they run elsewhere")
     if not host.removing:
         host.removing = f"removed{' by ' + command.by if command.by else ''}"
         if live:

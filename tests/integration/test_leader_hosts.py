@@ -153,7 +153,7 @@ async def test_a_host_that_is_removed_by_force_loses_its_work_when_its_superviso
     async with running_master(tmp_path, lease_s=30) as master, agent(master, host="h1") as one:
         job = await submit(master)
         await given(one)
-        with pytest.raises(Rejected, match="host h1 has 1 tasks"):
+        with pytest.raises(Rejected, match="host h1 has 1 task;"):
             await do(master, RemoveHost("r", "h1", False, master.wall()))
         await do(master, RemoveHost("f", "h1", True, master.wall()))
         assert (await one.next(Refused)).stop

@@ -177,7 +177,7 @@ def test_a_host_of_no_cluster_file_joins_works_and_is_removed(
     with agent_of(cluster, "h9", tmp_path) as late:
         job = client.command(["sh", "-c", LIVES], cwd=tmp_path, group="night", grace_s=20.0)
         wait_until(lambda: lives.of("began") == [(0, 1, "h9")])
-        assert "host h9 has 1 tasks" in ctl("host", "remove", "h9", code=5).stderr
+        assert "host h9 has 1 task;" in ctl("host", "remove", "h9", code=5).stderr
         client.add_to_group("night", ["h2"])
         answer = value("host", "remove", "h9", "--force")
         assert answer == {"name": "h9", "removed": False, "waits_for": 1}

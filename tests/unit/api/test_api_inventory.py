@@ -64,7 +64,7 @@ async def test_a_drain_without_a_body(bench: Bench) -> None:
         ("POST", "hosts/h1/drain", {"reason": "x" * 501}, 400, "reason: "),
         ("POST", "hosts/h7/undrain", None, 404, "there is no host h7"),
         ("DELETE", "hosts/h7", None, 404, "there is no host h7"),
-        ("DELETE", "hosts/h1", None, 409, "host h1 has 1 tasks; drain it first, or force"),
+        ("DELETE", "hosts/h1", None, 409, "host h1 has 1 task; drain it first, or force"),
         ("DELETE", "hosts/h1?force=maybe", None, 400, "force: 'maybe' given"),
         ("PUT", "groups/g", {"hosts": ["h7"]}, 404, "there is no host h7"),
         ("PUT", "groups/g", {"hosts": []}, 400, "hosts: [] given; allowed: at least one"),
