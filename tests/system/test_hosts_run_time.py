@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from depalma import Client, LocalCluster, Rejected
 WaitUntil = Callable[..., Any]
 Ctl = Callable[..., subprocess.CompletedProcess[str]]
 
+#: Of a local cluster.
+LEASE_S = 3.0
 #: Writes down each life: when it began, whether it was warned, and when it ended; ends once it may.
 LIVES = """
 say() { echo "$1 $DEPALMA_TASK_INDEX $DEPALMA_ATTEMPT $DEPALMA_HOST $(cut -d' ' -f1 /proc/uptime)" >>lives; }
@@ -205,9 +208,13 @@ def test_a_host_goes_from_up_to_suspect_to_lost_and_comes_back_with_nothing(
     cluster.pause("h1")
     suspect = wait_until(lambda: client.host("h1"), lambda host: host.state == "suspect")
     assert (suspect.reason[:10], suspect.running) == ("silent for", 2)
+    killed_at = time.time()
+    cluster.kill(cluster.leader(), signal.SIGKILL)
     lost = wait_until(lambda: client.host("h1"), lambda host: host.state == "lost")
     assert "longer than lease and margin" in lost.reason
     assert lost.since > suspect.since > 0
+    # The next leader does not know whom the one before has answered: it waits for all of the lease and the margin.
+    assert lost.since - killed_at >= 1.25 * LEASE_S
     assert lost.running == 0
     cluster.resume("h1")
     back = wait_until(lambda: client.host("h1"), lambda host: host.state == "up")

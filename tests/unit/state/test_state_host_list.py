@@ -269,6 +269,24 @@ def test_a_host_that_was_added_by_hand_leaves_nothing_when_it_is_removed(bench):
     bench.ok(c.AddHost("", "cloud-7", (), {}, 0, 1, 0, bench.tick()))
 
 
+def test_a_cluster_that_begins_anew_has_done_with_removals(bench):
+    """Nothing of the former cluster lives: a host that was to go is gone, a drained one stays drained."""
+    for name in ("h1", "h2"):
+        bench.host(name)
+    bench.submit(4)
+    bench.dispatch()
+    bench.ok(c.RemoveHost("", "h1", True, bench.tick()))
+    drain(bench, "h2")
+    for machine in (bench.machine, bench.twin):
+        assert machine.begin_anew("restored") == 4
+    bench.state.check_invariants()
+
+    assert list(bench.state.hosts) == ["h2"]
+    assert bench.state.hosts["h2"].shown_state == "lost"
+    bench.up("h2", life=2)
+    assert bench.state.hosts["h2"].shown_state == "drained"
+
+
 def test_a_remover_that_says_too_much(bench):
     """Bounded, as all texts are."""
     bench.host()
