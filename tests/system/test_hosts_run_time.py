@@ -23,7 +23,7 @@ Ctl = Callable[..., subprocess.CompletedProcess[str]]
 LEASE_S = 3.0
 #: Writes down each life: when it began, whether it was warned, and when it ended; ends once it may.
 LIVES = """
-say() { echo "$1 $DEPALMA_TASK_INDEX $DEPALMA_ATTEMPT $DEPALMA_HOST $(cut -d' ' -f1 /proc/uptime)" >>lives; }
+say() { echo "$1 $DEPALMA_TASK_INDEX $DEPALMA_ATTEMPT $DEPALMA_HOST $(date +%s.%N)" >>lives; }
 trap 'say warned; say ended; exit 0' TERM
 say began
 while ! test -e release; do sleep 0.05; done
@@ -52,6 +52,10 @@ class Lives:
         """Returns task, attempt and host of each line of a kind."""
         return [(int(task), int(number), host) for kind, task, number, host, _ in self._lines() if kind == what]
 
+    def first(self, what: str) -> float:
+        """Returns when the first line of a kind was written, in seconds since the epoch."""
+        return min(float(at) for kind, _, _, _, at in self._lines() if kind == what)
+
     def _lines(self) -> list[list[str]]:
         file = self.folder / "lives"
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
@@ -78,18 +82,22 @@ def test_a_drain_holds_through_the_death_of_the_leader_and_of_its_agent(
     there = {task for task, _, host in lives.of("began") if host == "h1"}
     assert len(there) == 2
 
-    ctl("host", "drain", "h1", "--deadline", "4s", "--reason", "new kernel")
+    ctl("host", "drain", "h1", "--reason", "new kernel")
+    former = cluster.leader()
+    cluster.kill(former, signal.SIGKILL)
     seen = value("host", "show", "h1")
-    assert (seen["state"], seen["running"]) == ("draining", 2)
+    assert (seen["state"], seen["running"], seen["deadline_at"]) == ("draining", 2, None)
     assert seen["reason"].startswith("new kernel (by ")
-    cluster.kill(cluster.leader(), signal.SIGKILL)
-    assert value("host", "show", "h1")["deadline_at"] == seen["deadline_at"]
     assert lives.of("warned") == []
+    cluster.restart(former)
+    seen = value("host", "drain", "h1", "--deadline", "2s", "--reason", "new kernel")
+    cluster.kill(cluster.leader(), signal.SIGKILL)
 
     drained = wait_until(lambda: client.host("h1"), lambda host: host.state == "drained", 30)
     assert (drained.running, drained.reason) == (0, seen["reason"])
     assert drained.since >= seen["deadline_at"]
     assert {task for task, _, host in lives.of("warned") if host == "h1"} == there
+    assert lives.first("warned") >= seen["deadline_at"]
     assert {task for task, _, _ in lives.of("warned")} == there, "only what ran on the drained host was told to end"
     # The other host is full: what was moved waits, and runs as soon as there is room.
     client.set_host("h2", slots=4)
