@@ -17,6 +17,7 @@ from depalma.certificates import AUTHORITY_FILE, member_file
 from depalma.errors import ConfigError
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_NAME_RULE = "letters, digits, '.', '_', '-', at most 63, no leading sign"
 
 
 class MasterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,11 +89,16 @@ class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         )
 
     def host(self, name: str) -> HostConfig:
-        """Returns the host of that name. Errors: ConfigError that names those there are."""
+        """Returns the host of that name; one that was added at run time is in no file, and has the defaults.
+
+        Errors: ConfigError if no host can have this name.
+        """
         for host in self.hosts:
             if host.name == name:
                 return host
-        raise ConfigError(f"no host {name!r} in the cluster file; there are: {_names(h.name for h in self.hosts)}")
+        if not _NAME.match(name):
+            raise ConfigError(f"host name {name!r} given; allowed: {_NAME_RULE}")
+        return HostConfig(name=name)
 
 
 class Secrets(Struct, frozen=True, kw_only=True):
@@ -148,7 +154,7 @@ def _problem(config: ClusterConfig) -> str:
     ):
         for name in names:
             if not _NAME.match(name):
-                return f"{field}: {name!r} given; allowed: letters, digits, '.', '_', '-', at most 63, no leading sign"
+                return f"{field}: {name!r} given; allowed: {_NAME_RULE}"
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             return f"{field}: {doubles[0]!r} is given twice"

@@ -128,7 +128,7 @@ def _places(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) 
         host = state.hosts.get(name)
         if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
             continue
-        if host.state == "up" and host.incarnation == room.incarnation and room.slots > 0:
+        if host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
             places.append(_Place(host, room))
     places.sort(key=lambda place: place.host.name)
     return places

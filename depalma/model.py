@@ -80,7 +80,9 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     job: int
     task: int
     attempt: int
-    outcome: str  #: succeeded, failed, cancelled, timed_out, or returned (never started; goes back to the queue)
+    #: succeeded, failed, cancelled, timed_out, returned (never started; goes back to the queue), or moved (ended
+    #: because its host was to be free of work; runs elsewhere if it is restartable)
+    outcome: str
     exit_code: int | None = None
     signal: int | None = None
     error: str = ""  #: one line for people, or the remote traceback
@@ -189,6 +191,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     python: str = ""
     address: str = ""
     gpus: int = 0
+    since: float = 0.0  #: when the state began
+    deadline_at: float | None = None  #: of a drain: what still runs then is moved; None = nothing is moved
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

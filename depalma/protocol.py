@@ -88,13 +88,14 @@ class Output(Frame, frozen=True, tag="output"):
 
 
 class Welcome(Frame, frozen=True, tag="welcome"):
-    """The leader accepted the agent."""
+    """The leader accepted the agent. Said again on the same connection when something in it has changed."""
 
     term: int
     leader: str
     lease_s: float
     heartbeat_s: float
     masters: tuple[str, ...]  #: base URLs of all masters
+    slots: int = 0  #: what the cluster says that the host has; 0 = what the agent says
 
 
 class Masters(Frame, frozen=True, tag="masters"):
@@ -149,7 +150,7 @@ class Assign(Frame, frozen=True, tag="assign"):
 
 class Kill(Frame, frozen=True, tag="kill"):
     """End these attempts: SIGTERM, the job's grace time, SIGKILL to the tree; waiting ones never start.
-    `outcome` is what the agent is to report (`cancelled`, or `returned` to take back what has not started)."""
+    `outcome` is what the agent is to report (`cancelled`, `moved`, or `returned` to take back what has not started)."""
 
     order: int
     term: int

@@ -1,7 +1,8 @@
 """The agent's entry: `depalma-agent --config FILE --name h1`.
 
-Exit codes: 0 told to stop · 2 usage or configuration · 3 the cluster refuses this agent · 4 cut off from all leaders
-for a whole lease, everything was killed · 5 another agent uses the folder · 1 a fault of our own.
+Exit codes: 0 told to stop · 2 usage or configuration · 3 the cluster refuses this agent, or its host was removed (do
+not restart) · 4 cut off from all leaders for a whole lease, everything was killed · 5 another agent uses the folder ·
+1 a fault of our own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the agent in the foreground."""
     parser = argparse.ArgumentParser(prog="depalma-agent", description="Runs the tasks of a Depalma cluster here.")
     parser.add_argument("--config", required=True, type=Path, help="the cluster file")
-    parser.add_argument("--name", required=True, help="this host's name in the cluster file")
+    parser.add_argument("--name", required=True, help="this host's name: of the cluster file, or by `host add`")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     args = parser.parse_args(argv)
     logging.basicConfig(

@@ -67,6 +67,7 @@ class AgentCore(Execution):
 
     def __init__(self, *, slots: int, python: str, incarnation: str) -> None:
         super().__init__(slots)
+        self._own_slots = slots  #: what holds unless the cluster says otherwise
         self.python = python  #: `3.11`
         self.incarnation = incarnation  #: empty between a cut-off and the rejoin
         self.jobs: dict[int, Job] = {}
@@ -160,6 +161,10 @@ class AgentCore(Execution):
         self._renew(self._hello_s + frame.lease_s)
         if self.pending:
             self.out.append(SendReports(tuple(self.pending.values())))
+        slots = frame.slots or self._own_slots
+        if slots != self.lanes.slots:
+            self.lanes.resize(slots)
+            self._flush(now)
 
     def _on_refused(self, frame: Refused, now: float) -> None:
         if frame.restart_incarnation:

@@ -183,7 +183,9 @@ class Agent:
     def _tell_identity(self) -> None:
         """Tells the monitor whom to tell what if this process dies."""
         who = {"host": self._host.name, "incarnation": self._core.incarnation, "token": self._token}
-        self._link.send(("identity", {**who, "masters": self._finder.ordered()}))
+        self._link.send(
+            ("identity", {**who, "masters": self._finder.ordered(), "reports": str(self._root / "reports")})
+        )
         self._link.flush()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -265,6 +267,7 @@ class Agent:
     def _leave(self, action: ev.Leave) -> None:
         log.error("the cluster refuses this agent: %s", action.reason)
         self._exit_code = EXIT_REFUSED
+        self._session.whole.clear()  # it does not come back
         self._exit.set()
 
     async def _upload(self, action: ev.Upload) -> None:

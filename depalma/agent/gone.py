@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
+import struct
 import time
 import urllib.parse
 from typing import Any
@@ -11,15 +13,22 @@ from typing import Any
 #: A fail-over takes less than a second; whoever stops an agent gives it ten seconds before SIGKILL (LocalCluster does).
 _FOR_S = 6.0
 _ONE_TRY_S = 1.0
+#: Of the reports that are told along: the newest, as a command of the log has its limit (4 MiB).
+_REPORTS_BYTES = 2 * 1024 * 1024
+_HEAD = struct.Struct("<I")
 
 
 def tell_gone(identity: dict[str, Any], reason: str, *, for_s: float = _FOR_S) -> bool:
     """Asks each master in turn until one has taken it, for at most `for_s`. Returns whether one did.
 
-    `identity` has `host`, `incarnation`, `masters` (base URLs, the leader first) and `token`.
+    `identity` has `host`, `incarnation`, `masters` (base URLs, the leader first) and `token`, and `reports`, the file
+    of those that may not be committed: what had ended is not to be run again.
     """
-    names = {"host": identity["host"], "incarnation": identity["incarnation"], "reason": reason}
-    body = json.dumps(names).encode()
+    told: dict[str, Any] = {"host": identity["host"], "incarnation": identity["incarnation"], "reason": reason}
+    records = _records(identity.get("reports", ""))
+    if records:
+        told["reports"] = [base64.b64encode(record).decode() for record in records]
+    body = json.dumps(told).encode()
     headers = {"Authorization": f"Bearer {identity['token']}", "Content-Type": "application/json"}
     end = time.monotonic() + for_s
     pause_s = 0.05
@@ -37,6 +46,29 @@ def tell_gone(identity: dict[str, Any], reason: str, *, for_s: float = _FOR_S) -
             return False
         time.sleep(pause_s)
         pause_s = min(0.5, pause_s * 1.5)
+
+
+def _records(path: str) -> list[bytes]:
+    """Returns the records of a file of reports (see store.py), up to the first damaged one; the newest if many."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return []
+    records: list[bytes] = []
+    at = 0
+    while at + _HEAD.size <= len(data):
+        (size,) = _HEAD.unpack_from(data, at)
+        at += _HEAD.size + size
+        if at > len(data):
+            break
+        records.append(data[at - size : at])
+    left = _REPORTS_BYTES
+    first = len(records)
+    while first and left >= len(records[first - 1]):
+        first -= 1
+        left -= len(records[first])
+    return records[first:]
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:

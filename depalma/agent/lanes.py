@@ -48,10 +48,27 @@ class Lanes:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.free = list(range(slots - 1, -1, -1))
+        self._shrinking = False  #: more slots are taken than there are, or others
         self.waiting: deque[Attempt] = deque()
         self.lanes: dict[int, Lane] = {}
         self._idle: dict[int, list[Lane]] = {}  #: workers by code index, most recently used last
         self._next_lane = 1
+
+    def resize(self, slots: int) -> None:
+        """Has so many slots from now on; what runs goes on, and takes its slot along if there are fewer."""
+        self.slots = slots
+        busy = {lane.slot for lane in self.lanes.values() if lane.slot >= 0}
+        room = max(0, slots - len(busy))
+        self._shrinking = room == 0 or any(slot >= slots for slot in busy)
+        self.free = [slot for slot in range(slots) if slot not in busy][:room][::-1]
+
+    def _release(self, lane: Lane) -> None:
+        """Frees the slot of a lane."""
+        slot, lane.slot = lane.slot, -1
+        if self._shrinking:
+            self.resize(self.slots)
+        else:
+            self.free.append(slot)
 
     def dispatch(self, now: float, out: list[AnyAction]) -> None:
         """Starts what can start."""
@@ -153,7 +170,7 @@ class Lanes:
         worker = self.lanes.pop(number, None)
         if worker is not None:
             if worker.slot >= 0:
-                self.free.append(worker.slot)
+                self._release(worker)
             idle = self._idle.get(worker.code_index, [])
             if worker in idle:
                 idle.remove(worker)
@@ -167,8 +184,7 @@ class Lanes:
     def _rest(self, lane: Lane, now: float) -> None:
         if lane.stopping:
             return  # its slot is free when its process is gone
-        self.free.append(lane.slot)
-        lane.slot = -1
+        self._release(lane)
         if not lane.is_worker:
             del self.lanes[lane.id]
             return

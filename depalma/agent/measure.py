@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import time
 from collections.abc import Iterable
 
@@ -18,7 +17,7 @@ _SAMPLE_S = 0.9
 
 
 def facts(slots: int, gpus: int, address: str) -> HostFacts:
-    """Returns what does not change while the agent runs."""
+    """Returns what does not change while the agent runs. An empty `address`: that of each connection is told."""
     return HostFacts(
         slots=slots,
         cpus=os.cpu_count() or 1,
@@ -26,7 +25,7 @@ def facts(slots: int, gpus: int, address: str) -> HostFacts:
         gpus=gpus,
         version=depalma.__version__,
         python=python_version(),
-        address=address or socket.gethostname(),
+        address=address,
     )
 
 

@@ -136,7 +136,7 @@ class Session:
         sent_s = boottime()
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await socket.send_bytes(encode(self._core.hello(self._host, self._facts)))
+            await socket.send_bytes(encode(self._core.hello(self._host, _facts_here(self._facts, socket))))
             self._deliver(Connected(sent_s))
             watch = asyncio.create_task(self._watch(url, sent_s))
             tasks = [
@@ -221,3 +221,11 @@ class Session:
             self._deliver(BeatSent(self._beat, now))
             self._expect_answer(now)
             self.send(Heartbeat(self._beat, now, self._meter.load(), self._core.free_slots))
+
+
+def _facts_here(facts: HostFacts, socket: Socket) -> HostFacts:
+    """Returns the facts with the address that this connection has: a laptop takes another one along."""
+    if facts.address:
+        return facts
+    own = socket.get_extra_info("sockname") or ("",)
+    return msgspec.structs.replace(facts, address=str(own[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
 from depalma.api.auth import AGENT
@@ -10,10 +11,12 @@ from depalma.api.inputs import Body
 from depalma.api.problems import Problem, bad_field
 from depalma.api.route import Mode, Route
 from depalma.api.shapes import AgentGone, Empty
+from depalma.model import Report
 from depalma.protocol import HOST_HEADER, MAX_FRAME_BYTES
 from depalma.state.checks import bad_name
 
 _GONE = Body(AgentGone)
+_record = msgspec.msgpack.Decoder(tuple[Report, ...])
 
 
 async def connect(api: Api, request: web.Request) -> web.StreamResponse:
@@ -40,7 +43,11 @@ async def gone(api: Api, request: web.Request) -> web.StreamResponse:
         value = getattr(told, field)
         if len(value) > 200:
             raise bad_field(field, value, "up to 200 characters")
-    await api.services.sessions.gone(told.host, told.incarnation, told.reason)
+    try:
+        reports = tuple(report for record in told.reports for report in _record.decode(record))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Problem("bad_field", f"reports: not what an agent keeps: {error}") from None
+    await api.services.sessions.gone(told.host, told.incarnation, told.reason, reports)
     return api.reply(request, Empty())
 
 

@@ -63,7 +63,8 @@ async def status(api: Api, request: web.Request) -> web.StreamResponse:
     state = api.state
     newest = state.code_index
     hosts = [
-        HostCode(host.name, host.state, host.code_index, newest - host.code_index) for host in state.hosts.values()
+        HostCode(host.name, host.shown_state, host.code_index, newest - host.code_index)
+        for host in state.hosts.values()
     ]
     return api.reply(request, CodeStatus(newest, hosts))
 

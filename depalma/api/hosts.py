@@ -5,10 +5,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from depalma.api.context import Api
+from depalma.api.inputs import query_choice, query_wait_s
 from depalma.api.jobs import find_job
 from depalma.api.problems import Problem, shown
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Group, GroupList, HostList, HostLoad, LoadList, ProcessList
+from depalma.leader.hub import HOSTS
 from depalma.model import HostView
 from depalma.state.hosts import Host
 from depalma.state.views import host_view
@@ -27,23 +29,54 @@ async def listing(api: Api, request: web.Request) -> web.StreamResponse:
     return api.reply(request, HostList([view_of(api, host) for host in api.state.hosts.values()]))
 
 
-async def show(api: Api, request: web.Request) -> web.StreamResponse:
-    """Shows a host."""
-    name = request.match_info["host"]
+def find_host(api: Api, name: str) -> Host:
+    """Returns the host of a name. Errors: Problem unknown_host."""
     host = api.state.hosts.get(name)
     if host is None:
         names = ", ".join(list(api.state.hosts)[:20]) or "none"
         raise Problem("unknown_host", f"there is no host {shown(name)}; there are: {names}")
-    return api.reply(request, view_of(api, host))
+    return host
+
+
+async def show(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows a host, now or once it is drained."""
+    name = request.match_info["host"]
+    find_host(api, name)
+    if query_choice(request, "until", ("drained",)):
+
+        def ready() -> bool:
+            host = api.state.hosts.get(name)
+            return host is None or host.drain is None or host.drain.done_at is not None
+
+        await api.wait_until(ready, (HOSTS,), query_wait_s(request))
+    return api.reply(request, view_of(api, find_host(api, name)))
+
+
+def _members(api: Api) -> dict[str, list[Host]]:
+    members: dict[str, list[Host]] = {}
+    for host in api.state.hosts.values():
+        for group in host.groups:
+            members.setdefault(group, []).append(host)
+    return dict(sorted(members.items()))
+
+
+def _group(name: str, hosts: list[Host]) -> Group:
+    free = sum(max(0, host.slots - host.used) for host in hosts if host.takes_work)
+    return Group(name, [host.name for host in hosts], sum(host.slots for host in hosts), free)
 
 
 async def groups(api: Api, request: web.Request) -> web.StreamResponse:
-    """Lists the groups."""
-    members: dict[str, list[str]] = {}
-    for host in api.state.hosts.values():
-        for group in host.groups:
-            members.setdefault(group, []).append(host.name)
-    return api.reply(request, GroupList([Group(name, members[name]) for name in sorted(members)]))
+    """Lists the groups, with their hosts and their room."""
+    return api.reply(request, GroupList([_group(name, hosts) for name, hosts in _members(api).items()]))
+
+
+async def group(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows a group."""
+    name, members = request.match_info["group"], _members(api)
+    if name not in members:
+        names = ", ".join(list(members)[:20]) or "none"
+        raise Problem("unknown_group", f"there is no group {shown(name)}; there are: {names}")
+    return api.reply(request, _group(name, members[name]))
 
 
 async def load(api: Api, request: web.Request) -> web.StreamResponse:
@@ -64,8 +97,10 @@ async def processes(api: Api, request: web.Request) -> web.StreamResponse:
 
 ROUTES = (
     Route("GET", "/v1/hosts", listing, Mode.READ, "List the hosts", query=READ_QUERY, returns=HostList),
-    Route("GET", "/v1/hosts/{host}", show, Mode.READ, "Show a host", query=READ_QUERY, returns=HostView),
+    Route("GET", "/v1/hosts/{host}", show, Mode.READ, "Show a host, or wait until it is drained",
+          query=READ_QUERY | {"until"}, returns=HostView),
     Route("GET", "/v1/groups", groups, Mode.READ, "List the groups", query=READ_QUERY, returns=GroupList),
+    Route("GET", "/v1/groups/{group}", group, Mode.READ, "Show a group", query=READ_QUERY, returns=Group),
     Route("GET", "/v1/load", load, Mode.READ, "Show the load of every host", query=READ_QUERY, returns=LoadList),
     Route("GET", "/v1/ps", processes, Mode.READ, "Show processes of tasks as their hosts see them",
           query=READ_QUERY | {"job"}, returns=ProcessList),

@@ -32,7 +32,7 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     _add(lines, "depalma_code_index", "gauge", "Newest entry of the code log", state.code_index)
     _add_many(lines, "depalma_jobs", "gauge", "Jobs by state", "state", api.totals.jobs)
     _add_many(lines, "depalma_tasks", "gauge", "Tasks by state", "state", api.totals.tasks)
-    hosts: Counter[str] = Counter(host.state for host in state.hosts.values())
+    hosts: Counter[str] = Counter(host.shown_state for host in state.hosts.values())
     _add_many(lines, "depalma_hosts", "gauge", "Hosts by state", "state", hosts)
     _add(lines, "depalma_tasks_finished_total", "counter", "Tasks reported to this leader", rates.finished_total)
     _add(lines, "depalma_tasks_submitted_total", "counter", "Tasks submitted here", rates.submitted_total)

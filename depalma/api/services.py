@@ -13,7 +13,7 @@ from depalma.config import ClusterConfig, Secrets
 from depalma.consensus import Member
 from depalma.leader.hub import Hub
 from depalma.loopwatch import LoopWatch
-from depalma.model import AttemptRef, Load, ProcessView
+from depalma.model import AttemptRef, Load, ProcessView, Report
 from depalma.protocol import Output
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
@@ -96,8 +96,8 @@ class Sessions(Protocol):
     async def serve(self, websocket: web.WebSocketResponse, host: str) -> None:
         """Runs one agent's connection to its end."""
 
-    async def gone(self, host: str, incarnation: str, reason: str) -> None:
-        """Returns when it is committed that this incarnation of the host is lost (or was already)."""
+    async def gone(self, host: str, incarnation: str, reason: str, reports: tuple[Report, ...] = ()) -> None:
+        """Returns when it is committed how these attempts ended and that this incarnation of the host is lost."""
 
 
 class Rates(Protocol):

@@ -90,9 +90,50 @@ class HostList(Struct, frozen=True):
     hosts: list[HostView]
 
 
+class HostToAdd(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    groups: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    priority: int = 0
+    slots: int = 0  #: 0 = what its agent says
+    gpus: int = 0  #: 0 = what its agent says
+
+
+class HostChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is not given stays. Of the labels, those given are set, and those that are null are removed."""
+
+    groups: tuple[str, ...] | None = None
+    labels: dict[str, str | None] = {}
+    priority: int | None = None
+    slots: int | None = None
+    gpus: int | None = None
+
+
+class DrainToBegin(Struct, frozen=True, forbid_unknown_fields=True):
+    deadline_s: float | None = None  #: from now; then what still runs is moved. None = it may end by itself
+    reason: str = ""
+    by: str = ""
+
+
+class HostRemoved(Struct, frozen=True):
+    removed: bool
+    waits_for: int  #: tasks that must be dead before it is
+
+
 class Group(Struct, frozen=True):
     name: str
     hosts: list[str]
+    slots: int = 0
+    free_slots: int = 0  #: of hosts that take work now
+
+
+class GroupHosts(Struct, frozen=True, forbid_unknown_fields=True):
+    hosts: tuple[str, ...]
+
+
+class GroupChanged(Struct, frozen=True):
+    hosts: list[str]  #: that are in it now
+    changed: int  #: hosts that came or went
 
 
 class GroupList(Struct, frozen=True):
@@ -185,6 +226,7 @@ class AgentGone(Struct, frozen=True, forbid_unknown_fields=True):
     host: str
     incarnation: str
     reason: str = ""
+    reports: tuple[bytes, ...] = ()  #: of attempts that had ended: packed arrays of reports, as the agent keeps them
 
 
 class BlobStored(Struct, frozen=True):

@@ -16,11 +16,12 @@ from typing import Any, TypeVar, Unpack
 import aiohttp
 from yarl import URL
 
-from depalma.client import functions, master_verbs, specs, verbs
+from depalma.client import functions, host_verbs, master_verbs, specs, verbs
 from depalma.client.client import Client
 from depalma.client.executor import Executor
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
+from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import TaskOutcome
 from depalma.client.outcome import error_of, value_of
 from depalma.client.record import Record
@@ -143,6 +144,50 @@ class AsyncClient:
     async def hosts(self) -> list[HostView]:
         """Returns the hosts."""
         return await self._run(verbs.hosts())
+
+    async def host(self, name: str) -> HostView:
+        """Returns one host."""
+        return await self._run(host_verbs.host(name))
+
+    async def add_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Makes a host known."""
+        return await self._run(host_verbs.add_host(name, options))
+
+    async def set_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Changes what is given of a host."""
+        return await self._run(host_verbs.set_host(name, options))
+
+    async def remove_host(self, name: str, *, force: bool = False) -> HostRemoval:
+        """Takes a host off the list."""
+        return await self._run(host_verbs.remove_host(name, force))
+
+    async def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
+        """Gives the host no new work."""
+        return await self._run(host_verbs.drain_host(name, deadline_s, reason))
+
+    async def wait_drained(self, name: str, timeout_s: float | None = None) -> HostView:
+        """Returns when nothing of the host's work is left."""
+        return await self._run(host_verbs.wait_drained(name, timeout_s))
+
+    async def undrain_host(self, name: str) -> HostView:
+        """Gives the host work again."""
+        return await self._run(host_verbs.undrain_host(name))
+
+    async def groups(self) -> list[GroupView]:
+        """Returns the groups."""
+        return await self._run(host_verbs.groups())
+
+    async def set_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Makes these the hosts of the group."""
+        return await self._run(host_verbs.set_group(name, hosts))
+
+    async def add_to_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Puts hosts into the group."""
+        return await self._run(host_verbs.add_to_group(name, hosts))
+
+    async def remove_group(self, name: str, hosts: Sequence[str] = (), *, force: bool = False) -> list[str]:
+        """Takes these hosts out of the group, or all."""
+        return await self._run(host_verbs.remove_group(name, hosts, force))
 
     async def masters(self) -> list[MasterView]:
         """Returns the masters, those that cannot be reached included."""

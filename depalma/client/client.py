@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from depalma.client import contexts, functions, master_verbs, specs, verbs
+from depalma.client import contexts, functions, host_verbs, master_verbs, specs, verbs
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
+from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import JobHandle
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
@@ -172,6 +173,54 @@ class Client:
     def hosts(self) -> list[HostView]:
         """Returns the hosts."""
         return self._run(verbs.hosts())
+
+    def host(self, name: str) -> HostView:
+        """Returns one host. Errors: Rejected (unknown_host)."""
+        return self._run(host_verbs.host(name))
+
+    def add_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Makes a host known, before its agent comes or after. Errors: Rejected (name_taken, bad_field)."""
+        return self._run(host_verbs.add_host(name, options))
+
+    def set_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Changes what is given, effective with the next placement; what runs there goes on."""
+        return self._run(host_verbs.set_host(name, options))
+
+    def remove_host(self, name: str, *, force: bool = False) -> HostRemoval:
+        """Takes a host off the list. Errors: Rejected (host_busy) while tasks live there, unless `force`: then it gets
+        no more work, and is removed once they are surely dead; they run elsewhere."""
+        return self._run(host_verbs.remove_host(name, force))
+
+    def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
+        """Gives the host no new work. What runs may end; after `deadline_s` it is told to stop, and moved."""
+        return self._run(host_verbs.drain_host(name, deadline_s, reason))
+
+    def wait_drained(self, name: str, timeout_s: float | None = None) -> HostView:
+        """Returns when nothing of the host's work is left, or it is drained no more. Errors: TimeoutError."""
+        return self._run(host_verbs.wait_drained(name, timeout_s))
+
+    def undrain_host(self, name: str) -> HostView:
+        """Gives the host work again."""
+        return self._run(host_verbs.undrain_host(name))
+
+    def groups(self) -> list[GroupView]:
+        """Returns the groups, with their hosts and their room."""
+        return self._run(host_verbs.groups())
+
+    def set_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Makes these the hosts of the group; returns them. Errors: Rejected (unknown_host), nothing is done."""
+        return self._run(host_verbs.set_group(name, hosts))
+
+    def add_to_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Puts hosts into the group; returns all of it."""
+        return self._run(host_verbs.add_to_group(name, hosts))
+
+    def remove_group(self, name: str, hosts: Sequence[str] = (), *, force: bool = False) -> list[str]:
+        """Takes these hosts out of the group, or all; returns those that are left.
+
+        Errors: Rejected (group_in_use) if none would be left and queued jobs name it, unless `force`.
+        """
+        return self._run(host_verbs.remove_group(name, hosts, force))
 
     def masters(self) -> list[MasterView]:
         """Returns the masters, those that cannot be reached included."""

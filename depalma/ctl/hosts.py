@@ -11,7 +11,7 @@ from depalma.ctl import ids
 from depalma.ctl.command import SubGroup, command
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.wording import clean, count, duration, listed, size, slots
+from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size, slots
 
 Row = Mapping[str, Any]
 
@@ -35,6 +35,7 @@ _HOST_COLUMNS = (
     Column("CODE", lambda host: host["code_index"], right=True),
     Column("GROUPS", lambda host: listed(host["groups"]), cut=True),
     Column("HEARD", since_heard, right=True),
+    Column("SINCE", lambda host: ago(host.get("since") or None), right=True),
     Column("REASON", lambda host: host.get("reason", ""), cut=True),
     Column("CPUS", lambda host: host["cpus"], right=True, wide=True),
     Column("SIZE", lambda host: size(host["memory_bytes"]), right=True, wide=True),
@@ -70,7 +71,11 @@ _PROCESS_COLUMNS = (
 )
 
 
-@click.group("host", cls=SubGroup, examples=("depalmactl host ls", "depalmactl host show h1"))
+@click.group(
+    "host",
+    cls=SubGroup,
+    examples=("depalmactl host ls", "depalmactl host drain h1 --deadline 10m", "depalmactl host add h9 --slots 4"),
+)
 def host() -> None:
     """The machines that run tasks."""
 
@@ -96,7 +101,9 @@ def host_show(session: Session, name: str) -> None:
     lines = [
         ("Host", view["name"]),
         ("State", view["state"]),
+        ("Since", f"{moment(view['since'])} ({ago(view['since'])})"),
         ("Reason", view.get("reason")),
+        ("Moves at", moment(view["deadline_at"]) if view.get("deadline_at") else None),
         ("Slots", slots(view["running"], view["slots"])),
         ("Groups", listed(view["groups"])),
         ("Labels", listed(f"{key}={value}" for key, value in view["labels"].items())),
@@ -113,7 +120,7 @@ def host_show(session: Session, name: str) -> None:
     show_value(session, view, [line for line in lines if line[1] not in (None, "")], key="name")
 
 
-@click.group("group", cls=SubGroup, examples=("depalmactl group ls",))
+@click.group("group", cls=SubGroup, examples=("depalmactl group ls", "depalmactl group add render h3"))
 def group() -> None:
     """Named sets of hosts."""
 
@@ -121,10 +128,11 @@ def group() -> None:
 @group.command("ls", examples=("depalmactl group ls", "depalmactl group ls -o json"))
 @click.pass_obj
 def group_ls(session: Session) -> None:
-    """List the groups and their hosts."""
+    """List the groups, their hosts, and how many of their slots are free."""
     columns = (
         Column("NAME", lambda row: row["name"]),
         Column("SIZE", lambda row: len(row["hosts"]), right=True),
+        Column("FREE", lambda row: f"{row['free_slots']}/{row['slots']}", right=True),
         Column("HOSTS", lambda row: listed(row["hosts"]), cut=True),
     )
     show_rows(session, session.get("/v1/groups")["groups"], columns, key="name")

@@ -144,12 +144,19 @@ class Session:
 
     def post(self, path: str, body: object) -> Any:
         """Returns the decoded answer to a write, done once however often it had to be sent."""
+        return self.send("POST", path, body)
+
+    def send(self, method: str, path: str, body: object = None, **params: Any) -> Any:
+        """Returns the decoded answer to a write of any method, done once however often it had to be sent."""
         import json
 
-        from depalma.client.transport import JSON, Request, new_key
+        from depalma.client.transport import JSON, Request, new_key, with_query
 
-        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
-        return self.call(Request("POST", path, data, content_type=JSON, key=new_key())).json()
+        data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        content_type = JSON if data else ""
+        return self.call(
+            Request(method, with_query(path, params), data, content_type=content_type, key=new_key())
+        ).json()
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Stores a blob on a majority of masters."""

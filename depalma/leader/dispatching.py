@@ -64,6 +64,7 @@ class DispatchLoop:
                 load=session.load,
             )
             for session in self._sessions.connected()
+            if session.host in hosts
         }
 
     async def _commit(self, commands: list[AssignTasks]) -> bool:

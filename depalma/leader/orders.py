@@ -11,6 +11,7 @@ from depalma.leader.context import Context
 from depalma.leader.session import AgentSession
 from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
 from depalma.protocol import Assign, Assignment, JobTemplate, Kill
+from depalma.state.jobs import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,15 @@ class Orders:
             self._send(session, templates, tasks)
 
     def kill(self, session: AgentSession, refs: list[AttemptRef], *, outcome: str, reason: str) -> None:
-        """Tells the agent to end attempts, once each."""
-        fresh = [ref for ref in refs if ref not in session.killed]
+        """Tells the agent to end attempts, once each and outcome."""
+        fresh = [ref for ref in refs if (ref, outcome) not in session.killed]
         if fresh:
-            session.killed.update(fresh)
+            session.killed.update((ref, outcome) for ref in fresh)
             session.send(Kill(self.next_order(), self._context.term, tuple(fresh), outcome, reason))
 
     def _send(self, session: AgentSession, templates: dict[int, JobTemplate], tasks: list[Assignment]) -> None:
+        # Arguments were awaited: what was given back meanwhile may be another host's now, and must not start here.
+        tasks = [task for task in tasks if self._live(session, (task.job, task.task, task.attempt)) is not None]
         session.known_jobs.update(templates)
         session.send(Assign(self.next_order(), self._context.term, tuple(templates.values()), tuple(tasks)))
 
@@ -68,11 +71,16 @@ class Orders:
         job = state.jobs[job_id]
         return JobTemplate(job_id, job.spec, job.code_index, state.tree_digest(job.code_index))
 
+    def _live(self, session: AgentSession, ref: AttemptRef) -> Attempt | None:
+        """Returns the attempt if it is the session's host's."""
+        host = self._context.state.hosts.get(session.host)
+        return host.attempts.get(ref) if host is not None else None
+
     async def _assignment(self, session: AgentSession, ref: AttemptRef) -> Assignment | None:
         job_id, task, number = ref
         job = self._context.state.jobs.get(job_id)
-        attempt = job.running.get(task) if job is not None else None
-        if job is None or attempt is None or attempt.number != number or attempt.host != session.host:
+        attempt = self._live(session, ref)
+        if job is None or attempt is None:
             return None
         fence = attempt.fence
         payload, position = job.argument_of(task)

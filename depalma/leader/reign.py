@@ -15,6 +15,7 @@ from depalma.leader.dispatching import DispatchLoop
 from depalma.leader.history import IdleJobs, to_forget
 from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
+from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
 from depalma.state.cluster_state import Changes
 from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect
@@ -38,6 +39,7 @@ class Reign:
             suspect_after_s=max(3 * settings.heartbeat_s, settings.lease_s / 3),
         )
         self.sessions = Sessions(context, self._leases)
+        self._wishes = Wishes(context, self.sessions)
         self._dispatching = DispatchLoop(context, self.sessions)
         self.sessions.on_room = self._dispatching.wake
         self._tasks: list[asyncio.Task[None]] = []
@@ -45,6 +47,7 @@ class Reign:
     def begin(self) -> None:
         """Starts the duties."""
         self._leases.begin(self._context.clock())
+        self._wishes.begin()
         self._tasks = [
             asyncio.create_task(self._dispatching.run(), name="dispatch"),
             asyncio.create_task(self._watch_hosts(), name="leases"),
@@ -80,6 +83,7 @@ class Reign:
                 self._kill_cancelled(job_id)
         if changes.masters:
             self.sessions.tell_masters()
+        self._wishes.changed(changes.hosts)
         if changes.code:
             for session in self.sessions.connected():
                 self.sessions.send_code(session)
@@ -107,17 +111,20 @@ class Reign:
             for name in over:
                 silent = self._leases.silent_s(name, now)
                 reason = f"silent for {silent:.1f} s, longer than lease and margin"
-                await self._try(HostLost(name, hosts[name].incarnation, reason, wall))
+                if name in hosts:  # it may have been removed while the one before was recorded
+                    await self._try(HostLost(name, hosts[name].incarnation, reason, wall))
             for name in self._leases.suspects(set(counted) - over, now):
                 host = hosts.get(name)
                 if host is not None and host.state == "up":
                     reason = f"silent for {self._leases.silent_s(name, now):.1f} s"
                     await self._try(HostSuspect(name, host.incarnation, reason, wall))
+            self._wishes.look()
 
     async def _know_hosts(self) -> None:
         """The hosts of the cluster file are made known once; from then on the state owns the list."""
         for host in self._context.config.hosts:
-            if host.name not in self._context.state.hosts:
+            state = self._context.state
+            if host.name not in state.hosts and host.name not in state.removed:
                 await self._try(
                     AddHost(
                         f"cluster-file:{host.name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from aiohttp import WSCloseCode, web
 
 from depalma import protocol
 from depalma.model import AttemptRef, HostFacts, Load
-from depalma.protocol import AskOutput, AskProcesses, Output, Processes, ToAgent
+from depalma.protocol import AskOutput, AskProcesses, Output, Processes, Refused, ToAgent
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class AgentSession:
         self.free_slots = facts.slots
         self.known_jobs: set[int] = set()  #: whose template this connection has carried
         self.code_sent = 0  #: the last code index that this connection has carried
-        self.killed: set[AttemptRef] = set()  #: attempts it was told to end
+        self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
+        self.slots_told = 0  #: of its welcome
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
         self._websocket = websocket
         self._outbox: list[bytes] = []
@@ -65,6 +67,16 @@ class AgentSession:
         """Ends the connection from our side; the reader notices and cleans up."""
         closing = asyncio.ensure_future(self._websocket.close(code=WSCloseCode.GOING_AWAY))
         closing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def dismiss(self, refusal: Refused) -> None:
+        """Tells the agent why it is not wanted any more, and ends the connection."""
+        dismissing = asyncio.ensure_future(self._dismiss(protocol.encode(refusal)))
+        dismissing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _dismiss(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._websocket.send_bytes(data)
+        await self._websocket.close()
 
     async def ask(self, question: Callable[[int], AskProcesses | AskOutput]) -> Processes | Output:
         """Sends `question(request id)` and returns the agent's answer. Errors: ConnectionError when it goes away."""

@@ -23,7 +23,7 @@ from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.session import AgentSession
 from depalma.masters import urls
-from depalma.model import AttemptRef, Load, ProcessView
+from depalma.model import AttemptRef, Load, ProcessView, Report
 from depalma.protocol import (
     AskOutput,
     AskProcesses,
@@ -58,6 +58,10 @@ class _Goodbye(Exception):
     def __init__(self, refusal: Refused) -> None:
         super().__init__(refusal.reason)
         self.refusal = refusal
+
+
+def _stranger(host: str) -> Refused:
+    return Refused(f"host {host!r} is not in the cluster; add it with: depalmactl host add {host}", stop=True)
 
 
 class Sessions:
@@ -120,9 +124,14 @@ class Sessions:
         except (TimeoutError, ConnectionError):
             return None
 
-    async def gone(self, host: str, incarnation: str, reason: str) -> None:
-        """Records that a supervisor killed everything of a dead agent: its work moves at once, no lease to wait for."""
+    async def gone(self, host: str, incarnation: str, reason: str, reports: tuple[Report, ...] = ()) -> None:
+        """Records that a supervisor killed everything of a dead agent: its work moves at once, no lease to wait for.
+
+        `reports`: what had ended before, and the agent had no time to tell.
+        """
         try:
+            if reports:
+                await self._context.execute(FinishTasks(host, incarnation, reports, self._context.wall()))
             await self._context.execute(HostLost(host, incarnation, reason, self._context.wall()))
         except Rejected as refusal:
             log.info("host %s, incarnation %s is gone already: %s", host, incarnation, refusal)
@@ -171,17 +180,10 @@ class Sessions:
         await self._take_up(hello)
         if not self._context.leading:
             raise _Goodbye(Refused("this master does not lead any more"))
+        if hello.host not in self._context.state.hosts:
+            raise _Goodbye(_stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
-        settings = self._context.config.settings
-        session.send(
-            Welcome(
-                self._context.term,
-                self._context.master_id,
-                settings.lease_s,
-                settings.heartbeat_s,
-                tuple(urls(self._context.state, self._context.config).values()),
-            )
-        )
+        self.welcome(session)
         # No await between here and the end: commits that come later find the session, earlier ones are in the state.
         earlier = self.by_host.get(hello.host)
         if earlier is not None:
@@ -193,23 +195,51 @@ class Sessions:
         self.on_room()
         return session
 
+    def welcome(self, session: AgentSession) -> None:
+        """Tells the agent what holds for it; again when that has changed."""
+        settings = self._context.config.settings
+        session.slots_told = self._context.state.hosts[session.host].configured_slots
+        session.send(
+            Welcome(
+                self._context.term,
+                self._context.master_id,
+                settings.lease_s,
+                settings.heartbeat_s,
+                tuple(urls(self._context.state, self._context.config).values()),
+                session.slots_told,
+            )
+        )
+
+    def dismiss(self, session: AgentSession, refusal: Refused) -> None:
+        """Ends a connection for good: the agent is told why, and counts as not connected from now on."""
+        log.info("agent of host %s is sent away: %s", session.host, refusal.reason)
+        if self.by_host.get(session.host) is session:
+            del self.by_host[session.host]
+        session.dismiss(refusal)  # its lease goes on: what it runs is lost when it says so, or when that is over
+
     async def _take_up(self, hello: Hello) -> None:
         """Brings the state's view of the host up to this incarnation, or refuses it."""
         context = self._context
         host = context.state.hosts.get(hello.host)
         if host is None:
-            if any(listed.name == hello.host for listed in context.config.hosts):
+            listed = any(listed.name == hello.host for listed in context.config.hosts)
+            if listed and hello.host not in context.state.removed:
                 raise _Goodbye(Refused("the hosts of the cluster file are not recorded yet"))  # first moments
-            known = f"host {hello.host!r} is not in the cluster; add it to the cluster file"
-            raise _Goodbye(Refused(known, stop=True))
+            raise _Goodbye(_stranger(hello.host))
+        if host.removing:
+            raise _Goodbye(Refused(f"host {hello.host} is being removed from the cluster", stop=True))
         current = self.by_host.get(hello.host)
         if current is not None and current.incarnation != hello.incarnation:
             silent = self._leases.silent_s(hello.host, context.clock())
             if silent < context.config.settings.lease_s:
                 raise _Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
-            if host.incarnation != hello.incarnation or host.state in ("lost", "down"):
-                up = HostUp(hello.host, hello.incarnation, hello.facts, context.wall(), hello.code_index)
+            # Other facts of the same agent: it has another address now, for one.
+            anew = host.incarnation != hello.incarnation or host.facts != hello.facts
+            if anew or host.state in ("lost", "down"):
+                wall = context.wall()
+                self._leases.heard(hello.host, context.clock())  # or it would be lost again as soon as it is up
+                up = HostUp(hello.host, hello.incarnation, hello.facts, wall, hello.code_index, hello.unreported)
                 await context.execute(up)
             elif host.state == "suspect":
                 await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))
@@ -309,7 +339,8 @@ class Sessions:
                 term = self._context.term
                 for session, frame in beats:
                     session.send(HeartbeatAnswer(frame.sequence, frame.sent_s, term))
-                    if self._context.state.hosts[session.host].state == "suspect":
+                    host = self._context.state.hosts.get(session.host)
+                    if host is not None and host.state == "suspect":
                         # It was frozen for less than its lease and kept its connection: no hello says it is back.
                         back = HostRecovered(session.host, session.incarnation, self._context.wall())
                         self._spawn(self._propose(session, back))

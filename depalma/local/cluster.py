@@ -136,7 +136,7 @@ class LocalCluster:
         if missing:
             return missing
         try:
-            up = {host.name for host in client.hosts() if host.state == "up"}
+            up = {host.name for host in client.hosts() if host.state in ("up", "draining", "drained")}
         except (NoLeader, Rejected):
             return [entry.id for entry in wanted]
         return [entry.id for entry in wanted if entry.role == "agent" and entry.id not in up]

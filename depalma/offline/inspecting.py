@@ -84,7 +84,7 @@ def inspect(path: Path) -> Inspection:
         state_hash=loaded.machine.state_hash,
         jobs=_sorted(Counter(job.state() for job in state.jobs.values())),
         tasks=_sorted(tasks),
-        hosts=_sorted(Counter(host.state for host in state.hosts.values())),
+        hosts=_sorted(Counter(host.shown_state for host in state.hosts.values())),
         code_index=state.code_index,
         blobs_named=len(named),
         blobs_included=len(included),

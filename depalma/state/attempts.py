@@ -17,7 +17,7 @@ from depalma.state.commands import (
     Rejected,
     StartTasks,
 )
-from depalma.state.event_log import RETURNED, Detail
+from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
@@ -51,7 +51,9 @@ def _host_refusal(state: ClusterState, command: AssignTasks) -> str:
         return "unknown_host"
     if host.incarnation != command.incarnation:
         return "stale_incarnation"
-    return "" if host.state == "up" else "host_not_up"
+    if host.state != "up":
+        return "host_not_up"
+    return "" if host.takes_work else "host_draining"
 
 
 def _assign_all(
@@ -171,7 +173,7 @@ class _Endings:
         for job in self.touched.values():
             state.settle(job, at)
         if self.touched:
-            state.changes.hosts.add(name)
+            state.settle_host(host, at)
 
 
 def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejected:
@@ -211,8 +213,13 @@ def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: 
     """Ends an attempt that did not succeed: for good, or back to the queue."""
     index = report.task
     outcome = report.outcome
+    if outcome == "moved" and (report.started_at or attempt.started_at) is None:
+        outcome = "returned"  # it had not started: that costs nobody anything
     if outcome == "returned":
         code, again, counts = CANCELLED, not job.cancelled, False
+    elif outcome == "moved":
+        counts, again = False, job.spec.restartable and not job.cancelled
+        code = CANCELLED if job.cancelled else LOST
     else:
         # An outcome that this version does not know is a failure: the attempt is over in any case.
         code = OUTCOMES.get(outcome, FAILED)
@@ -223,16 +230,19 @@ def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: 
             code = CANCELLED
     if not again:
         job.finish(index, code, attempt, report, at)
+        if code == LOST:
+            endings.lost.append(ref)
+            return
         endings.ended.append(ref)
         endings.words.append(code)
         return
     started = attempt.started_at if report.started_at is None else report.started_at
     finished = at if report.finished_at is None else report.finished_at
-    word = WORDS[code] if counts else "returned"
+    word = WORDS[code] if counts else outcome
     past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
     job.requeue(index, attempt, past, counts)
     endings.back.append(ref)
-    endings.back_words.append(code if counts else RETURNED)
+    endings.back_words.append(code if counts else RETURNED if outcome == "returned" else MOVED)
 
 
 def _failures(job: Job, index: int) -> int:
@@ -240,12 +250,16 @@ def _failures(job: Job, index: int) -> int:
     return story.failures if story else 0
 
 
-def lose_attempts(state: ClusterState, host: Host, reason: str, at: float) -> int:
-    """Takes everything from a host that is gone: back to the queue, or ended where it may not run again."""
+def lose_attempts(
+    state: ClusterState, host: Host, reason: str, at: float, keep: frozenset[AttemptRef] = frozenset()
+) -> int:
+    """Takes everything but `keep` from a host that is gone: back to the queue, or ended where it may not run again."""
     endings = _Endings()
-    for ref in sorted(host.attempts):
-        attempt = host.attempts[ref]
+    gone = sorted(ref for ref in host.attempts if ref not in keep)
+    for ref in gone:
+        attempt = host.attempts.pop(ref)
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
+        host.release(ref[0], job.shape.weight)
         index = ref[1]
         if job.spec.restartable and not job.cancelled:
             past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])
@@ -261,10 +275,8 @@ def lose_attempts(state: ClusterState, host: Host, reason: str, at: float) -> in
         else:
             endings.ended.append(ref)
             endings.words.append(code)
-    count = len(host.attempts)
-    host.clear()
     endings.publish(state, host, at, reason)
-    return count
+    return len(gone)
 
 
 def _unknown_host(name: str) -> Rejected:

@@ -38,6 +38,7 @@ class ClusterState:
         "masters",
         "next_job",
         "ready",
+        "removed",
         "term",
         "version",
     )
@@ -49,6 +50,7 @@ class ClusterState:
         self.jobs: dict[int, Job] = {}  #: in order of id
         self.hosts: dict[str, Host] = {}
         self.masters: dict[str, MasterAddress] = {}  #: empty until the first leader has recorded them
+        self.removed: set[str] = set()  #: hosts of the cluster file that were removed, and stay so
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()
         self.events = EventLog()
@@ -82,6 +84,25 @@ class ClusterState:
             self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
         self.ready.refresh(job)
         self.changes.jobs.add(job.id)
+
+    def settle_host(self, host: Host, at: float) -> None:
+        """Follows up that attempts may have left a host: it is drained, or gone, when none is left."""
+        self.changes.hosts.add(host.name)
+        if host.attempts:
+            return
+        if host.removing:
+            self.remove_host(host, at)
+        elif host.drain is not None and host.drain.done_at is None:
+            host.drain.done_at = at
+            self.events.add("host.drained", at, host=host.name, detail={"reason": host.drain.reason})
+
+    def remove_host(self, host: Host, at: float) -> None:
+        """Takes a host without attempts off the list. One of the cluster file is remembered, or it would come back."""
+        del self.hosts[host.name]
+        if host.from_file:
+            self.removed.add(host.name)
+        self.events.add("host.removed", at, host=host.name, detail={"reason": host.removing})
+        self.changes.hosts.add(host.name)
 
     def check_invariants(self) -> None:
         """Checks every rule that ties the parts together. Errors: BrokenInvariant that names what does not fit."""

@@ -83,7 +83,8 @@ class FinishTasks(Command, frozen=True, tag="task.finish"):
 
 
 class AddHost(Command, frozen=True, tag="host.add"):
-    """Makes a host known (from the cluster file, or added at run time). Refused if the name is taken."""
+    """Makes a host known. `from_file`: the cluster file lists it (before there was this field, all were of it); such a
+    one is refused if it was removed since. Refused if the name is taken."""
 
     request: str
     name: str
@@ -93,10 +94,12 @@ class AddHost(Command, frozen=True, tag="host.add"):
     slots: int
     gpus: int
     at: float
+    from_file: bool = True
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
-    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost.
+    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost, but for
+    those that are `unreported`: they have ended, their reports are on the agent's disk and come next.
     `code_index` is what the agent says it has (its folder may have been wiped): it lowers what was acknowledged,
     never raises it; -1 = not said. Answers Applied(attempts lost)."""
 
@@ -105,6 +108,7 @@ class HostUp(Command, frozen=True, tag="host.up"):
     facts: HostFacts
     at: float
     code_index: int = -1
+    unreported: tuple[AttemptRef, ...] = ()
 
 
 class HostSuspect(Command, frozen=True, tag="host.suspect"):
@@ -172,6 +176,81 @@ class ChangeMasters(Command, frozen=True, tag="master.change"):
     by: str = ""
 
 
+class SetHost(Command, frozen=True, tag="host.set"):
+    """Changes what is given of a host; None leaves as it is. `labels` are set, `drop_labels` removed.
+    What runs there stays."""
+
+    request: str
+    host: str
+    at: float
+    groups: tuple[str, ...] | None = None
+    priority: int | None = None
+    slots: int | None = None
+    gpus: int | None = None
+    labels: dict[str, str] = {}
+    drop_labels: tuple[str, ...] = ()
+
+
+class RemoveHost(Command, frozen=True, tag="host.remove"):
+    """Takes a host off the list. Refused while attempts live there; with `force` it gets no more work and is gone as
+    soon as none of them can live any more (its agent's word, or HostLost). Answers Applied(attempts it waits for)."""
+
+    request: str
+    host: str
+    force: bool
+    at: float
+    by: str = ""
+
+
+class DrainHost(Command, frozen=True, tag="host.drain"):
+    """The host gets no new work until UndrainHost. `deadline_at`: then what still runs there is moved; None = never.
+    Said again, it changes deadline and reason. Answers Applied(attempts that live there)."""
+
+    request: str
+    host: str
+    deadline_at: float | None
+    at: float
+    reason: str = ""
+    by: str = ""
+
+
+class UndrainHost(Command, frozen=True, tag="host.undrain"):
+    """The host gets work again."""
+
+    request: str
+    host: str
+    at: float
+
+
+class SetGroup(Command, frozen=True, tag="group.set"):
+    """The group has exactly these hosts from now on."""
+
+    request: str
+    group: str
+    hosts: tuple[str, ...]
+    at: float
+
+
+class AddToGroup(Command, frozen=True, tag="group.add"):
+    """The group has these hosts, too."""
+
+    request: str
+    group: str
+    hosts: tuple[str, ...]
+    at: float
+
+
+class RemoveGroup(Command, frozen=True, tag="group.remove"):
+    """Takes hosts out of the group, all of them when none is named. Refused, unless `force`, when it would be left
+    without any host while a job with queued tasks names it."""
+
+    request: str
+    group: str
+    hosts: tuple[str, ...]
+    force: bool
+    at: float
+
+
 AnyCommand = (
     SubmitJob
     | AddTasks
@@ -189,6 +268,13 @@ AnyCommand = (
     | AckCode
     | ForgetJobs
     | ChangeMasters
+    | SetHost
+    | RemoveHost
+    | DrainHost
+    | UndrainHost
+    | SetGroup
+    | AddToGroup
+    | RemoveGroup
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -18,6 +18,8 @@ KEEP_EVENTS = 50_000
 
 #: What `words` of a requeue record say beyond the states: the agent gave the task back unstarted.
 RETURNED = 100
+#: …or ended it because the host was to be free of work.
+MOVED = 101
 
 Detail = Mapping[str, str | int | float | bool | None]
 

@@ -8,8 +8,10 @@ from itertools import islice
 
 from depalma.model import EventView
 from depalma.state.cluster_state import ClusterState
-from depalma.state.event_log import RETURNED, EventRecord
+from depalma.state.event_log import MOVED, RETURNED, EventRecord
 from depalma.state.task_states import WORDS
+
+_BACK = {RETURNED: "returned", MOVED: "moved"}
 
 
 def events_after(state: ClusterState, index: int, limit: int = 1000) -> list[EventView]:
@@ -49,7 +51,7 @@ def _open(record: EventRecord, after: int) -> Iterator[EventView]:
         detail = {"attempt": attempt, **(record.detail or {})}
         if record.words:
             word = record.words[place]
-            detail["state"] = "returned" if word == RETURNED else WORDS[word]
+            detail["state"] = _BACK.get(word) or WORDS[word]
         yield EventView(
             index=record.first + place,
             at=record.at,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from depalma.model import AttemptRef, HostFacts, HostState
 from depalma.state.jobs import Attempt
 
@@ -11,8 +13,21 @@ KEEP_OVER = 16
 KEEP_ACKNOWLEDGEMENTS = 1000
 
 
+class Drain(Struct, array_like=True, gc=False):
+    """What was asked for: no new work. It holds whatever becomes of the agent, until it is taken back."""
+
+    at: float
+    deadline_at: float | None  #: seconds since the epoch; what runs then is moved. None = it may end by itself
+    reason: str
+    by: str
+    done_at: float | None = None  #: since when nothing of the host's work is left
+
+
 class Host:
     """A host. Only commands change it.
+
+    `state` is what is known of its agent; what was asked for (`drain`, `removing`) stands beside it, because it holds
+    over restarts and losses of the agent. `shown_state` is the one word for people.
 
     `attempts` holds exactly the attempts that live there, so "is this report's attempt the live one, here, in this
     incarnation" is one look-up.
@@ -25,7 +40,9 @@ class Host:
         "by_job",
         "code_index",
         "configured_slots",
+        "drain",
         "facts",
+        "from_file",
         "gpus",
         "groups",
         "incarnation",
@@ -34,6 +51,7 @@ class Host:
         "over",
         "priority",
         "reason",
+        "removing",
         "since",
         "state",
         "used",
@@ -67,6 +85,9 @@ class Host:
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
         self.used = 0  #: slots that they take, those waiting there included
+        self.from_file = True  #: the cluster file lists it; False = added at run time
+        self.drain: Drain | None = None
+        self.removing = ""  #: why it goes as soon as nothing of it can live; empty = it stays
 
     @property
     def slots(self) -> int:
@@ -74,6 +95,35 @@ class Host:
         if self.configured_slots:
             return self.configured_slots
         return self.facts.slots if self.facts else 0
+
+    @property
+    def takes_work(self) -> bool:
+        """Returns whether it may be given tasks."""
+        return self.state == "up" and self.drain is None and not self.removing
+
+    @property
+    def shown_state(self) -> HostState:
+        """Returns the word for people: what is wrong with the agent comes before what was asked for."""
+        if self.state == "up" and (self.drain is not None or self.removing):
+            return "drained" if self.drain is not None and self.drain.done_at is not None else "draining"
+        return self.state
+
+    @property
+    def shown_reason(self) -> str:
+        """Returns why it is as it is shown."""
+        wanted = self.removing
+        if self.drain is not None and not wanted:
+            wanted = (self.drain.reason or "drained") + (f" (by {self.drain.by})" if self.drain.by else "")
+        if self.state == "up":
+            return wanted or self.reason
+        return "; ".join(text for text in (self.reason, wanted) if text)
+
+    @property
+    def shown_since(self) -> float:
+        """Returns since when it is as it is shown."""
+        if self.shown_state == self.state or self.drain is None:
+            return self.since
+        return self.drain.at if self.drain.done_at is None else self.drain.done_at
 
     def put(self, ref: AttemptRef, attempt: Attempt, weight: int) -> None:
         """Takes an attempt that takes `weight` slots."""
@@ -90,12 +140,6 @@ class Host:
             self.by_job[job] = left
         else:
             del self.by_job[job]
-
-    def clear(self) -> None:
-        """Drops all attempts."""
-        self.attempts.clear()
-        self.by_job.clear()
-        self.used = 0
 
     def turn(self, state: HostState, reason: str, at: float) -> None:
         """Changes the state, with the reason and since when."""

@@ -55,6 +55,7 @@ class StatePiece(Struct, array_like=True, gc=False):
     next_job: int
     answers_since: float
     next_event: int
+    removed_hosts: list[str] = []
 
 
 class CodePiece(_Piece, tag="code"):
@@ -139,6 +140,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
             state.next_job,
             state.answers.since,
             state.events.next_index,
+            sorted(state.removed),
         )
     )
     pieces = 1
@@ -233,6 +235,7 @@ class _Reader:
         state.version, state.term, state.next_job = first.version, first.term, first.next_job
         state.answers.since = first.answers_since
         state.events.next_index = first.next_event
+        state.removed = set(first.removed_hosts)
         self._state_hash = first.state_hash
         self._pieces = 1
         self._seen: dict[Payload, Payload] = {}

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from depalma.model import HostFacts, HostState, JobSpec, Payload
 from depalma.state.completions import Completions, CompletionsImage
-from depalma.state.hosts import Host
+from depalma.state.hosts import Drain, Host
 from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import FIRST_FINAL, WORDS
 
@@ -56,6 +56,9 @@ class HostImage(Struct, array_like=True, gc=False):
     facts: HostFacts | None
     code_index: int
     acknowledgements: dict[int, str]
+    from_file: bool = True
+    drain: Drain | None = None
+    removing: str = ""
 
 
 def job_image(
@@ -121,6 +124,9 @@ def host_image(host: Host) -> HostImage:
         host.facts,
         host.code_index,
         host.acknowledgements,
+        host.from_file,
+        host.drain,
+        host.removing,
     )
 
 
@@ -130,4 +136,5 @@ def host_of(image: HostImage) -> Host:
     host.turn(image.state, image.reason, image.since)
     host.incarnation, host.over = image.incarnation, image.over
     host.facts, host.code_index, host.acknowledgements = image.facts, image.code_index, image.acknowledgements
+    host.from_file, host.drain, host.removing = image.from_file, image.drain, image.removing
     return host

@@ -39,6 +39,8 @@ def check(state: ClusterState) -> None:
         ready += job.ready
     _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
     _check_ready(state, ready)
+    back = state.removed.intersection(state.hosts)
+    _must(not back, f"hosts {sorted(back)} are there and removed")
     for host in state.hosts.values():
         _check_host(state, host, live[host.name])
     for place, entry in enumerate(state.code, 1):
@@ -127,6 +129,9 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
     over = host.incarnation in host.over
     _must(over == (host.state == "lost"), f"{name}: {host.state}, incarnation over: {over}")
+    drain = host.drain
+    _must(drain is None or (drain.done_at is None) == bool(live), f"{name}: drain {drain} with {len(live)} attempts")
+    _must(not host.removing or bool(live), f"{name}: is being removed with nothing to wait for")
     _must((host.state == "down") == (not host.incarnation), f"{name}: {host.state} as {host.incarnation!r}")
     _must(0 <= host.code_index <= state.code_index, f"{name}: code index {host.code_index} is not in the log")
 

@@ -50,7 +50,8 @@ class Attempt(Struct, gc=False, array_like=True):
 
 
 class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
-    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned or lost."""
+    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned, moved or
+    lost."""
 
     number: int
     host: str

@@ -14,7 +14,19 @@ from typing import Any, Final
 import msgspec
 
 from depalma.errors import DepalmaError
-from depalma.state import attempts, codelog, commands, image, masters, membership, restoring, submissions
+from depalma.state import (
+    attempts,
+    codelog,
+    commands,
+    draining,
+    groups,
+    image,
+    inventory,
+    masters,
+    membership,
+    restoring,
+    submissions,
+)
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AnyCommand, Applied, Command, Rejected
@@ -38,6 +50,13 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.AddCode: codelog.add_code,
     commands.AckCode: codelog.ack_code,
     commands.ChangeMasters: masters.change_masters,
+    commands.SetHost: inventory.set_host,
+    commands.RemoveHost: inventory.remove_host,
+    commands.DrainHost: draining.drain_host,
+    commands.UndrainHost: draining.undrain_host,
+    commands.SetGroup: groups.set_group,
+    commands.AddToGroup: groups.add_to_group,
+    commands.RemoveGroup: groups.remove_group,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

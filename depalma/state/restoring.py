@@ -34,7 +34,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
     state.events.add("cluster.restored", at, detail=detail)
     state.masters.clear()  # those of the other cluster: its first leader records its own
     lost = 0
-    for host in state.hosts.values():
+    for host in list(state.hosts.values()):
         if host.state in ("down", "lost"):
             continue
         host.turn("lost", reason, at)

@@ -34,8 +34,8 @@ FIRST_FINAL: Final = SUCCEEDED  #: bytes from here on are final states
 #: Bytes that a final state may follow from an agent's report.
 OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
 
-_AGAIN = "FinishTasks: returned, or failed with retries left; HostLost or HostUp of a new incarnation"
-_LOST = "HostLost or HostUp of a new incarnation, and the task is not restartable"
+_AGAIN = "FinishTasks: returned, moved, or failed with retries left; HostLost or HostUp of a new incarnation"
+_LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task is not restartable"
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
 

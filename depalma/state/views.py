@@ -215,7 +215,7 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
     facts = host.facts
     return HostView(
         name=host.name,
-        state=host.state,
+        state=host.shown_state,
         groups=host.groups,
         labels=host.labels,
         priority=host.priority,
@@ -226,11 +226,13 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         memory_bytes=facts.memory_bytes if facts else 0,
         load=load,
         last_seen_s=last_seen_s,
-        reason=host.reason,
+        reason=host.shown_reason,
         version=facts.version if facts else "",
         python=facts.python if facts else "",
         address=facts.address if facts else "",
         gpus=host.gpus or (facts.gpus if facts else 0),
+        since=host.shown_since,
+        deadline_at=host.drain.deadline_at if host.drain is not None else None,
     )
 
 

@@ -390,6 +390,6 @@ def test_the_entry_refuses_a_wrong_config(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "none.yaml: cannot be read" in missing.stderr
     config = AgentProcess(tmp_path, ["http://127.0.0.1:9"]).config
-    unknown = run("--config", str(config), "--name", "h9")
-    assert unknown.returncode == 2
-    assert "there are: h1" in unknown.stderr
+    nameless = run("--config", str(config), "--name", "h 9")
+    assert nameless.returncode == 2
+    assert "host name 'h 9' given; allowed: letters" in nameless.stderr

@@ -5,141 +5,30 @@ What an agent process does is tested elsewhere; here it is the leader's side: ad
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import secrets as random_secrets
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import aiohttp
 import pytest
 
-from depalma import protocol
 from depalma.codetree import tree_digest
-from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load_secrets
 from depalma.leader.reign import Reign
-from depalma.master import Master
-from depalma.model import AttemptRef, HostFacts, JobSpec, Load, Report
+from depalma.model import Load, Report
 from depalma.protocol import (
     Assign,
     CodeAcknowledged,
     CodeLog,
     Forget,
-    FromAgent,
     Heartbeat,
     HeartbeatAnswer,
-    Hello,
     Kill,
     Refused,
     Reports,
     ReportsCommitted,
-    ToAgent,
     Welcome,
 )
-from depalma.state.commands import AddCode, CancelJobs, SubmitJob
-from depalma.testing.certificates import throwaway_secrets
-
-F = TypeVar("F")
-FACTS = HostFacts(slots=2, cpus=2, memory_bytes=1, gpus=0, version="0.1.0", python="3.11", address="127.0.0.1")
-COMMAND = JobSpec(kind="command", argv=("true",))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def running_master(directory: Path, **settings: float) -> AsyncIterator[Master]:
-    config = ClusterConfig(
-        masters=(
-            MasterConfig(id="m1", host="127.0.0.1", port=free_port(), raft_port=free_port(), dir=str(directory / "m1")),
-        ),
-        hosts=(HostConfig(name="h1"), HostConfig(name="h2")),
-        settings=Settings(**settings),  # type: ignore[arg-type]
-    )
-    secrets = load_secrets(throwaway_secrets(directory / "secrets", ["m1"], cluster=config.cluster), "m1")
-    master = Master(config, secrets, "m1")
-    await master.start()
-    try:
-        await eventually(lambda: master.leading and "h2" in master.state.hosts)
-        yield master
-        assert not master.failed.done(), master.failed.result()
-    finally:
-        await master.stop()
-
-
-async def eventually(ready: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Returns when `ready()`; fails with the deadline."""
-    async with asyncio.timeout(timeout_s):
-        while not ready():  # noqa: ASYNC110 - what is waited for has no event of its own
-            await asyncio.sleep(0.005)
-
-
-@dataclass
-class Agent:
-    """One connection; frames are kept until a test takes them."""
-
-    websocket: aiohttp.ClientWebSocketResponse
-    frames: list[ToAgent]
-
-    async def say(self, frame: FromAgent) -> None:
-        await self.websocket.send_bytes(protocol.encode(frame))
-
-    async def next(self, kind: type[F], timeout_s: float = 10) -> F:
-        """Returns the next frame of a kind, passing over others but keeping them."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                for position, frame in enumerate(self.frames):
-                    if isinstance(frame, kind):
-                        del self.frames[position]
-                        return frame
-                message = await self.websocket.receive()
-                assert message.type is aiohttp.WSMsgType.BINARY, f"waiting for {kind.__name__}: {message}"
-                self.frames.append(protocol.decode_to_agent(message.data))
-
-    async def closed(self) -> bool:
-        """Returns once the leader has closed the connection."""
-        async with asyncio.timeout(10):
-            while True:
-                message = await self.websocket.receive()
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    return True
-                self.frames.append(protocol.decode_to_agent(message.data))
-
-
-@asynccontextmanager
-async def agent(
-    master: Master,
-    *,
-    host: str = "h1",
-    incarnation: str = "one",
-    running: tuple[AttemptRef, ...] = (),
-    unreported: tuple[AttemptRef, ...] = (),
-    version: int = protocol.PROTOCOL_VERSION,
-) -> AsyncIterator[Agent]:
-    headers = {"Authorization": f"Bearer {master.secrets.agent_token}", protocol.HOST_HEADER: host}
-    url = master.config.masters[0].url + "/v1/agent"
-    async with aiohttp.ClientSession() as http, http.ws_connect(url, headers=headers) as websocket:
-        one = Agent(websocket, [])
-        await one.say(Hello(version, host, incarnation, FACTS, 0, running, unreported))
-        yield one
-
-
-async def submit(master: Master, spec: JobSpec = COMMAND) -> int:
-    applied = await master.execute(SubmitJob(random_secrets.token_hex(8), spec, master.wall()))
-    assert isinstance(applied.value, int)
-    return applied.value
-
-
-def succeeded(ref: AttemptRef) -> Report:
-    return Report(*ref, "succeeded", exit_code=0, started_at=1.0, finished_at=1.5)
+from depalma.state.commands import AddCode, CancelJobs
+from depalma.testing.one_master import agent, beating_until, eventually, running_master, submit, succeeded
 
 
 async def test_work_goes_out_once_and_its_report_is_committed(tmp_path: Path) -> None:
@@ -217,7 +106,9 @@ async def test_a_second_agent_of_a_connected_host_is_refused_and_disturbs_nothin
         assert [task.job for task in (await one.next(Assign)).tasks] == [job]
 
 
-@pytest.mark.parametrize(("host", "version", "reason"), [("h9", 1, "not in the cluster"), ("h1", 99, "protocol 99")])
+@pytest.mark.parametrize(
+    ("host", "version", "reason"), [("h9", 1, "depalmactl host add h9"), ("h1", 99, "protocol 99")]
+)
 async def test_strangers_are_told_to_stop(tmp_path: Path, host: str, version: int, reason: str) -> None:
     async with running_master(tmp_path) as master, agent(master, host=host, version=version) as one:
         refused = await one.next(Refused)
@@ -258,17 +149,6 @@ async def test_a_silent_host_is_lost_after_lease_and_margin_and_its_work_moves(t
         assert [(task.job, task.task, task.attempt) for task in moved.tasks] == [(job, 0, 2)]
         assert took_s > 0.6 * (1 + master.config.settings.lease_margin)
         assert master.state.hosts["h1"].state == "lost"
-
-
-async def beating_until(one: Agent, kind: type[F]) -> F:
-    """Returns the next frame of a kind while sending heartbeats, as a live agent does."""
-    waiting = asyncio.create_task(one.next(kind))
-    sequence = 0
-    while not waiting.done():
-        sequence += 1
-        await one.say(Heartbeat(sequence, 0.0, Load(), 1))
-        await asyncio.wait({waiting}, timeout=0.05)
-    return waiting.result()
 
 
 async def test_a_suspect_that_is_heard_again_on_the_same_connection_gets_work_again(tmp_path: Path) -> None:

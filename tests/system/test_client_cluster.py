@@ -302,6 +302,27 @@ async def test_the_verbs_as_coroutines(cluster: LocalCluster) -> None:
         assert [value async for value in again.results()][-1] == 49 * 49
 
 
+async def test_hosts_and_groups_as_coroutines(cluster: LocalCluster) -> None:
+    async with AsyncClient(cluster.masters, token_file=cluster.token_file) as client:
+        added = await client.add_host("h9", slots=3, groups=["g"], labels={"os": "debian"}, gpus=1)
+        assert (added.state, added.slots, added.groups, added.gpus) == ("down", 3, ("g",), 1)
+        changed = await client.set_host("h9", priority=4, labels={"os": None, "disk": "ssd"})
+        assert (changed.priority, changed.labels, changed.slots) == (4, {"disk": "ssd"}, 3)
+        drained = await client.drain_host("h9", deadline_s=60, reason="reboot")
+        assert drained.deadline_at is not None
+        assert (await client.wait_drained("h9", 10)).state == "down"
+        assert (await client.undrain_host("h9")).deadline_at is None
+        assert await client.set_group("night", ["h1"]) == ["h1"]
+        assert await client.add_to_group("night", ["h9"]) == ["h1", "h9"]
+        assert [(group.name, group.hosts) for group in await client.groups()] == [
+            ("g", ("h9",)), ("night", ("h1", "h9")),
+        ]  # fmt: skip
+        assert await client.remove_group("night", ["h1"]) == ["h9"]
+        assert (await client.remove_host("h9")).removed
+        with pytest.raises(Rejected, match="there is no host 'h9'"):
+            await client.host("h9")
+
+
 async def test_many_calls_at_once_and_a_cancelled_one(cluster: LocalCluster) -> None:
     async with AsyncClient(cluster.masters, token_file=cluster.token_file) as client:
         futures = await asyncio.gather(*(client.submit(square, n) for n in range(60)))

@@ -94,6 +94,13 @@ def every_command() -> list[commands.AnyCommand]:
         commands.AckCode("h", "i", 1, "t", "s", 1.0),
         commands.ForgetJobs((1,), 1.0),
         commands.ChangeMasters("r", (MasterAddress("m1", "a", 1, 2),), 1.0, "ann"),
+        commands.SetHost("r", "h", 1.0, ("g",), 1, 2, 3, {"k": "v"}, ("old",)),
+        commands.RemoveHost("r", "h", True, 1.0, "ann"),
+        commands.DrainHost("r", "h", 2.0, 1.0, "why", "ann"),
+        commands.UndrainHost("r", "h", 1.0),
+        commands.SetGroup("r", "g", ("h",), 1.0),
+        commands.AddToGroup("r", "g", ("h",), 1.0),
+        commands.RemoveGroup("r", "g", (), True, 1.0),
     ]
 
 
@@ -108,14 +115,17 @@ def test_every_command_survives_its_encoding():
 def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
-        "code.ack", "code.add", "host.add", "host.lost", "host.recovered", "host.suspect", "host.up", "job.add_tasks",
+        "code.ack", "code.add", "group.add", "group.remove", "group.set", "host.add", "host.drain", "host.lost",
+        "host.recovered", "host.remove", "host.set", "host.suspect", "host.undrain", "host.up", "job.add_tasks",
         "job.cancel", "job.close", "job.forget", "job.submit", "master.change", "task.assign", "task.finish",
         "task.start",
     ]  # fmt: skip
 
 
 def test_commands_of_an_older_version_are_read():
-    """HostUp was once shorter: fields are added at the end with a default."""
+    """HostUp and AddHost were once shorter: fields are added at the end with a default."""
     old = msgspec.msgpack.encode(["host.up", "h", "i", [1, 1, 1, 0, "", "", ""], 1.0])
+    added = msgspec.msgpack.encode(["host.add", "r", "h", [], {}, 0, 1, 0, 1.0])
 
-    assert commands.decode(old) == commands.HostUp("h", "i", model.HostFacts(1, 1, 1, 0, "", "", ""), 1.0, -1)
+    assert commands.decode(old) == commands.HostUp("h", "i", model.HostFacts(1, 1, 1, 0, "", "", ""), 1.0, -1, ())
+    assert commands.decode(added) == commands.AddHost("r", "h", (), {}, 0, 1, 0, 1.0, from_file=True)

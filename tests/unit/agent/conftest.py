@@ -70,7 +70,9 @@ class Rig:
         assert sorted(placed) == sorted(core.attempts), "an attempt is lost or in two places"
         assert not set(core.attempts) & set(core.pending), "an attempt is alive and reported"
         used = [lane.slot for lane in lanes.lanes.values() if lane.slot >= 0]
-        assert sorted([*used, *lanes.free]) == list(range(lanes.slots)), "a slot is lost or used twice"
+        assert len({*used, *lanes.free}) == len(used) + len(lanes.free), "a slot is used twice"
+        assert all(slot < lanes.slots for slot in lanes.free)
+        assert len(lanes.free) == max(0, lanes.slots - len(used)), "a slot is lost, or there are too many"
         for worker in lanes.lanes.values():
             assert (worker.slot >= 0) == bool(worker.queue) or worker.stopping
         for job in core.jobs.values():

@@ -115,6 +115,7 @@ class World:
         happenings = (
             [self.assign] * 6 + [self.work] * 12 + [self.end_command] * 6 + [self.tick] * 3 + [self.kill]
             + [self.commit] * 3 + [self.crash, self.disconnect, self.beat, self.beat, self.forget, self.repeat]
+            + [self.resize]
         )  # fmt: skip
         if self.cut:
             self.incarnations += 1
@@ -140,6 +141,10 @@ class World:
 
     def order(self, tasks: list[Assignment], job: int) -> None:
         self.give(Assign(1, self.core.term, (JobTemplate(job, KINDS[job], 0, ""),), tuple(tasks)))
+
+    def resize(self) -> None:
+        if self.core.connected:
+            self.give(Welcome(self.core.term, "m", 5.0, 1.0, (), self.random.choice([0, 1, 2, 5])))
 
     def repeat(self) -> None:
         """A leader sends again what it should not."""
@@ -226,7 +231,7 @@ class World:
 
     def kill(self) -> None:
         refs = tuple(ref for ref in self.some() if ref not in self.forgotten)
-        self.give(Kill(1, self.core.term, refs, self.random.choice(["cancelled", "returned"]), "why"))
+        self.give(Kill(1, self.core.term, refs, self.random.choice(["cancelled", "returned", "moved"]), "why"))
 
     def forget(self) -> None:
         if self.core.connected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from depalma.api.app import ROUTES
 from depalma.codetree import tree_at, tree_digest
-from depalma.model import CodeView, EventView, HostView, MasterView
+from depalma.model import CodeView, EventView, HostView, MasterView, Report
 from depalma.state.commands import AckCode
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ async def test_hosts_groups_and_load(bench: Bench) -> None:
     assert [(host["name"], host["state"], host["slots"]) for host in hosts] == [("h1", "up", 4), ("h2", "up", 4)]
     msgspec.convert(await bench.get("/v1/hosts/h2"), HostView)
     assert (await bench.get("/v1/groups"))["groups"] == [
-        {"name": "fast", "hosts": ["h1"]},
-        {"name": "render", "hosts": ["h1", "h2"]},
+        {"name": "fast", "hosts": ["h1"], "slots": 4, "free_slots": 4},
+        {"name": "render", "hosts": ["h1", "h2"], "slots": 8, "free_slots": 8},
     ]
     loads = (await bench.get("/v1/load"))["hosts"]
     assert [load["host"] for load in loads] == ["h1", "h2"]
@@ -49,6 +50,20 @@ async def test_a_supervisor_may_tell_that_an_agent_is_gone(bench: Bench) -> None
     assert host["state"] == "lost"
     problem = await bench.post("/v1/agent/gone", {"host": "h1"}, 400, headers=AGENT)
     assert "missing required field `incarnation`" in problem["detail"]
+
+
+async def test_a_supervisor_tells_along_what_had_ended(bench: Bench) -> None:
+    """It is recorded before the rest is lost: nothing is run again that had finished."""
+    bench.host_up()
+    job = bench.submit(count=2)
+    bench.assign(job, 0, 1)
+    record = msgspec.msgpack.encode((Report(job, 0, 1, "succeeded", 0, started_at=1.0, finished_at=2.0),))
+    body = {"host": "h1", "incarnation": "h1-1", "reason": "killed", "reports": [b64encode(record).decode()]}
+    await bench.post("/v1/agent/gone", body, headers=AGENT)
+    tasks = (await bench.get(f"/v1/jobs/{job}/tasks"))["tasks"]
+    assert [task["state"] for task in tasks] == ["succeeded", "queued"]
+    problem = await bench.post("/v1/agent/gone", {**body, "reports": ["AAAA"]}, 400, headers=AGENT)
+    assert problem["detail"].startswith("reports: ")
 
 
 async def test_an_agent_must_say_its_name_and_upgrade(bench: Bench) -> None:

@@ -85,10 +85,17 @@ def test_a_yaml_tag_cannot_make_objects() -> None:
     assert "not YAML" in refusal_of("masters: !!python/object/apply:os.getcwd []")
 
 
-def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    parsed = config.parse(f"masters: [{MASTER}]\nhosts: [{{name: h1}}, {{name: h2}}]")
+def test_a_host_of_no_file_has_the_defaults_if_it_can_have_that_name() -> None:
+    parsed = config.parse(f"masters: [{MASTER}]\nhosts: [{{name: h1, slots: 3}}]")
 
-    with pytest.raises(ConfigError, match=r"no host 'h3'.*h1, h2"):
-        parsed.host("h3")
+    assert parsed.host("h1").slots == 3
+    assert parsed.host("h3") == config.HostConfig(name="h3")
+    with pytest.raises(ConfigError, match=r"host name 'h 3' given; allowed: letters"):
+        parsed.host("h 3")
+
+
+def test_unknown_masters_are_answered_with_the_known_ones() -> None:
+    parsed = config.parse(f"masters: [{MASTER}]")
+
     with pytest.raises(ConfigError, match=r"no master 'm2'.*m1"):
         parsed.master("m2")

@@ -35,7 +35,15 @@ NEEDS_CLUSTER = {
     "load": ([], 4),
     "host ls": ([], 4),
     "host show": (["h1"], 4),
+    "host add": (["h9"], 4),
+    "host set": (["h1", "--slots", "2"], 4),
+    "host remove": (["h1"], 4),
+    "host drain": (["h1"], 4),
+    "host undrain": (["h1"], 4),
     "group ls": ([], 4),
+    "group set": (["g", "h1"], 4),
+    "group add": (["g", "h1"], 4),
+    "group remove": (["g"], 4),
     "master ls": ([], 4),
     "master add": (["m4", "--host", "10.0.0.4"], 4),
     "master set": (["m1", "--host", "10.0.0.4"], 4),
@@ -50,6 +58,7 @@ NEEDS_CLUSTER = {
 }
 WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
+    "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
 }  # fmt: skip
 ALONE = {
     "dev",
@@ -214,6 +223,12 @@ def test_mistyped_command_gets_a_suggestion(words: list[str], near: str) -> None
         (["dev", "--stop", "--detach"], "--stop"),
         (["jobs", "-o", "xml"], "xml"),
         (["completion", "tcsh"], "tcsh"),
+        (["host", "add", "h9", "--label", "os"], "'os' is not KEY=VALUE"),
+        (["host", "add", "h9", "--slots", "-1"], "--slots"),
+        (["host", "set", "h1"], "nothing to change"),
+        (["host", "set", "h1", "--group", "g", "--no-groups"], "--no-groups"),
+        (["host", "drain", "h1", "--deadline", "soon"], "'soon' is not a duration"),
+        (["group", "add", "render"], "HOST"),
         (["--timeout", "never", "jobs"], "never"),
     ],
 )  # fmt: skip

@@ -223,6 +223,7 @@ class Fuzzer:
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
+            self.host_list, self.group,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -330,7 +331,9 @@ class Fuzzer:
         reports = tuple(
             Report(
                 *ref,
-                rng.choice(["succeeded", "succeeded", "failed", "failed", "timed_out", "returned", "cancelled", "?"]),
+                rng.choice(
+                    ["succeeded", "succeeded", "failed", "failed", "timed_out", "returned", "cancelled", "moved", "?"]
+                ),
                 rng.choice([None, 0, 3]),
                 rng.choice([None, None, 9]),
                 error=rng.choice(["", "Boom\nline"]),
@@ -344,13 +347,13 @@ class Fuzzer:
     def add_host(self) -> c.AnyCommand:
         groups = self.rng.choice([(), ("g",), ("bad name",)])
         slots = self.rng.choice([0, 2, 3, -1])
-        return c.AddHost(
-            self.request(), self.host_name(), groups, {"os": "x"}, self.rng.choice([0, 5]), slots, 0, self.bench.now
-        )
+        level, file = self.rng.choice([0, 5]), self.rng.random() < 0.5
+        return c.AddHost(self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 0, self.bench.now, file)
 
     def host_up(self) -> c.AnyCommand:
-        host = self.host_name()
-        return c.HostUp(host, self.incarnation(host), facts(2), self.bench.now, self.rng.choice([-1, -1, 0, 1]))
+        host, code = self.host_name(), self.rng.choice([-1, -1, 0, 1])
+        unreported = tuple(self.live_refs(host)) if self.rng.random() < 0.3 else ()
+        return c.HostUp(host, self.incarnation(host), facts(2), self.bench.now, code, unreported)
 
     def host_change(self) -> c.AnyCommand:
         host = self.host_name()
@@ -359,6 +362,26 @@ class Fuzzer:
         if kind == "recovered":
             return c.HostRecovered(host, incarnation, self.bench.now)
         return (c.HostSuspect if kind == "suspect" else c.HostLost)(host, incarnation, "quiet", self.bench.now)
+
+    def host_list(self) -> c.AnyCommand:
+        rng, host, request, now = self.rng, self.host_name(), self.request(), self.bench.now
+        kind = rng.choice(["set", "remove", "drain", "drain", "undrain", "undrain", "undrain"])
+        if kind == "set":
+            groups, slots = rng.choice([None, (), ("g",), ("g", "g")]), rng.choice([None, 0, 1, 4, -1])
+            return c.SetHost(request, host, now, groups, rng.choice([None, 7]), slots, None, {"a": "b"}, ("os",))
+        if kind == "remove":
+            return c.RemoveHost(request, host, rng.random() < 0.5, now, rng.choice(["ann", "ann", "a" * 300]))
+        if kind == "drain":
+            return c.DrainHost(request, host, rng.choice([None, now + 5, float("nan"), -1.0]), now, "update", "ann")
+        return c.UndrainHost(request, host, now)
+
+    def group(self) -> c.AnyCommand:
+        rng, request, now = self.rng, self.request(), self.bench.now
+        hosts = tuple(sorted({self.host_name() for _ in range(rng.randint(0, 2))}))
+        group = rng.choice(["g", "g", "fast", "bad name"])
+        if rng.random() < 0.3:
+            return c.RemoveGroup(request, group, hosts, rng.random() < 0.5, now)
+        return rng.choice([c.SetGroup, c.AddToGroup])(request, group, hosts, now)
 
     def add_code(self) -> c.AnyCommand:
         digest = self.rng.choice(["a" * 64, "b" * 64, "c" * 64, "d" * 64, "short"])

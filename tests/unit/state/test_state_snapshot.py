@@ -17,6 +17,7 @@ from depalma.state.image import FORMAT, BadSnapshot
 from depalma.state.machine import Machine, digest_of
 
 FORMAT_1 = Path(__file__).parent / "format1.snapshot"
+FORMAT_2 = Path(__file__).parent / "format2.snapshot"
 
 
 def test_a_restored_machine_continues_equally(make_bench, make_fuzzer):
@@ -150,3 +151,23 @@ def test_a_snapshot_of_format_1_stays_readable():
     assert state.answers.find("submit", "r1").value == 1
     assert state.events.next_index == 30
     assert isinstance(machine.apply(c.encode(c.CloseJob("", 5, 1.0)), 1), c.Applied)
+
+
+def test_the_first_snapshots_of_format_2_stay_readable():
+    """Made before hosts could be drained or removed: every one of them is of the cluster file, and none is drained."""
+    machine = Machine()
+    machine.restore(msgspec.msgpack.decode(b64decode(FORMAT_2.read_text())))
+    state = machine.state
+    state.check_invariants()
+
+    assert machine.state_hash == "196999bea91db38ce87d0a68207538b8"
+    assert {host.name: host.shown_state for host in state.hosts.values()} == {"h1": "up", "h2": "lost"}
+    assert all(host.from_file and host.drain is None and not host.removing for host in state.hosts.values())
+    assert state.removed == set()
+    assert isinstance(machine.apply(c.encode(c.DrainHost("", "h1", None, 11.0)), 1), c.Applied)
+    assert state.hosts["h1"].shown_state == "draining"
+    assert isinstance(machine.apply(c.encode(c.RemoveHost("", "h2", False, 12.0)), 1), c.Applied)
+    restored = Machine()
+    restored.restore(list(machine.snapshot()))
+    assert digest_of(restored.state) == digest_of(state)
+    assert restored.state.removed == {"h2"}

@@ -1,0 +1,59 @@
+"""The agent's core when the cluster says otherwise than its file: other slots, work that is to go elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from depalma.agent.events import KeepReports, Launch, StopCommand, Tick
+from depalma.protocol import Kill, Welcome
+
+
+def slots(number: int) -> Welcome:
+    return Welcome(1, "m1", 10.0, 1.0, ("http://m1",), number)
+
+
+def test_more_slots_start_what_waits(rig_of: Any) -> None:
+    rig = rig_of(slots=2)
+    rig.assign(*[(1, task, 1) for task in range(5)])
+    launched = [action for action in rig(slots(4)) if isinstance(action, Launch)]
+
+    assert len(launched) == 2
+    assert len({lane.slot for lane in rig.core.lanes.lanes.values()}) == 4
+
+
+def test_fewer_slots_take_effect_as_tasks_end(rig_of: Any) -> None:
+    """What runs goes on; the next starts when less than the new number runs."""
+    rig = rig_of(slots=2)
+    rig(slots(4))
+    rig.assign(*[(1, task, 1) for task in range(6)])
+    rig(slots(1))
+
+    for task in (3, 0, 1):
+        rig.none(rig.end((1, task, 1), took_s=5.0), Launch)
+    rig.one(rig.end((1, 2, 1), took_s=5.0), Launch)
+    rig.none(rig(Tick()), Launch)
+    rig.one(rig.end((1, 4, 1), took_s=5.0), Launch)
+    rig.end((1, 5, 1), took_s=5.0)
+    assert rig.core.lanes.free == [0]
+
+
+def test_slots_that_the_cluster_says_nothing_about_are_the_agents_own(rig_of: Any) -> None:
+    rig = rig_of(slots=2)
+    rig(slots(5))
+    rig(slots(0))
+
+    assert rig.core.lanes.slots == 2
+    assert rig.core.free_slots == 2
+
+
+def test_a_moved_task_is_told_to_stop_and_reported_as_moved_even_if_it_ends_well(rig_of: Any) -> None:
+    """A command that takes the warning in its stride has not finished its work."""
+    rig = rig_of(slots=2)
+    rig.assign((1, 0, 1))
+    rig.none(rig(Kill(1, 1, ((1, 0, 1),), "returned", "drained")), StopCommand, KeepReports)
+    stop = rig.one(rig(Kill(2, 1, ((1, 0, 1),), "moved", "drained: update")), StopCommand)
+    assert stop.grace_s == 3.0
+
+    (report,) = rig.one(rig.end((1, 0, 1)), KeepReports).reports
+
+    assert (report.outcome, report.error, report.started_at) == ("moved", "drained: update", 0.0)
