@@ -248,6 +248,22 @@ class Blobs:
                 self._cache_bytes -= len(self._cache.popitem(last=False)[1])
         return data
 
+    async def check(self, digest: str) -> None:
+        """Reads the blob; one that the disk has changed is taken from another master. Errors: UnknownBlob."""
+        try:
+            if self.has(digest):
+                await self.store.check(digest)
+        except BadBlob as error:
+            log.error("%s; taking it from another master", error)
+            self._forget(digest)
+        await self.fetch(digest)
+
+    def _forget(self, digest: str) -> None:
+        """Drops what memory holds of a blob."""
+        data = self._cache.pop(digest, None)
+        self._cache_bytes -= len(data or b"")
+        self._mapped.pop(digest, None)
+
     async def item(self, digest: str, position: int) -> bytes:
         """Returns item `position` of a blob of packed items. Errors: UnknownBlob, items.BadItems, IndexError."""
         return items.read(await self._map(digest), position)
@@ -265,7 +281,7 @@ class Blobs:
         if path.stat().st_size <= CACHE_ENTRY_BYTES:
             view = memoryview(await self.read(digest))
         else:
-            await self.store.check(digest)
+            await self.check(digest)
             with path.open("rb") as file:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._mapped[digest] = view

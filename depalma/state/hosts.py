@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from depalma.model import AttemptRef, HostFacts, HostState
 from depalma.state.jobs import Attempt
 
@@ -9,6 +11,25 @@ from depalma.state.jobs import Attempt
 KEEP_OVER = 16
 #: Acknowledgements kept a host; older ones are implied by `code_index`.
 KEEP_ACKNOWLEDGEMENTS = 1000
+#: Ends of host-wide commands kept a host.
+KEEP_RUNS = 20
+
+
+class CodeLag(Struct, frozen=True, array_like=True, gc=False):
+    """Why a host is behind the code log."""
+
+    since: float
+    reason: str
+    index: int  #: what was newest then: with that it has caught up
+    kicked: bool = False  #: it gets no work until it has
+
+
+class CodeRun(Struct, frozen=True, array_like=True, gc=False):
+    """How a host-wide command ended on a host."""
+
+    exit_code: int
+    output: str  #: its last lines
+    at: float
 
 
 class Host:
@@ -30,10 +51,12 @@ class Host:
         "groups",
         "incarnation",
         "labels",
+        "lag",
         "name",
         "over",
         "priority",
         "reason",
+        "runs",
         "since",
         "state",
         "used",
@@ -64,6 +87,8 @@ class Host:
         self.facts: HostFacts | None = None
         self.code_index = 0  #: highest acknowledged
         self.acknowledgements: dict[int, str] = {}  #: code index → signature
+        self.lag: CodeLag | None = None  #: it is behind the code log, and not only for a moment
+        self.runs: dict[int, CodeRun] = {}  #: code index → how that command ended here
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
         self.used = 0  #: slots that they take, those waiting there included

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from depalma.model import HostFacts, HostState, JobSpec, Payload
 from depalma.state.completions import Completions, CompletionsImage
-from depalma.state.hosts import Host
+from depalma.state.hosts import CodeLag, CodeRun, Host
 from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import FIRST_FINAL, WORDS
 
@@ -56,6 +56,8 @@ class HostImage(Struct, array_like=True, gc=False):
     facts: HostFacts | None
     code_index: int
     acknowledgements: dict[int, str]
+    lag: CodeLag | None = None
+    runs: dict[int, CodeRun] = {}
 
 
 def job_image(
@@ -121,6 +123,8 @@ def host_image(host: Host) -> HostImage:
         host.facts,
         host.code_index,
         host.acknowledgements,
+        host.lag,
+        host.runs,
     )
 
 
@@ -130,4 +134,5 @@ def host_of(image: HostImage) -> Host:
     host.turn(image.state, image.reason, image.since)
     host.incarnation, host.over = image.incarnation, image.over
     host.facts, host.code_index, host.acknowledgements = image.facts, image.code_index, image.acknowledgements
+    host.lag, host.runs = image.lag, image.runs
     return host

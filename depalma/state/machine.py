@@ -38,6 +38,9 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.AddCode: codelog.add_code,
     commands.AckCode: codelog.ack_code,
     commands.ChangeMasters: masters.change_masters,
+    commands.AppendCode: codelog.append_code,
+    commands.FailCode: codelog.fail_code,
+    commands.LagCode: codelog.lag_code,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from depalma.codetree import COMMAND
 from depalma.state.attempts import lose_attempts
 from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import Detail
@@ -46,7 +47,8 @@ def begin_anew(state: ClusterState, reason: str) -> int:
 
 def blobs_of(state: ClusterState) -> set[str]:
     """Returns the digests of all blobs that the state names."""
-    found = {entry.digest for entry in state.code}
+    found = {entry.digest for entry in state.code if entry.kind != COMMAND}
+    found.update(entry.requirements for entry in state.code)
     for job in state.jobs.values():
         found.update(_blobs_of(job))
     found.discard("")
