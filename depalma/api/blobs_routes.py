@@ -38,9 +38,9 @@ async def get(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def get_here(api: Api, request: web.Request) -> web.StreamResponse:
-    """Gives a blob that is here."""
+    """Gives a blob that is here. Whoever asks may count on it for a while."""
     digest = _digest(request)
-    if not api.services.blobs.has(digest):
+    if not api.services.blobs.use(digest):
         raise Problem("unknown_blob", f"this master does not have blob {digest}")
     return await send_file(api, digest, {})
 
