@@ -122,7 +122,8 @@ class Reign:
         while True:
             await asyncio.sleep(WATCH_S)
             state = self._context.state
-            hosts = {session.host: state.hosts[session.host] for session in self.sessions.connected()}
+            connected = [session.host for session in self.sessions.connected()]
+            hosts = {name: state.hosts[name] for name in connected if name in state.hosts}
             for name, reason, kicked in list(self._laggards.late(hosts, state.code_index, self._context.clock())):
                 host = hosts[name]
                 wall = self._context.wall()

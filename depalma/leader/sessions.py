@@ -264,10 +264,11 @@ class Sessions:
     def retry_code(self, hosts: set[str]) -> list[str]:
         """Makes hosts that are behind (all, if none is named) try again what failed; returns those that were asked."""
         asked = []
+        state = self._context.state
         for name, session in self.by_host.items():
-            behind = self._context.state.hosts[name].code_index
-            if (not hosts or name in hosts) and behind < self._context.state.code_index:
-                session.code_sent = behind
+            host = state.hosts.get(name)
+            if (not hosts or name in hosts) and host is not None and host.code_index < state.code_index:
+                session.code_sent = host.code_index
                 self.send_code(session, again=True)
                 asked.append(name)
         return sorted(asked)

@@ -17,6 +17,8 @@ from depalma.state.image import FORMAT, BadSnapshot
 from depalma.state.machine import Machine, digest_of
 
 FORMAT_1 = Path(__file__).parent / "format1.snapshot"
+#: Format 2 as it was before hosts could lag, and entries be anything but modules and folders.
+FORMAT_2 = Path(__file__).parent / "format2.snapshot"
 
 
 def test_a_restored_machine_continues_equally(make_bench, make_fuzzer):
@@ -150,3 +152,19 @@ def test_a_snapshot_of_format_1_stays_readable():
     assert state.answers.find("submit", "r1").value == 1
     assert state.events.next_index == 30
     assert isinstance(machine.apply(c.encode(c.CloseJob("", 5, 1.0)), 1), c.Applied)
+
+
+def test_an_earlier_snapshot_of_this_format_is_read():
+    """What it did not have yet is as if it had never happened; the log goes on."""
+    machine = Machine()
+    machine.restore(msgspec.msgpack.decode(b64decode(FORMAT_2.read_text())))
+    state = machine.state
+    state.check_invariants()
+
+    assert (state.version, machine.state_hash) == (10, "4de14d4f4ec49de9066e40e7d964b707")
+    assert state.tree_digest(3) == "ade8f3aab600d95a6065196f4091c3d8fb1b272c799e7adeb0613962d9af56c6"
+    host = state.hosts["h1"]
+    assert (host.code_index, host.acknowledgements, host.lag, host.runs) == (2, {1: "sig 1", 2: "sig 2"}, None, {})
+    back = c.AppendCode("", "", "", "", 0, "ann", 20.0, rollback_of=1)
+    assert machine.apply(c.encode(back), 11) == c.Applied(4, 11)
+    assert state.tree_digest(4) == state.tree_digest(1)
