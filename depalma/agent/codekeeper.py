@@ -12,6 +12,7 @@ from depalma.agent.codesync import CodeSync, EntryFailed, Reached
 from depalma.agent.core import AgentCore
 from depalma.agent.environments import CommandFailed, EnvironmentFailed
 from depalma.agent.measure import printable
+from depalma.agent.store import cut
 from depalma.codetree import CodeEntry, sign
 from depalma.errors import DepalmaError
 from depalma.protocol import CodeAcknowledged, CodeProblem, FromAgent
@@ -36,6 +37,7 @@ class CodeKeeper:
         send: Callable[[FromAgent], None],
         host: str,
         token: str,
+        output_limit_bytes: int,
     ) -> None:
         self.sync = sync
         self._core = core
@@ -43,6 +45,7 @@ class CodeKeeper:
         self._send = send
         self._host = host
         self._token = token
+        self._output_limit_bytes = output_limit_bytes
         self._applying = False
         self._wake = asyncio.Event()
         self._said: tuple[int, str] | None = None  #: the problem that this leader was told
@@ -139,6 +142,8 @@ class CodeKeeper:
                 log.warning("files of the code were changed and are as they were again; trees %s", sorted(broken))
                 self._deliver(ev.CodeRepaired(broken))
             await self._evict_environments()
+            for printed in self.sync.folder.runs.glob("*.log"):
+                cut(printed, self._output_limit_bytes)
             pause_s = max(_LOOK_S, (loop.time() - begin_s) / _SHARE)
 
     def _in_use(self) -> frozenset[int]:

@@ -133,7 +133,8 @@ class Agent:
         environments = Environments(folder, self._blobs, self._aside, self._settings.environments_kept)
         sync = CodeSync(folder, self._blobs, environments)
         self._runner.environment_of = lambda index: environments.path(sync.requirements(index))
-        return CodeKeeper(sync, self._core, self.deliver, self._session.send, self._host.name, self._token)
+        limit_bytes = self._settings.output_limit_bytes
+        return CodeKeeper(sync, self._core, self.deliver, self._session.send, self._host.name, self._token, limit_bytes)
 
     def stop(self) -> None:
         """Orderly stop (SIGTERM): what has not started goes back, what runs is ended, nothing stays behind."""
