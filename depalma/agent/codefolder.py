@@ -125,17 +125,18 @@ class CodeFolder:
             shutil.rmtree(building, ignore_errors=True)
 
     def is_built(self, index: int, tree: dict[str, CodeEntry]) -> bool:
-        """Returns whether the tree at `index` is there, with every link where it leads (blocks)."""
+        """Returns whether the tree at `index` is there, with every link where it leads and no other file (blocks)."""
         target = self._trees / str(index)
         if not target.is_dir():
             return False
         wanted = {path: os.path.relpath(source, (target / path).parent) for path, source in self._links(tree).items()}
         found: dict[str, str] = {}
         for folder, folders, files in os.walk(target):
+            folders[:] = [name for name in folders if name != "__pycache__"]
             for name in (*folders, *files):
                 path = Path(folder) / name
-                if path.is_symlink():
-                    found[path.relative_to(target).as_posix()] = os.readlink(path)
+                if path.is_symlink() or not path.is_dir():
+                    found[path.relative_to(target).as_posix()] = os.readlink(path) if path.is_symlink() else ""
         return found == wanted
 
     def _links(self, tree: dict[str, CodeEntry]) -> dict[str, Path]:

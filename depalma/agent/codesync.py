@@ -12,6 +12,7 @@ import logging
 
 from msgspec import Struct
 
+from depalma.agent.aside import Interrupted
 from depalma.agent.blobs import Blobs
 from depalma.agent.codefolder import CodeFolder
 from depalma.agent.environments import CommandFailed, Environments
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Masters keep the signatures of so many entries.
 _ACKNOWLEDGED_AT_ONCE = 1000
-_FETCH_FOR_S = 60.0
+#: How long a missing blob is looked for before that is said; a transfer may take longer.
+_FETCH_FOR_S = 10.0
 
 
 class Reached(Struct, frozen=True):
@@ -92,14 +94,13 @@ class CodeSync:
                 return []
             try:
                 reached = await self._apply(fresh)
-            except (CommandFailed, ValueError):
+            except (CommandFailed, Interrupted):
                 raise
-            except (DepalmaError, OSError, TimeoutError) as error:
-                if len(fresh) > 1:
-                    self._one_by_one = True  # as far as it goes, and to know which one it is
-                    return await self._apply(self._next())
-                raise EntryFailed(fresh[0].index, error) from error
-            self._one_by_one = False
+            except (DepalmaError, OSError, TimeoutError):
+                if len(fresh) == 1:
+                    raise
+                self._one_by_one = True  # as far as it goes, and to know which one it is
+                return await self._apply(self._next())
             return reached
 
     def _next(self) -> list[CodeEntry]:
@@ -108,6 +109,7 @@ class CodeSync:
         for index in [index for index in self._coming if index <= have]:
             del self._coming[index]
         if not self._coming:
+            self._one_by_one = False
             return []
         fresh = [
             self._coming[index] for index in itertools.takewhile(self._coming.__contains__, itertools.count(have + 1))
@@ -127,6 +129,8 @@ class CodeSync:
         log_then = self.folder.entries + fresh
         try:
             await self._ready(log_then, index)
+        except Interrupted:
+            raise
         except (DepalmaError, OSError, TimeoutError) as error:
             if len(fresh) == 1:
                 raise EntryFailed(index, error) from error
@@ -134,9 +138,10 @@ class CodeSync:
         code, output = None, ""
         if fresh[0].kind == COMMAND:
             code, output = await self._run(fresh[0])
-        if self._life != life:
-            return []
-        await asyncio.get_running_loop().run_in_executor(None, self.folder.append, fresh)
+        async with self._lock:
+            if self._life != life:
+                return []
+            await asyncio.get_running_loop().run_in_executor(None, self.folder.append, fresh)
         self._advanced.set()
         self._advanced = asyncio.Event()
         latest = fresh[-_ACKNOWLEDGED_AT_ONCE:]

@@ -153,6 +153,7 @@ class Agent:
     async def _end(self) -> None:
         """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
         orderly = self._exit_code == 0
+        self._aside.forget_all()  # what is ended now has not failed
         self._link.send(("stop", "stopped" if orderly else "the agent left", _STOP_GRACE_S if orderly else 0.0))
         self._link.flush()
         if not await asyncio.to_thread(self._link.wait, 15.0):

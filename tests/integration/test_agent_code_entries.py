@@ -109,6 +109,23 @@ async def test_every_entry_is_acknowledged_and_signed(leader: FakeLeader, agent:
     assert [said.index for said in leader.acknowledged] == [3, 4, 5]
 
 
+async def test_an_entry_that_cannot_be_had_holds_up_only_what_comes_after(
+    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
+) -> None:
+    """And is named, although it came together with the others."""
+    entries = [entry(leader, n, module(tmp_path, f"m{n}", f"N = {n}\n")) for n in range(1, 6)]
+    data = leader.blobs.pop(entries[3].digest)
+    await leader.code(*entries)
+    await wait_until(lambda: leader.problems, "the problem", for_s=60.0)
+
+    assert (leader.problems[0].index, leader.problems[0].exit_code) == (4, None)
+    assert "cannot be fetched" in leader.problems[0].reason
+    assert [said.index for said in leader.acknowledged] == [1, 2, 3]
+    leader.put(data)
+    await reached(leader, 5)
+    assert [said.index for said in leader.acknowledged] == [1, 2, 3, 4, 5]
+
+
 async def test_a_command_runs_once_in_its_place(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
     """What comes after it waits; its exit code and its last lines go with the acknowledgement."""
     runs, gate = tmp_path / "runs", tmp_path / "gate"
@@ -185,6 +202,23 @@ async def test_a_command_that_was_interrupted_runs_again(
 
     assert (await reached(leader, 1)).exit_code == 0
     assert runs.read_text() == "x\nx\n"
+
+
+async def test_a_command_is_not_failed_by_an_orderly_stop(
+    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
+) -> None:
+    """It is ended with the agent, and runs again with the next one."""
+    trace = tmp_path / "trace"
+    await leader.code(command(1, "sh", "-c", f"echo $$ >> {trace}; [ $(wc -l < {trace}) = 2 ] || sleep 600"))
+    await wait_until(lambda: trace.exists() and trace.read_text(), "the command's trace")
+    await agent.stop()
+    assert not Path(f"/proc/{trace.read_text().strip()}").exists()
+    assert leader.problems == []
+
+    agent.start()
+    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the agent again")
+    await leader.code(command(1, "sh", "-c", f"echo $$ >> {trace}; [ $(wc -l < {trace}) = 2 ] || sleep 600"))
+    await reached(leader, 1)
 
 
 async def test_wheels_are_imported_beside_each_other(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
@@ -277,6 +311,8 @@ async def test_files_that_somebody_changed_are_put_right(
     await wait_until(lambda: stored.read_text() == "def f(): return 1\n", "the right file")
     (stored.parent / "more.py").write_text("")
     await wait_until(lambda: not (stored.parent / "more.py").exists(), "the right folder")
+    (linked.parent / "evil.py").write_text("")
+    await wait_until(lambda: not (linked.parent / "evil.py").exists(), "the right tree")
     linked.unlink()
     linked.symlink_to("/tmp")
     await wait_until(lambda: (linked / "__init__.py").exists(), "the right link")
