@@ -59,6 +59,19 @@ def tree_digest(tree: dict[str, CodeEntry]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def tree_digests(entries: Sequence[CodeEntry], first: int, last: int) -> dict[int, str]:
+    """Returns the digests of the trees at each index from `first` to `last`, without beginning anew for each."""
+    tree = tree_at(entries, first - 1)
+    digests: dict[int, str] = {}
+    for entry in entries[first - 1 : last]:
+        if entry.rollback_of:
+            tree = tree_at(entries, entry.index)
+        elif entry.kind != COMMAND:
+            tree[entry.name] = entry
+        digests[entry.index] = tree_digest(tree)
+    return digests
+
+
 def _line(name: str, entry: CodeEntry) -> str:
     # Entries without requirements have the line that they had before there were any.
     needs = f"\0{entry.requirements}" if entry.requirements else ""

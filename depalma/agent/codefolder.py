@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from depalma.archive import MODULE_MEMBER, unpack
-from depalma.codetree import CodeEntry, tree_at, tree_digest
+from depalma.codetree import CodeEntry, tree_at, tree_digest, tree_digests
 
 #: Path below the archive's folder, size, times of the last change of content and of anything, inode.
 _File = tuple[str, int, int, int, int]
@@ -75,6 +75,10 @@ class CodeFolder:
     def digest(self, index: int) -> str:
         """Returns the digest of the tree at `index`."""
         return tree_digest(tree_at(self.entries, index))
+
+    def digests(self, first: int, last: int) -> dict[int, str]:
+        """Returns the digests of the trees at these indices (blocks for a long log)."""
+        return tree_digests(self.entries, first, last)
 
     # ------------------------------------------------------------ archives
 

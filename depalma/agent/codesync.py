@@ -86,9 +86,10 @@ class CodeSync:
         """
         async with self._applying:
             again, self._again = self._again, set()
-            known = [Reached(index, self.folder.digest(index)) for index in sorted(again) if index <= self.folder.index]
+            known = sorted(index for index in again if index <= self.folder.index)[-_ACKNOWLEDGED_AT_ONCE:]
             if known:
-                return known
+                digests = await self._digests(known[0], known[-1])
+                return [Reached(index, digests[index]) for index in known]
             fresh = self._next()
             if not fresh:
                 return []
@@ -145,7 +146,11 @@ class CodeSync:
         self._advanced.set()
         self._advanced = asyncio.Event()
         latest = fresh[-_ACKNOWLEDGED_AT_ONCE:]
-        return [Reached(entry.index, self.folder.digest(entry.index), code, output) for entry in latest]
+        digests = await self._digests(latest[0].index, latest[-1].index)
+        return [Reached(entry.index, digests[entry.index], code, output) for entry in latest]
+
+    async def _digests(self, first: int, last: int) -> dict[int, str]:
+        return await asyncio.get_running_loop().run_in_executor(None, self.folder.digests, first, last)
 
     async def _run(self, entry: CodeEntry) -> tuple[int, str]:
         if self._failed is not None and self._failed.index == entry.index:
