@@ -112,7 +112,6 @@ def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
         "code.ack", "code.add", "code.append", "code.fail", "code.lag", "host.add", "host.lost", "host.recovered",
-        "code.ack", "code.add", "code.append", "code.fail", "code.lag", "host.add", "host.lost", "host.recovered",
         "host.suspect", "host.up", "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
         "master.change", "task.assign", "task.finish", "task.start",
     ]  # fmt: skip
