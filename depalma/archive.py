@@ -1,13 +1,12 @@
 """Code archives: packed so that equal code gives equal bytes, unpacked as if an enemy had packed them.
 
 An archive is a gzipped tar of plain files and folders. A folder's members are relative to it; a module is one member
-called `module`. Whoever unpacks one gets new plain files below the target and nothing else, or an ArchiveError and no
-target.
+called `module`; a wheel's are what it would install, relative to where. Whoever unpacks one gets new plain files below
+the target and nothing else, or an ArchiveError and no target.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import gzip
 import io
 import os
@@ -15,6 +14,7 @@ import shutil
 import tarfile
 import tempfile
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from msgspec import Struct
 
 from depalma.errors import DepalmaError
+from depalma.ignoring import Ignore
 
 MODULE_MEMBER = "module"
 IGNORE_FILE = ".depalmaignore"
-_JUNK = ("__pycache__", "*.pyc", "*.pyo", "*.egg-info", ".*")
 _CHUNK_BYTES = 64 * 1024
 _HEADER_BYTES = 1024 * 1024
 _PATH_BYTES = 2048
@@ -52,17 +52,19 @@ DEFAULT_LIMITS = Limits()
 
 
 def pack(path: Path, name: str | None = None) -> tuple[str, str, bytes]:
-    """Returns (name, kind, bytes) of a module file or a folder: the same bytes for the same names and contents.
+    """Returns (name, kind, bytes) of a module file, a folder or a wheel: the same bytes for the same contents.
 
-    Left out: hidden files, `__pycache__`, compiled files, and what the folder's `.depalmaignore` lists (one shell
-    pattern a line, for a name or a path below the folder; `#` begins a comment). Errors: ArchiveError that names the
-    file: nothing there, a link that leads out, something that is neither file nor folder.
+    Left out of a folder: hidden files, `__pycache__`, compiled files, and what its `.depalmaignore` lists (see
+    `depalma.ignoring`). A wheel must be for any Python 3 and any machine; its scripts are left out. Errors:
+    ArchiveError that names the file: nothing there, a link that leads out, neither file nor folder, no such wheel.
     """
     if not path.exists():
         raise ArchiveError(f"{path}: no such file or folder")
     is_folder = path.is_dir()
+    if not is_folder and path.suffix == ".whl":
+        return _pack_wheel(path, name)
     if not is_folder and path.suffix != ".py":
-        raise ArchiveError(f"{path}: a module is a file that ends in .py")
+        raise ArchiveError(f"{path}: a module is a file that ends in .py, a wheel one that ends in .whl")
     resolved = name or path.resolve().name
     if not is_folder and not resolved.endswith(".py"):
         resolved += ".py"
@@ -76,12 +78,12 @@ def pack(path: Path, name: str | None = None) -> tuple[str, str, bytes]:
 
 
 def _folder_members(root: Path) -> Iterator[tuple[str, Path]]:
-    patterns = (*_JUNK, *_ignored(root))
+    ignore = Ignore(_ignored(root))
     inside = root.resolve()
     for folder, folders, files in os.walk(root):
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else below + "/"
-        folders[:] = sorted(name for name in folders if not _matches(prefix + name, patterns))
+        folders[:] = sorted(name for name in folders if not ignore.leaves_out(prefix + name, is_folder=True))
         for name in folders:
             path = Path(folder) / name
             if path.is_symlink():
@@ -89,7 +91,7 @@ def _folder_members(root: Path) -> Iterator[tuple[str, Path]]:
             yield prefix + name, path
         for name in sorted(files):
             path = Path(folder) / name
-            if _matches(prefix + name, patterns):
+            if ignore.leaves_out(prefix + name, is_folder=False):
                 continue
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise ArchiveError(f"{path}: the link leads out of the folder")
@@ -100,15 +102,53 @@ def _folder_members(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _ignored(root: Path) -> list[str]:
     try:
-        lines = (root / IGNORE_FILE).read_text(encoding="utf-8").splitlines()
+        return (root / IGNORE_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    return [line.strip().rstrip("/") for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    name = path.rpartition("/")[2]
-    return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(path, pattern.lstrip("/")) for pattern in patterns)
+def _pack_wheel(path: Path, name: str | None) -> tuple[str, str, bytes]:
+    parts = path.stem.split("-")
+    if len(parts) not in (5, 6) or not parts[0]:
+        raise ArchiveError(f"{path}: not the name of a wheel: NAME-VERSION-PYTHON-ABI-PLATFORM.whl")
+    if "py3" not in parts[-3].split(".") or parts[-2:] != ["none", "any"]:
+        raise ArchiveError(f"{path}: made for {'-'.join(parts[-3:])}; allowed: py3-none-any; others as --requirements")
+    resolved = name or parts[0]
+    problem = _name_problem(resolved, 1)
+    if problem or resolved.endswith(".py"):
+        raise ArchiveError(f"{resolved}: {problem or 'the name of a wheel does not end in .py'}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="depalma-wheel-") as folder, zipfile.ZipFile(path) as wheel:
+            members = list(_wheel_members(wheel, Path(folder)))
+            return resolved, "wheel", _pack_members(members)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ArchiveError(f"{path}: not a sound wheel: {error}") from error
+
+
+def _wheel_members(wheel: zipfile.ZipFile, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Unpacks the files that are imported, under numbers; the rest of an installation makes no sense in a code tree."""
+    left = DEFAULT_LIMITS.size_bytes
+    seen: set[str] = set()
+    for number, info in enumerate(wheel.infolist()):
+        name = info.filename
+        top, _, rest = name.partition("/")
+        if top.endswith(".data"):
+            part, _, name = rest.partition("/")
+            if part not in ("purelib", "platlib"):
+                continue
+        if info.is_dir() or not name:
+            continue
+        problem = _name_problem(name, DEFAULT_LIMITS.depth) or ("the same path twice" if name in seen else "")
+        left -= info.file_size
+        if problem or left < 0:
+            raise ArchiveError(
+                f"{name[:200]!r}: {problem or f'unpacks to more than {DEFAULT_LIMITS.size_bytes} bytes'}"
+            )
+        seen.add(name)
+        target = folder / str(number)
+        with wheel.open(info) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        yield name, target
 
 
 def _pack_members(members: list[tuple[str, Path]]) -> bytes:

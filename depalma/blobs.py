@@ -1,7 +1,8 @@
 """Large values beside the log: files named by the SHA-256 of their bytes, on a majority of masters.
 
 A command that names a digest is proposed only after `Blobs.put` or `Blobs.ensure_majority` returned, so any majority
-of masters that survives has the bytes of everything in the log. Blobs are never changed and never deleted.
+of masters that survives has the bytes of everything in the log. Blobs are never changed. What nothing names is
+collected after a grace (blobkeeping.py); whoever is about to name a blob renews that grace wherever it counts on it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import mmap
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
@@ -32,6 +34,8 @@ CACHE_ENTRY_BYTES = 8 * 1024 * 1024
 MAPPED_FILES = 64
 #: Digests whose holders are remembered, so that using a blob again asks nobody.
 KNOWN_DIGESTS = 50_000
+#: For so long a master is believed to have what it had: a small part of the shortest grace of what nothing names.
+TRUST_S = 20.0
 _TIMEOUT = aiohttp.ClientTimeout(total=600, sock_connect=1.0, sock_read=15.0)
 _HEAD_TIMEOUT = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 
@@ -63,10 +67,12 @@ class Blobs:
     def __init__(self, store: BlobStore, peers: Mapping[str, str], token: str, *, limit_bytes: int = 2**31) -> None:
         self.store = store
         self.limit_bytes = limit_bytes
-        self._holders: OrderedDict[str, set[str]] = OrderedDict()  #: peers known to hold a digest
+        self._holders: OrderedDict[str, dict[str, float]] = OrderedDict()  #: when peers were known to hold a digest
         self.set_peers(peers)
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
+        self.used_s: dict[str, float] = {}  #: when somebody last stored, asked for or counted on a blob here
+        self.held_until_s = 0.0  #: nothing is collected before: somebody is saving everything
         self._fetching: dict[str, asyncio.Task[Path]] = {}
         self._background: set[asyncio.Task[bool]] = set()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
@@ -84,8 +90,8 @@ class Blobs:
         """From now on these are the other masters: id to base URL."""
         self._peers = dict(peers)
         self._majority = (len(peers) + 1) // 2 + 1
-        for holders in self._holders.values():
-            holders &= peers.keys()
+        for digest, holders in self._holders.items():
+            self._holders[digest] = {peer: at for peer, at in holders.items() if peer in peers}
 
     def path(self, digest: str) -> Path:
         """Returns where the file is, or would be."""
@@ -94,6 +100,21 @@ class Blobs:
     def has(self, digest: str) -> bool:
         """Returns whether this master has it on disk."""
         return self.store.size(digest) is not None
+
+    def use(self, digest: str) -> bool:
+        """Returns whether this master has it on disk, and goes on to have it for a while, named or not."""
+        self.used_s[digest] = time.monotonic()
+        return self.has(digest)
+
+    def drop(self, digest: str) -> None:
+        """Removes a blob that nothing names and nobody has used for long."""
+        self._forget(digest)
+        self._holders.pop(digest, None)
+        self.path(digest).unlink(missing_ok=True)
+
+    def hold(self, for_s: float) -> None:
+        """Makes sure that nothing is collected here for so long."""
+        self.held_until_s = max(self.held_until_s, time.monotonic() + for_s)
 
     async def close(self) -> None:
         """Ends copies that still run and closes the connections to the peers."""
@@ -119,10 +140,11 @@ class Blobs:
 
     async def put_here(self, stream: AsyncIterable[bytes], digest: str) -> bool:
         """Stores the bytes on this master alone; returns whether they were new. Errors: BadBlob, OSError."""
-        if self.has(digest):
+        if self.use(digest):
             await _drain(stream, self.limit_bytes)
             return False
         await self.store.put(stream, digest, self.limit_bytes)
+        self.use(digest)
         return True
 
     async def put_bytes(self, data: bytes) -> str:
@@ -138,28 +160,33 @@ class Blobs:
         await self._ensure(digest, ask_first=True)
 
     async def _ensure(self, digest: str, *, ask_first: bool) -> None:
-        if self.has(digest) and self._count(digest) >= self._majority:
+        if self.use(digest) and self._count(digest) >= self._majority:
             return
-        holders = self._holders_of(digest)
         if ask_first:  # not after an upload of something new: nobody else can have it yet
-            await self._until_majority(digest, self._ask_head, self._peers.keys() - holders)
+            await self._until_majority(digest, self._ask_head, self._peers.keys() - self._fresh(digest))
         if not self.has(digest):
-            if not holders:
+            if not self._fresh(digest):
                 raise UnknownBlob(digest)
             await self.fetch(digest)
-        await self._until_majority(digest, self._send, self._peers.keys() - holders)
+        await self._until_majority(digest, self._send, self._peers.keys() - self._fresh(digest))
+        # Sending may have taken longer than the others are believed.
+        await self._until_majority(digest, self._ask_head, self._peers.keys() - self._fresh(digest))
         if self._count(digest) < self._majority:
             raise NoMajority(f"{self._count(digest)} of {len(self._peers) + 1} masters have blob {digest}")
 
     def _count(self, digest: str) -> int:
-        return len(self._holders.get(digest, ())) + self.has(digest)
+        return len(self._fresh(digest)) + self.has(digest)
 
-    def _holders_of(self, digest: str) -> set[str]:
-        holders = self._holders.setdefault(digest, set())
+    def _fresh(self, digest: str) -> set[str]:
+        """Returns the peers that had the blob a moment ago: each of them keeps it for its grace from then on."""
+        since = time.monotonic() - TRUST_S
+        return {peer for peer, at in self._holders.get(digest, {}).items() if at >= since and peer in self._peers}
+
+    def _note_holder(self, digest: str, peer: str) -> None:
+        self._holders.setdefault(digest, {})[peer] = time.monotonic()
         self._holders.move_to_end(digest)
         if len(self._holders) > KNOWN_DIGESTS:
             self._holders.popitem(last=False)
-        return holders
 
     async def _until_majority(
         self, digest: str, act: Callable[[str, str], Awaitable[bool]], peers: Collection[str]
@@ -169,7 +196,7 @@ class Blobs:
         async def one(peer: str) -> bool:
             held = await act(peer, digest)
             if held:
-                self._holders_of(digest).add(peer)
+                self._note_holder(digest, peer)
             return held
 
         if self._count(digest) >= self._majority:
@@ -187,6 +214,16 @@ class Blobs:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    async def version_of(self, peer: str) -> int | None:
+        """Returns the version of a peer's state now; None if it does not answer."""
+        if peer not in self._peers:
+            return None
+        try:
+            async with self._http().head(self._url(peer, "0" * 64), timeout=_HEAD_TIMEOUT) as answer:
+                return int(answer.headers.get("Depalma-Index", ""))
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
 
     async def _send(self, peer: str, digest: str) -> bool:
         size = self.store.size(digest)
@@ -216,13 +253,14 @@ class Blobs:
         return await asyncio.shield(task)
 
     async def _fetch(self, digest: str) -> Path:
-        known = self._holders.get(digest, set())
+        known = self._holders.get(digest, {})
         for peer in sorted(self._peers, key=lambda peer: peer not in known):
             try:
                 async with self._http().get(self._url(peer, digest)) as answer:
                     if answer.status == 200:
                         await self.store.put(answer.content.iter_any(), digest, self.limit_bytes)
-                        self._holders_of(digest).add(peer)
+                        self._note_holder(digest, peer)
+                        self.use(digest)
                         return self.path(digest)
             except (aiohttp.ClientError, TimeoutError, BadBlob) as error:
                 log.warning("blob %s from master %s: %s", digest, peer, error or type(error).__name__)
@@ -248,6 +286,22 @@ class Blobs:
                 self._cache_bytes -= len(self._cache.popitem(last=False)[1])
         return data
 
+    async def check(self, digest: str) -> None:
+        """Reads the blob; one that the disk has changed is taken from another master. Errors: UnknownBlob."""
+        try:
+            if self.has(digest):
+                await self.store.check(digest)
+        except BadBlob as error:
+            log.error("%s; taking it from another master", error)
+            self._forget(digest)
+        await self.fetch(digest)
+
+    def _forget(self, digest: str) -> None:
+        """Drops what memory holds of a blob."""
+        data = self._cache.pop(digest, None)
+        self._cache_bytes -= len(data or b"")
+        self._mapped.pop(digest, None)
+
     async def item(self, digest: str, position: int) -> bytes:
         """Returns item `position` of a blob of packed items. Errors: UnknownBlob, items.BadItems, IndexError."""
         return items.read(await self._map(digest), position)
@@ -265,7 +319,7 @@ class Blobs:
         if path.stat().st_size <= CACHE_ENTRY_BYTES:
             view = memoryview(await self.read(digest))
         else:
-            await self.store.check(digest)
+            await self.check(digest)
             with path.open("rb") as file:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._mapped[digest] = view

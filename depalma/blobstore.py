@@ -74,6 +74,15 @@ class BlobStore:
         except (FileNotFoundError, ValueError):
             return None
 
+    async def digests(self) -> list[str]:
+        """Returns what is here, in no order."""
+        return await self._run(self._list)
+
+    def _list(self) -> list[str]:
+        folders = (folder for folder in self._directory.iterdir() if len(folder.name) == 2)
+        names = (folder.name + file.name for folder in folders for file in folder.iterdir())
+        return [name for name in names if is_digest(name)]
+
     def close(self) -> None:
         """Waits for running disk work."""
         self._executor.shutdown()

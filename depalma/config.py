@@ -68,6 +68,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     on_cut_off: str = "rejoin"  #: exit, or rejoin: what an agent does after it stopped itself
     snapshot_every_entries: int = 20_000
     output_limit_bytes: int = 256 * 1024 * 1024  #: captured output of one attempt and stream; more is cut
+    code_lag_s: float = 5.0  #: a host that stays behind the code log for this long is shown as lagging
+    code_kick_s: float = 300.0  #: and after this long it gets no work until it has caught up
+    environments_kept: int = 3  #: Python environments that an agent keeps beside those in use
+    blob_grace_s: float = 600.0  #: a large value that nothing names is kept this long
 
 
 class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,6 +183,12 @@ def _settings_problem(settings: Settings) -> str:
         return f"settings.heartbeat_s: {settings.heartbeat_s} given; allowed: 0.05 to a third of lease_s"
     if settings.open_job_idle_s < 60:
         return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
+    if not 0.1 <= settings.code_lag_s <= settings.code_kick_s:
+        return f"settings.code_lag_s: {settings.code_lag_s} given; allowed: 0.1 to code_kick_s ({settings.code_kick_s})"
+    if not 1 <= settings.environments_kept <= 1000:
+        return f"settings.environments_kept: {settings.environments_kept} given; allowed: 1 to 1000"
+    if settings.blob_grace_s < 60:
+        return f"settings.blob_grace_s: {settings.blob_grace_s} given; allowed: 60 or more"
     low, high = settings.election_s
     if not 0.1 <= low < high <= 30:
         return f"settings.election_s: [{low}, {high}] given; allowed: two rising numbers from 0.1 to 30"

@@ -24,10 +24,11 @@ from aiohttp import web
 
 from depalma import config as config_module
 from depalma.api.app import make_app
+from depalma.blobkeeping import BlobKeeper
 from depalma.blobs import Blobs, BlobStore
 from depalma.certificates import CertificateFiles
 from depalma.config import ClusterConfig, Secrets
-from depalma.consensus import Explained, Member, NotLeader, Removed, Replica, ReplicaSettings
+from depalma.consensus import Explained, Member, NotLeader, OutcomeUnknown, Removed, Replica, ReplicaSettings
 from depalma.errors import ConfigError, Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
@@ -117,6 +118,9 @@ class Master:
             on_fatal=self.fail,
         )
         self.blobs = Blobs.for_master(config, secrets, master_id, BlobStore(directory / "blobs"))
+        grace_s = max(config.settings.blob_grace_s, 3 * config.settings.lease_s * (1 + config.settings.lease_margin))
+        self._keeper = BlobKeeper(self.blobs, lambda: self.machine.state, self._newest_version, grace_s)
+        self._keeping: asyncio.Task[None] | None = None
         self._reign = Reign(self)
         self._disposal = Disposal()
         self._runner: web.AppRunner | None = None
@@ -171,6 +175,19 @@ class Master:
         masters = tuple(MasterAddress(m.id, m.host, m.port, m.raft_port) for m in members)
         await self.replica.change_members(members, encode(ChangeMasters("", masters, self.wall())))
 
+    async def _newest_version(self) -> int | None:
+        """Returns a version that is at least that of everything acknowledged so far; None if nobody knows."""
+        if self.replica.is_leader:
+            with contextlib.suppress(NotLeader, OutcomeUnknown):
+                await self.replica.barrier()
+                return self.state.version
+            return None
+        leader = self.replica.leader_id
+        contact_s = self.replica.contacts().get(leader) if leader else None
+        if leader is None or contact_s is None or contact_s > 1.0:
+            return None
+        return await self.blobs.version_of(leader)
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
@@ -186,10 +203,19 @@ class Master:
         await self._runner.setup()
         # No reuse_port: a second master on the same port is a mistake that must be seen.
         await web.TCPSite(self._runner, self._own.host, self._own.port, backlog=1024).start()
+        self._keeping = asyncio.create_task(self._keeper.run(), name="blobs")
+        self._keeping.add_done_callback(self._keeping_ended)
         log.info("master %s serves %s, raft on port %d", self.master_id, self._own.url, self._own.raft_port)
+
+    def _keeping_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
 
     async def stop(self) -> None:
         """Leaves in order."""
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._reign.end()
         self.loopwatch.stop()
         if self._runner is not None:

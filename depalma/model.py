@@ -230,7 +230,13 @@ class CodeView(Struct, frozen=True, kw_only=True):
     added_at: float
     added_by: str
     acknowledged: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  #: live hosts that have not acknowledged
+    missing: tuple[str, ...] = ()  #: live hosts that have not acknowledged, those kicked out left out
+    requirements: str = ""  #: digest of the requirements file; empty = none
+    rollback_of: int = 0  #: the tree is that of this index again; 0 = no rollback
+    argv: tuple[str, ...] = ()  #: of a command
+    timeout_s: float = 0.0  #: of a command
+    lagging: dict[str, str] = field(default_factory=dict)  #: hosts that are marked as behind it, with the reason
+    failed: dict[str, int] = field(default_factory=dict)  #: hosts where the command failed, with the exit code
 
 
 class ProcessView(Struct, frozen=True, kw_only=True):

@@ -65,6 +65,17 @@ class CodeAcknowledged(Frame, frozen=True, tag="code_ack"):
     index: int
     tree_digest: str
     signature: str
+    exit_code: int | None = None  #: when the entry is a command
+    output: str = ""  #: its last lines
+
+
+class CodeProblem(Frame, frozen=True, tag="code_problem"):
+    """Entry `index` cannot be applied here; only for leaders whose welcome says that they take it."""
+
+    index: int
+    reason: str
+    exit_code: int | None = None
+    output: str = ""
 
 
 class Processes(Frame, frozen=True, tag="processes"):
@@ -96,6 +107,7 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     heartbeat_s: float
     masters: tuple[str, ...]  #: base URLs of all masters
     slots: int = 0  #: what the cluster says that the host has; 0 = what the agent says
+    takes_problems: bool = False  #: CodeProblem may be sent
 
 
 class Masters(Frame, frozen=True, tag="masters"):
@@ -174,11 +186,13 @@ class ReportsCommitted(Frame, frozen=True, tag="committed"):
 
 
 class CodeLog(Frame, frozen=True, tag="code_log"):
-    """Entries after the agent's index, in order; archives are fetched as blobs (`GET /v1/blobs/DIGEST`)."""
+    """Entries after what the host has acknowledged, in order; archives are fetched as blobs (`GET /v1/blobs/DIGEST`).
+    Those that the agent has already are acknowledged again."""
 
     order: int
     term: int
     entries: tuple[CodeEntry, ...]
+    again: bool = False  #: try at once what failed, a command too
 
 
 class AskProcesses(Frame, frozen=True, tag="ask_processes"):
@@ -196,7 +210,7 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
     limit_bytes: int
 
 
-FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | Processes | Output
+FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | Processes | Output
 ToAgent = (
     Welcome
     | Masters

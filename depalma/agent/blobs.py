@@ -40,6 +40,7 @@ class Blobs:
         self._limit_bytes = limit_bytes
         self._uploading: dict[str, asyncio.Lock] = {}
         self._uploaded: dict[str, None] = {}
+        self._doubted: dict[tuple[str, str], None] = {}  #: (master, digest) that came with another SHA-256
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in self._cache.glob("*.part"):
             left.unlink()
@@ -74,18 +75,29 @@ class Blobs:
     async def _fetch_from(self, url: str, digest: str, target: Path) -> None:
         part = target.with_name(target.name + ".part")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=_STALL_S)
-        seen = hashlib.sha256()
-        async with self._session.get(f"{url}/v1/blobs/{digest}", timeout=timeout) as answer:
-            if answer.status != 200:
+        seen, have_bytes = await asyncio.to_thread(_begun, part)
+        headers = {"Range": f"bytes={have_bytes}-"} if have_bytes else {}
+        # Whoever gave wrong bytes is asked to look at its own copy first.
+        doubt = "?check=1" if (url, digest) in self._doubted else ""
+        async with self._session.get(f"{url}/v1/blobs/{digest}{doubt}", timeout=timeout, headers=headers) as answer:
+            if answer.status == 416:
+                part.unlink(missing_ok=True)
+            if answer.status not in (200, 206):
                 raise BlobUnavailable(f"HTTP {answer.status}")
-            with open(part, "wb") as file:  # noqa: ASYNC230 - writes to the page cache, in small pieces
+            if answer.status == 200:
+                seen, have_bytes = hashlib.sha256(), 0
+            with open(part, "ab" if have_bytes else "wb") as file:  # noqa: ASYNC230 - page cache, in small pieces
                 async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
                     seen.update(chunk)
                     file.write(chunk)
         if seen.hexdigest() != digest:
             part.unlink()
+            self._doubted[url, digest] = None
             raise BlobUnavailable("what came has another SHA-256")
         os.rename(part, target)
+        self._doubted.pop((url, digest), None)
+        while len(self._doubted) > _REMEMBERED:
+            del self._doubted[next(iter(self._doubted))]
 
     def evict(self, in_use: Callable[[str], bool]) -> list[str]:
         """Removes the longest unused blobs until the folder is within its limit. Returns their digests."""
@@ -149,6 +161,17 @@ class Blobs:
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 log.info("result blob %s: %s: %s", digest[:12], url, error or type(error).__name__)
         return False
+
+
+def _begun(part: Path) -> tuple[hashlib._Hash, int]:
+    """Returns the hash and the length of what an earlier try has brought."""
+    seen = hashlib.sha256()
+    length_bytes = 0
+    with contextlib.suppress(FileNotFoundError), part.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            seen.update(chunk)
+            length_bytes += len(chunk)
+    return seen, length_bytes
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

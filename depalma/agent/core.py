@@ -19,7 +19,9 @@ from depalma.agent.events import (
     ApplyCode,
     Attempt,
     BeatSent,
+    CodeDiffers,
     CodeReached,
+    CodeRepaired,
     Connected,
     CutOff,
     Disconnected,
@@ -92,6 +94,8 @@ class AgentCore(Execution):
             Unprepared: self._on_unprepared,
             Evicted: self._on_evicted,
             CodeReached: self._on_code_reached,
+            CodeDiffers: self._on_code_differs,
+            CodeRepaired: self._on_code_repaired,
             LeaseLost: self._on_lease_lost,
             Rejoined: self._on_rejoined,
             Stopping: self._on_stopping,
@@ -315,7 +319,7 @@ class AgentCore(Execution):
 
     def _on_code_log(self, frame: CodeLog, now: float) -> None:
         if not self._stale(frame.term):
-            self.out.append(ApplyCode(frame.entries))
+            self.out.append(ApplyCode(frame.entries, frame.again))
 
     # ------------------------------------------------------------ what was needed
 
@@ -336,6 +340,14 @@ class AgentCore(Execution):
 
     def _on_code_reached(self, event: CodeReached, now: float) -> None:
         self.code_index = event.index
+
+    def _on_code_differs(self, event: CodeDiffers, now: float) -> None:
+        self._reset_code(event.reason)
+
+    def _on_code_repaired(self, event: CodeRepaired, now: float) -> None:
+        for lane in list(self.lanes.lanes.values()):
+            if lane.is_worker and not lane.queue and lane.code_index in event.indices:
+                self.lanes.stop(lane, 0.0, self.out)
 
     # ------------------------------------------------------------ ends and reports
 

@@ -19,24 +19,26 @@ import aiohttp
 
 from depalma.agent import events as ev
 from depalma.agent import masterlist, proctree
+from depalma.agent.aside import Aside
 from depalma.agent.blobs import Blobs, BlobUnavailable
-from depalma.agent.codesync import CodeFolder, CodeSync, sign
+from depalma.agent.codefolder import CodeFolder
+from depalma.agent.codekeeper import CodeKeeper
+from depalma.agent.codesync import CodeSync
 from depalma.agent.connection import Finder
 from depalma.agent.core import AgentCore
+from depalma.agent.environments import Environments
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import ProcessTable, facts, python_version
 from depalma.agent.runner import Runner
 from depalma.agent.session import Session
 from depalma.agent.store import ReportJournal, empty_folder, lock_folder, read_slice
-from depalma.archive import ArchiveError
-from depalma.codetree import CodeEntry
 from depalma.config import ClusterConfig, HostConfig
+from depalma.errors import DepalmaError
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
 from depalma.protocol import (
     AskOutput,
     AskProcesses,
-    CodeAcknowledged,
     Masters,
     Output,
     Processes,
@@ -53,7 +55,6 @@ _TICK_S = 0.1
 _CHORES_S = 1.0
 _PRUNE_S = 3600.0
 _FETCH_FOR_S = 30.0
-_APPLY_AGAIN_S = 1.0
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
@@ -91,8 +92,6 @@ class Agent:
         self._exit_code = 0
         self._dead = asyncio.Event()
         self._unanswered_pings = 0
-        self._applying = False
-        self._code_problem = ""  #: the last one that was logged
         self._do = self._action_table()
 
     # ------------------------------------------------------------ life
@@ -118,16 +117,24 @@ class Agent:
             )
             self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
-            self._code = CodeSync(CodeFolder(self._root), self._blobs)
-            self._core.code_index = self._code.folder.index
+            self._code = self._code_keeper()
             self._adopt_old_reports()
             self._start_monitor()
-            for work in (self._tick_forever(), self._session.beat(), self._session.run()):
+            for work in (self._tick_forever(), self._session.beat(), self._session.run(), self._code.watch()):
                 self._spawn(work)
             log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
             await self._exit.wait()
             await self._end()
         return self._exit_code
+
+    def _code_keeper(self) -> CodeKeeper:
+        self._aside = Aside(self._root, self._host.name, self._link)
+        folder = CodeFolder(self._root)
+        environments = Environments(folder, self._blobs, self._aside, self._settings.environments_kept)
+        sync = CodeSync(folder, self._blobs, environments)
+        self._runner.environment_of = lambda index: environments.path(sync.requirements(index))
+        limit_bytes = self._settings.output_limit_bytes
+        return CodeKeeper(sync, self._core, self.deliver, self._session.send, self._host.name, self._token, limit_bytes)
 
     def stop(self) -> None:
         """Orderly stop (SIGTERM): what has not started goes back, what runs is ended, nothing stays behind."""
@@ -146,6 +153,7 @@ class Agent:
     async def _end(self) -> None:
         """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
         orderly = self._exit_code == 0
+        self._aside.forget_all()  # what is ended now has not failed
         self._link.send(("stop", "stopped" if orderly else "the agent left", _STOP_GRACE_S if orderly else 0.0))
         self._link.flush()
         if not await asyncio.to_thread(self._link.wait, 15.0):
@@ -229,7 +237,7 @@ class Agent:
             ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, a.attempts),
             ev.StopCommand: lambda a: self._runner.stop_command(a.attempt, a.grace_s),
             ev.StartWorker: lambda a: self._runner.start_worker(
-                a.worker, a.code_index, self._code.folder.digest(a.code_index)
+                a.worker, a.code_index, self._code.sync.folder.digest(a.code_index)
             ),
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
@@ -240,7 +248,7 @@ class Agent:
             ev.SendReports: lambda a: self._session.report(a.reports),
             ev.Announce: self._announce,
             ev.RenewLease: lambda a: self._link.send(("lease", a.until_s)),
-            ev.ApplyCode: lambda a: self._spawn(self._apply_code(a.entries)),
+            ev.ApplyCode: lambda a: self._spawn(self._code.apply(a.entries, again=a.again)),
             ev.ResetCode: lambda a: self._reset_code(),
             ev.Reconnect: self._reconnect,
             ev.CutOff: self._cut_off,
@@ -283,10 +291,10 @@ class Agent:
         digest = ""
         try:
             if need.startswith("tree:"):
-                digest = await self._code.have(int(need[5:]), _FETCH_FOR_S)
+                digest = await self._code.sync.have(int(need[5:]), _FETCH_FOR_S)
             else:
                 await self._blobs.have(need, _FETCH_FOR_S)
-        except (BlobUnavailable, ArchiveError, TimeoutError, OSError, ValueError) as error:
+        except (DepalmaError, TimeoutError, OSError, ValueError) as error:
             log.warning("%s cannot be had: %s", need[:20], error)
             self.deliver(ev.Unprepared(need, f"{need[:20]}: {error or type(error).__name__}"))
             return
@@ -294,41 +302,9 @@ class Agent:
         for evicted in self._blobs.evict(self._core.uses_blob):
             self.deliver(ev.Evicted(evicted))
 
-    async def _apply_code(self, entries: tuple[CodeEntry, ...]) -> None:
-        """Applies entries, tried again and again by one task with all that have come by then."""
-        self._code.take(entries)
-        if self._applying:
-            return
-        self._applying = True
-        try:
-            while True:
-                if await self._apply_once():
-                    return
-                await asyncio.sleep(_APPLY_AGAIN_S)
-        finally:
-            self._applying = False
-
-    async def _apply_once(self) -> bool:
-        try:
-            while await self._code.apply():
-                self._acknowledge()
-        except (BlobUnavailable, ArchiveError, ValueError, OSError) as error:
-            if str(error) != self._code_problem:
-                self._code_problem = str(error)
-                log.error("code log: %s", error)
-            return False
-        self._code_problem = ""
-        return True
-
     def _reset_code(self) -> None:
-        self._code.drop_coming()  # now: what comes from here on belongs to the other log
-        self._spawn(self._code.reset())
-
-    def _acknowledge(self) -> None:
-        index = self._code.folder.index
-        digest = self._code.folder.digest(index)
-        self.deliver(ev.CodeReached(index))
-        self._session.send(CodeAcknowledged(index, digest, sign(self._token, self._host.name, index, digest)))
+        self._code.reset_now()
+        self._spawn(self._code.sync.reset())
 
     # ------------------------------------------------------------ the end of an incarnation
 
@@ -340,6 +316,7 @@ class Agent:
         self._session.close()
         self._dead.clear()
         self._runner.forget_all()
+        self._aside.forget_all()
         for upload in self._uploads.values():
             upload.cancel()
         self._uploads.clear()
@@ -368,6 +345,7 @@ class Agent:
         proctree.kill_descendants(reaped)
         self._link.reaped(reaped)
         self._start_monitor()
+        self._aside.forget_all()
         self.deliver(ev.LeaseLost("the monitor died"))
         self._dead.set()
 
@@ -375,6 +353,7 @@ class Agent:
         for message in messages:
             if message[0] == "exits":
                 self._runner.exits(message[1])
+                self._aside.exits(message[1])
             elif message[0] == "expired":
                 self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
             elif message[0] == "all_dead":
@@ -400,6 +379,7 @@ class Agent:
                 log.warning("%s refuses: %s", url, frame.reason)
             self.deliver(frame)
             if isinstance(frame, Welcome):
+                self._code.welcomed(frame.takes_problems)
                 self._tell_identity()
 
     async def _answer_processes(self, request: int, trees: list[tuple[int, list[int]]]) -> None:

@@ -104,6 +104,18 @@ class CodeReached(Event, frozen=True):
     index: int
 
 
+class CodeDiffers(Event, frozen=True):
+    """The code here is that of another log."""
+
+    reason: str
+
+
+class CodeRepaired(Event, frozen=True):
+    """Files of these trees had been changed and are as they were: workers that may have read them must go."""
+
+    indices: frozenset[int]
+
+
 class LeaseLost(Event, frozen=True):
     """The monitor saw the lease end, or is dead: everything was or has to be killed."""
 
@@ -137,6 +149,8 @@ AnyEvent = (
     | Unprepared
     | Evicted
     | CodeReached
+    | CodeDiffers
+    | CodeRepaired
     | LeaseLost
     | Rejoined
     | Stopping
@@ -275,6 +289,7 @@ class RenewLease(Action, frozen=True):
 
 class ApplyCode(Action, frozen=True):
     entries: tuple[CodeEntry, ...]
+    again: bool = False
 
 
 class Reconnect(Action, frozen=True):

@@ -61,6 +61,7 @@ class Runner:
         self.emit = emit
         self.output_limit_bytes = output_limit_bytes
         self.output = OutputFiles(root)
+        self.environment_of: Callable[[int], Path | None] = lambda code_index: None  #: where its packages are
         self.commands: dict[AttemptRef, Command] = {}
         self.slots: dict[int, Line] = {}
         self.workers: dict[int, WorkerHandle] = {}
@@ -146,6 +147,10 @@ class Runner:
         if job.code_index > 0:
             before = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
             variables["PYTHONPATH"] = os.pathsep.join(filter(None, [self.code_dir(job.code_index), before]))
+            environment = self.environment_of(job.code_index)
+            if environment is not None:
+                path = variables.get("PATH") or os.environ.get("PATH", os.defpath)
+                variables = {**variables, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}/bin:{path}"}
         return variables
 
     def _argv(self, attempt: Attempt) -> list[bytes]:
@@ -200,7 +205,9 @@ class Runner:
         self._environment(_WORKERS, {})
         handle.key = self._key(handle)
         code_dir = self.code_dir(code_index)
-        argv = [sys.executable, worker_program.__file__, str(self.root), str(number), code_dir]
+        environment = self.environment_of(code_index)
+        python = f"{environment}/bin/python" if environment is not None else sys.executable
+        argv = [python, worker_program.__file__, str(self.root), str(number), code_dir]
         argv.append(str(self.output_limit_bytes))
         spool = f">{self.root}/spool/w{number}"
         files = (f"{spool}.out", f"{spool}.err")

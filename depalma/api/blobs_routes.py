@@ -9,7 +9,7 @@ from aiohttp import web
 
 from depalma.api.auth import MASTER, USER_OR_AGENT
 from depalma.api.context import Api
-from depalma.api.inputs import BODY_TIMEOUT_S, check_encoding, too_large
+from depalma.api.inputs import BODY_TIMEOUT_S, check_encoding, query_choice, too_large
 from depalma.api.problems import Problem
 from depalma.api.route import Mode, Route
 from depalma.api.shapes import BlobStored
@@ -31,14 +31,16 @@ async def put_here(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def get(api: Api, request: web.Request) -> web.StreamResponse:
-    """Gives a blob, from another master if it is not here. Ranges are served."""
+    """Gives a blob, from another master if it is not here. Ranges are served; `check=1` reads it first."""
+    if query_choice(request, "check", ("1",)):
+        await api.services.blobs.check(_digest(request))
     return await send_file(api, _digest(request), {})
 
 
 async def get_here(api: Api, request: web.Request) -> web.StreamResponse:
-    """Gives a blob that is here."""
+    """Gives a blob that is here. Whoever asks may count on it for a while."""
     digest = _digest(request)
-    if not api.services.blobs.has(digest):
+    if not api.services.blobs.use(digest):
         raise Problem("unknown_blob", f"this master does not have blob {digest}")
     return await send_file(api, digest, {})
 
@@ -87,7 +89,8 @@ def _routes(path: str, public: bool) -> tuple[Route, ...]:
     return (
         Route("PUT", path, put if public else put_here, Mode.LOCAL, f"Store a blob on {scope}", access=access,
               raw_body=True, returns=BlobStored, status=201),
-        Route("GET", path, get if public else get_here, Mode.LOCAL, "Read a blob (ranges are served)", access=access),
+        Route("GET", path, get if public else get_here, Mode.LOCAL, "Read a blob (ranges are served)", access=access,
+              query=frozenset({"check"}) if public else frozenset()),
         Route("HEAD", path, get if public else get_here, Mode.LOCAL, "Ask whether there is a blob", access=access),
     )  # fmt: skip
 

@@ -93,6 +93,9 @@ class Sessions(Protocol):
     ) -> Output | None:
         """Returns a piece of an attempt's output, or None if its host is not there or does not answer."""
 
+    def retry_code(self, hosts: set[str]) -> list[str]:
+        """Makes hosts that are behind the code log (all, if none is named) try again; returns those that were asked."""
+
     async def serve(self, websocket: web.WebSocketResponse, host: str) -> None:
         """Runs one agent's connection to its end."""
 

@@ -64,6 +64,26 @@ class CodeToAdd(Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     size_bytes: int
     by: str = ""
+    requirements: str = ""  #: digest of an uploaded requirements file; empty = none
+
+
+class Rollback(Struct, frozen=True, forbid_unknown_fields=True):
+    index: int
+    by: str = ""
+
+
+class CommandToRun(Struct, frozen=True, forbid_unknown_fields=True):
+    argv: tuple[str, ...]
+    timeout_s: float = 0.0
+    by: str = ""
+
+
+class HostsToRetry(Struct, frozen=True, forbid_unknown_fields=True):
+    hosts: tuple[str, ...] = ()  #: empty = all that are connected and behind
+
+
+class Retried(Struct, frozen=True):
+    hosts: list[str]
 
 
 class CodeAdded(Struct, frozen=True):
@@ -79,6 +99,22 @@ class HostCode(Struct, frozen=True):
     state: HostState
     code_index: int
     lag: int  #: entries it has not acknowledged
+    reason: str = ""  #: why it lags
+    since: float | None = None  #: of the lag
+    signature: str = "none"  #: of its newest acknowledgement: valid, invalid, none
+
+
+class HostAcknowledgement(Struct, frozen=True):
+    """What one host said of one entry."""
+
+    host: str
+    signature: str  #: valid, invalid, none (no longer kept, or not acknowledged)
+    exit_code: int | None = None  #: of a command
+    output: str = ""  #: its last lines
+
+
+class HostAcknowledgements(Struct, frozen=True):
+    hosts: list[HostAcknowledgement]
 
 
 class CodeStatus(Struct, frozen=True):

@@ -16,11 +16,14 @@ from depalma.consensus.snapshot_format import SnapshotReader
 CHUNK_BYTES = 1 << 20
 #: A reader that takes nothing for so long is cut off.
 STUCK_S = 60.0
+#: Large values that it names stay for so long, whatever is forgotten meanwhile.
+BLOBS_HELD_S = 3600.0
 
 
 async def snapshot(api: Api, request: web.Request) -> web.StreamResponse:
     """Gives everything that was acknowledged before the request, from the leader's disk."""
     await api.services.barrier()
+    api.services.blobs.hold(BLOBS_HELD_S)  # what the snapshot names is fetched after it
     try:
         path = await api.services.replica.snapshot()
     except SnapshotFailed as error:

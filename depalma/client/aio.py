@@ -129,13 +129,32 @@ class AsyncClient:
     # ------------------------------------------------------------ cluster
 
     async def add_code(
-        self, path: str | os.PathLike[str], name: str | None = None, *, timeout_s: float = 60.0
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        requirements: str | os.PathLike[str] | None = None,
+        timeout_s: float = 60.0,
     ) -> CodeVersion:
-        """Puts a file or a folder into the code log; returns when every live host has it, see `Client.add_code`."""
+        """Puts a module, a folder or a wheel into the code log, see `Client.add_code`."""
         from depalma.archive import pack
+        from depalma.requirements import check
 
+        needs = b"" if requirements is None else Path(requirements).read_bytes()
+        if requirements is not None:
+            check(needs, str(requirements))
         packed_name, kind, data = await asyncio.to_thread(pack, Path(path), name)
-        return await self._run(verbs.add_code(packed_name, kind, data, timeout_s))
+        return await self._run(verbs.add_code(packed_name, kind, data, timeout_s, needs))
+
+    async def roll_back_code(self, index: int, *, timeout_s: float = 60.0) -> CodeVersion:
+        """Appends an entry with which all of the code is that of an earlier index again; waits as `add_code` does."""
+        return await self._run(verbs.roll_back_code(index, timeout_s))
+
+    async def run_on_hosts(
+        self, argv: Sequence[str], *, limit_s: float = 600.0, timeout_s: float = 60.0
+    ) -> CodeVersion:
+        """Runs a command once on every host, see `Client.run_on_hosts`."""
+        return await self._run(verbs.run_on_hosts(argv, limit_s, timeout_s))
 
     async def code(self) -> list[CodeView]:
         """Returns the code log, oldest entry first."""

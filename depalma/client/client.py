@@ -155,16 +155,38 @@ class Client:
     # ------------------------------------------------------------ cluster
 
     def add_code(
-        self, path: str | os.PathLike[str], name: str | None = None, *, timeout_s: float = 60.0
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        requirements: str | os.PathLike[str] | None = None,
+        timeout_s: float = 60.0,
     ) -> CodeVersion:
-        """Puts a file or a folder into the code log; returns when every live host has it.
+        """Puts a module, a folder or a wheel into the code log; returns when every live host has it.
 
-        Hosts that have not acknowledged after `timeout_s` are named in `.missing`.
+        Hosts that have not acknowledged after `timeout_s` are named in `.missing`, with what is known of the reason in
+        `.lagging`. `requirements` is a file of packages that every host installs for it. Errors: ArchiveError,
+        BadRequirements.
         """
         from depalma.archive import pack
+        from depalma.requirements import check
 
+        needs = b"" if requirements is None else Path(requirements).read_bytes()
+        if requirements is not None:
+            check(needs, str(requirements))
         packed_name, kind, data = pack(Path(path), name)
-        return self._run(verbs.add_code(packed_name, kind, data, timeout_s))
+        return self._run(verbs.add_code(packed_name, kind, data, timeout_s, needs))
+
+    def roll_back_code(self, index: int, *, timeout_s: float = 60.0) -> CodeVersion:
+        """Appends an entry with which all of the code is that of an earlier index again; waits as `add_code` does."""
+        return self._run(verbs.roll_back_code(index, timeout_s))
+
+    def run_on_hosts(self, argv: Sequence[str], *, limit_s: float = 600.0, timeout_s: float = 60.0) -> CodeVersion:
+        """Runs a command once on every host, as an entry of the code log; returns when each has, or has failed.
+
+        `limit_s`: a host's run is killed then. Hosts where it failed are in `.failed`, with the exit code.
+        """
+        return self._run(verbs.run_on_hosts(argv, limit_s, timeout_s))
 
     def code(self) -> list[CodeView]:
         """Returns the code log, oldest entry first."""

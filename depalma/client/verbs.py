@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -67,6 +67,8 @@ class CodeVersion(Struct, frozen=True):
     digest: str
     acknowledged: tuple[str, ...]
     missing: tuple[str, ...]  #: live hosts that did not acknowledge in time
+    lagging: dict[str, str] = {}  #: hosts that are marked as behind it, with the reason
+    failed: dict[str, int] = {}  #: hosts where the command failed, with the exit code
 
 
 class HostLoad(Struct, frozen=True):
@@ -266,20 +268,41 @@ def results_request(session: str, cursors: Mapping[int, int], follow: bool = Tru
 # ---------------------------------------------------------------- code
 
 
-def add_code(name: str, kind: str, archive: bytes, timeout_s: float) -> Verb[CodeVersion]:
+def add_code(name: str, kind: str, archive: bytes, timeout_s: float, requirements: bytes = b"") -> Verb[CodeVersion]:
     """Appends to the code log and waits until every live host has it, at most `timeout_s` (then `missing` names
     those that have not)."""
     digest = hashlib.sha256(archive).hexdigest()
     yield Request("PUT", f"/v1/blobs/{digest}", archive, BYTES, key=new_key())
     body = {"name": name, "kind": kind, "digest": digest, "size_bytes": len(archive), "by": login_name()}
-    index = int((yield from send("POST", "/v1/code", body))["index"])
+    if requirements:
+        needs = hashlib.sha256(requirements).hexdigest()
+        yield Request("PUT", f"/v1/blobs/{needs}", requirements, BYTES, key=new_key())
+        body["requirements"] = needs
+    return (yield from _appended("/v1/code", body, timeout_s))
+
+
+def roll_back_code(index: int, timeout_s: float) -> Verb[CodeVersion]:
+    """Appends an entry with which the tree is that of `index` again, and waits as `add_code` does."""
+    return (yield from _appended("/v1/code/rollback", {"index": index, "by": login_name()}, timeout_s))
+
+
+def run_on_hosts(argv: Sequence[str], limit_s: float, timeout_s: float) -> Verb[CodeVersion]:
+    """Appends a command that every host runs once, and waits until each has, or has failed."""
+    body = {"argv": list(argv), "timeout_s": limit_s, "by": login_name()}
+    return (yield from _appended("/v1/code/run", body, timeout_s))
+
+
+def _appended(path: str, body: dict[str, Any], timeout_s: float) -> Verb[CodeVersion]:
+    index = int((yield from send("POST", path, body))["index"])
     deadline = time.monotonic() + timeout_s
     while True:
         slice_s = max(0.0, min(SLICE_S, deadline - time.monotonic()))
         params = {"wait": f"{slice_s:.3f}s", "until": "acknowledged"}
         view = yield from _typed(f"/v1/code/{index}", CodeView, params, slice_s)
-        if not view.missing or time.monotonic() >= deadline:
-            return CodeVersion(view.index, view.name, view.digest, view.acknowledged, view.missing)
+        if set(view.missing) <= view.failed.keys() or time.monotonic() >= deadline:
+            return CodeVersion(
+                view.index, view.name, view.digest, view.acknowledged, view.missing, view.lagging, view.failed
+            )
 
 
 def code() -> Verb[list[CodeView]]:

@@ -1,4 +1,4 @@
-"""A progress bar for a job that a person waits for, on stderr."""
+"""Progress bars on stderr: for a job, or for code, that a person waits for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _OVER = ("succeeded", "failed", "cancelled", "lost")
 
 
+def _bar(*, color: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, no_color=not color),
+        transient=True,
+    )
+
+
 class JobProgress:
     """Call it with each view of the job; the last one (the finished job) takes the bar away."""
 
     def __init__(self, *, color: bool = True) -> None:
-        console = Console(stderr=True, no_color=not color)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = _bar(color=color)
         self._bar = self._progress.add_task("", total=None)
         self._progress.start()
 
@@ -35,3 +38,22 @@ class JobProgress:
         self._progress.update(self._bar, description=description, completed=done, total=tasks["total"])
         if view["finished_at"] is not None:
             self._progress.stop()
+
+
+class CodeProgress:
+    """Call it with each view of the entry; `stop` takes the bar away."""
+
+    def __init__(self, *, color: bool = True) -> None:
+        self._progress = _bar(color=color)
+        self._bar = self._progress.add_task("", total=None)
+        self._progress.start()
+
+    def __call__(self, view: Mapping[str, Any]) -> None:
+        there, missing = view["acknowledged"], view["missing"]
+        waits = f", waiting for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}" if missing else ""
+        description = f"code {view['index']}{waits}"
+        self._progress.update(self._bar, description=description, completed=len(there), total=len(there) + len(missing))
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        self._progress.stop()

@@ -13,12 +13,13 @@ from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.dispatching import DispatchLoop
 from depalma.leader.history import IdleJobs, to_forget
+from depalma.leader.laggards import Laggards
 from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
 from depalma.state.cluster_state import Changes
-from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect
+from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect, LagCode
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Reign:
         )
         self.sessions = Sessions(context, self._leases)
         self._wishes = Wishes(context, self.sessions)
+        self._laggards = Laggards(settings.code_lag_s, settings.code_kick_s)
         self._dispatching = DispatchLoop(context, self.sessions)
         self.sessions.on_room = self._dispatching.wake
         self._tasks: list[asyncio.Task[None]] = []
@@ -51,6 +53,7 @@ class Reign:
         self._tasks = [
             asyncio.create_task(self._dispatching.run(), name="dispatch"),
             asyncio.create_task(self._watch_hosts(), name="leases"),
+            asyncio.create_task(self._watch_code(), name="code log"),
             asyncio.create_task(self._trim_history(), name="history"),
             asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
             asyncio.create_task(self._know_masters(), name="masters"),
@@ -119,6 +122,18 @@ class Reign:
                     reason = f"silent for {self._leases.silent_s(name, now):.1f} s"
                     await self._try(HostSuspect(name, host.incarnation, reason, wall))
             self._wishes.look()
+
+    async def _watch_code(self) -> None:
+        """Marks hosts that stay behind the code log, and kicks out those that do so for too long."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            state = self._context.state
+            connected = [session.host for session in self.sessions.connected()]
+            hosts = {name: state.hosts[name] for name in connected if name in state.hosts}
+            for name, reason, kicked in list(self._laggards.late(hosts, state.code_index, self._context.clock())):
+                host = hosts[name]
+                wall = self._context.wall()
+                await self._try(LagCode(name, host.incarnation, host.code_index, reason, kicked, wall))
 
     async def _know_hosts(self) -> None:
         """The hosts of the cluster file are made known once; from then on the state owns the list."""

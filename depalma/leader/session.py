@@ -30,6 +30,7 @@ class AgentSession:
         self.free_slots = facts.slots
         self.known_jobs: set[int] = set()  #: whose template this connection has carried
         self.code_sent = 0  #: the last code index that this connection has carried
+        self.code_sent_whole = False  #: the host's tree was another one, so it was sent everything
         self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
         self.slots_told = 0  #: of its welcome
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while

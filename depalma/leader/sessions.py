@@ -7,7 +7,6 @@ frozen cannot prolong a lease, because it cannot commit (design section 2, promi
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Coroutine, Iterable
@@ -16,6 +15,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from depalma import protocol
+from depalma.codetree import sign
 from depalma.consensus import NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.leader.context import Context
@@ -29,6 +29,7 @@ from depalma.protocol import (
     AskProcesses,
     CodeAcknowledged,
     CodeLog,
+    CodeProblem,
     Forget,
     FromAgent,
     Heartbeat,
@@ -43,7 +44,17 @@ from depalma.protocol import (
     Started,
     Welcome,
 )
-from depalma.state.commands import AckCode, FinishOutcome, FinishTasks, HostLost, HostRecovered, HostUp, StartTasks
+from depalma.state.codelog import MAX_TEXT
+from depalma.state.commands import (
+    AckCode,
+    FailCode,
+    FinishOutcome,
+    FinishTasks,
+    HostLost,
+    HostRecovered,
+    HostUp,
+    StartTasks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +218,7 @@ class Sessions:
                 settings.heartbeat_s,
                 tuple(urls(self._context.state, self._context.config).values()),
                 session.slots_told,
+                takes_problems=True,
             )
         )
 
@@ -262,7 +274,8 @@ class Sessions:
         self._spawn(self.orders.assign(session, sorted(counted - running - ended)))
         doomed = [ref for ref in counted if state.jobs[ref[0]].cancelled]
         self.orders.kill(session, sorted(doomed), outcome="cancelled", reason="job cancelled")
-        session.code_sent = hello.code_index
+        # What the agent has and did not manage to say is sent again: it is acknowledged again.
+        session.code_sent = min(hello.code_index, state.hosts[session.host].code_index)
         self.send_code(session)
 
     def tell_masters(self) -> None:
@@ -271,12 +284,24 @@ class Sessions:
         for session in self.by_host.values():
             session.send(Masters(named))
 
-    def send_code(self, session: AgentSession) -> None:
+    def send_code(self, session: AgentSession, *, again: bool = False) -> None:
         """Sends the entries of the code log that this connection has not carried yet."""
         entries = self._context.state.code[session.code_sent :]
         if entries:
             session.code_sent = entries[-1].index
-            session.send(CodeLog(self.orders.next_order(), self._context.term, tuple(entries)))
+            session.send(CodeLog(self.orders.next_order(), self._context.term, tuple(entries), again))
+
+    def retry_code(self, hosts: set[str]) -> list[str]:
+        """Makes hosts that are behind (all, if none is named) try again what failed; returns those that were asked."""
+        asked = []
+        state = self._context.state
+        for name, session in self.by_host.items():
+            host = state.hosts.get(name)
+            if (not hosts or name in hosts) and host is not None and host.code_index < state.code_index:
+                session.code_sent = host.code_index
+                self.send_code(session, again=True)
+                asked.append(name)
+        return sorted(asked)
 
     # ------------------------------------------------------------ frames
 
@@ -302,6 +327,8 @@ class Sessions:
                 self._spawn(self._propose(session, command))
             case CodeAcknowledged():
                 self._code_acknowledged(session, frame)
+            case CodeProblem():
+                self._spawn(self._code_failed(session, frame))
             case Processes() | Output():
                 session.answered(frame)
             case Hello():
@@ -348,9 +375,8 @@ class Sessions:
             self._beat_task = None
 
     def _code_acknowledged(self, session: AgentSession, frame: CodeAcknowledged) -> None:
-        key = self._context.secrets.agent_token.encode()
-        said = f"{session.host}\0{frame.index}\0{frame.tree_digest}".encode()
-        if not hmac.compare_digest(hmac.new(key, said, hashlib.sha256).hexdigest(), frame.signature):
+        right = sign(self._context.secrets.agent_token, session.host, frame.index, frame.tree_digest)
+        if not hmac.compare_digest(right, frame.signature):
             log.warning("host %s acknowledged code %d with a wrong signature", session.host, frame.index)
             return
         command = AckCode(
@@ -360,11 +386,19 @@ class Sessions:
             frame.tree_digest,
             frame.signature,
             self._context.wall(),
+            frame.exit_code,
+            frame.output[-MAX_TEXT:],
         )
         self._spawn(self._propose(session, command))
 
+    async def _code_failed(self, session: AgentSession, frame: CodeProblem) -> None:
+        reason, output = frame.reason[-MAX_TEXT:], frame.output[-MAX_TEXT:]
+        wall = self._context.wall()
+        command = FailCode(session.host, session.incarnation, frame.index, reason, wall, frame.exit_code, output)
+        await self._propose(session, command)
+
     async def _propose(
-        self, session: AgentSession, command: FinishTasks | StartTasks | AckCode | HostRecovered
+        self, session: AgentSession, command: FinishTasks | StartTasks | AckCode | FailCode | HostRecovered
     ) -> object:
         """Proposes what an agent said; if it cannot be recorded the agent is made to connect and say it again."""
         try:
@@ -374,6 +408,10 @@ class Sessions:
             session.close()
         except Rejected as refusal:
             log.warning("what host %s said was refused: %s", session.host, refusal)
+            if refusal.code == "wrong_tree" and not session.code_sent_whole:
+                # Its folder is that of another log: seeing ours from the first entry on, it begins anew.
+                session.code_sent_whole, session.code_sent = True, 0
+                self.send_code(session)
         return None
 
     # ------------------------------------------------------------ the reign

@@ -136,7 +136,9 @@ class LocalCluster:
         if missing:
             return missing
         try:
-            up = {host.name for host in client.hosts() if host.state in ("up", "draining", "drained")}
+            # One that lags is there: what it lacks may be a command that fails.
+            there = ("up", "lagging", "kicked", "draining", "drained")
+            up = {host.name for host in client.hosts() if host.state in there}
         except (NoLeader, Rejected):
             return [entry.id for entry in wanted]
         return [entry.id for entry in wanted if entry.role == "agent" and entry.id not in up]

@@ -68,13 +68,17 @@ class ClusterState:
         """Returns the number of the newest entry of the code log, 0 when it is empty."""
         return len(self.code)
 
+    def code_in_force(self) -> dict[str, CodeEntry]:
+        """Returns the newest tree: the entry of each name."""
+        return tree_at(self.code, self.code_index)
+
     def tree_digest(self, index: int) -> str:
         """Returns the digest of the code at `index`. Errors: KeyError beyond the log."""
         digest = self._trees.get(index)
         if digest is None:
             if not 0 <= index <= len(self.code):
                 raise KeyError(index)
-            digest = self._trees[index] = tree_digest(tree_at(self.code[:index], index))
+            digest = self._trees[index] = tree_digest(tree_at(self.code, index))
         return digest
 
     def settle(self, job: Job, at: float) -> None:

@@ -158,6 +158,8 @@ class AckCode(Command, frozen=True, tag="code.ack"):
     tree_digest: str
     signature: str
     at: float
+    exit_code: int | None = None  #: when the entry is a command
+    output: str = ""  #: its last lines
 
 
 class ForgetJobs(Command, frozen=True, tag="job.forget"):
@@ -251,6 +253,46 @@ class RemoveGroup(Command, frozen=True, tag="group.remove"):
     at: float
 
 
+class AppendCode(Command, frozen=True, tag="code.append"):
+    """Appends an entry of any kind (see `codetree.CodeEntry`), or, with `rollback_of`, one that repeats an earlier
+    tree. Plain modules and folders go as AddCode, which older masters know. Answers Applied(code index)."""
+
+    request: str
+    name: str
+    kind: str
+    digest: str
+    size_bytes: int
+    by: str
+    at: float
+    requirements: str = ""
+    argv: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+    rollback_of: int = 0
+
+
+class FailCode(Command, frozen=True, tag="code.fail"):
+    """A host could not apply entry `index`, for this reason; it may try again."""
+
+    host: str
+    incarnation: str
+    index: int
+    reason: str
+    at: float
+    exit_code: int | None = None
+    output: str = ""
+
+
+class LagCode(Command, frozen=True, tag="code.lag"):
+    """A connected host has stayed at code index `index` for too long: it lags, or is kicked out."""
+
+    host: str
+    incarnation: str
+    index: int
+    reason: str
+    kicked: bool
+    at: float
+
+
 AnyCommand = (
     SubmitJob
     | AddTasks
@@ -275,6 +317,9 @@ AnyCommand = (
     | SetGroup
     | AddToGroup
     | RemoveGroup
+    | AppendCode
+    | FailCode
+    | LagCode
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,6 +11,25 @@ from depalma.state.jobs import Attempt
 KEEP_OVER = 16
 #: Acknowledgements kept a host; older ones are implied by `code_index`.
 KEEP_ACKNOWLEDGEMENTS = 1000
+#: Ends of host-wide commands kept a host.
+KEEP_RUNS = 20
+
+
+class CodeLag(Struct, frozen=True, array_like=True, gc=False):
+    """Why a host is behind the code log."""
+
+    since: float
+    reason: str
+    index: int  #: what was newest then: with that it has caught up
+    kicked: bool = False  #: it gets no work until it has
+
+
+class CodeRun(Struct, frozen=True, array_like=True, gc=False):
+    """How a host-wide command ended on a host."""
+
+    exit_code: int
+    output: str  #: its last lines
+    at: float
 
 
 class Drain(Struct, array_like=True, gc=False):
@@ -47,11 +66,13 @@ class Host:
         "groups",
         "incarnation",
         "labels",
+        "lag",
         "name",
         "over",
         "priority",
         "reason",
         "removing",
+        "runs",
         "since",
         "state",
         "used",
@@ -82,6 +103,8 @@ class Host:
         self.facts: HostFacts | None = None
         self.code_index = 0  #: highest acknowledged
         self.acknowledgements: dict[int, str] = {}  #: code index → signature
+        self.lag: CodeLag | None = None  #: it is behind the code log, and not only for a moment
+        self.runs: dict[int, CodeRun] = {}  #: code index → how that command ended here
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
         self.used = 0  #: slots that they take, those waiting there included
@@ -99,13 +122,16 @@ class Host:
     @property
     def takes_work(self) -> bool:
         """Returns whether it may be given tasks."""
-        return self.state == "up" and self.drain is None and not self.removing
+        kicked = self.lag is not None and self.lag.kicked
+        return self.state == "up" and self.drain is None and not self.removing and not kicked
 
     @property
     def shown_state(self) -> HostState:
         """Returns the word for people: what is wrong with the agent comes before what was asked for."""
         if self.state == "up" and (self.drain is not None or self.removing):
             return "drained" if self.drain is not None and self.drain.done_at is not None else "draining"
+        if self.state == "up" and self.lag is not None:
+            return "kicked" if self.lag.kicked else "lagging"
         return self.state
 
     @property
@@ -115,12 +141,14 @@ class Host:
         if self.drain is not None and not wanted:
             wanted = (self.drain.reason or "drained") + (f" (by {self.drain.by})" if self.drain.by else "")
         if self.state == "up":
-            return wanted or self.reason
+            return wanted or (self.lag.reason if self.lag is not None else self.reason)
         return "; ".join(text for text in (self.reason, wanted) if text)
 
     @property
     def shown_since(self) -> float:
         """Returns since when it is as it is shown."""
+        if self.shown_state in ("lagging", "kicked") and self.lag is not None:
+            return self.lag.since
         if self.shown_state == self.state or self.drain is None:
             return self.since
         return self.drain.at if self.drain.done_at is None else self.drain.done_at

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from depalma.model import HostFacts, HostState, JobSpec, Payload
 from depalma.state.completions import Completions, CompletionsImage
-from depalma.state.hosts import Drain, Host
+from depalma.state.hosts import CodeLag, CodeRun, Drain, Host
 from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import FIRST_FINAL, WORDS
 
@@ -59,6 +59,8 @@ class HostImage(Struct, array_like=True, gc=False):
     from_file: bool = True
     drain: Drain | None = None
     removing: str = ""
+    lag: CodeLag | None = None
+    runs: dict[int, CodeRun] = {}
 
 
 def job_image(
@@ -127,6 +129,8 @@ def host_image(host: Host) -> HostImage:
         host.from_file,
         host.drain,
         host.removing,
+        host.lag,
+        host.runs,
     )
 
 
@@ -137,4 +141,5 @@ def host_of(image: HostImage) -> Host:
     host.incarnation, host.over = image.incarnation, image.over
     host.facts, host.code_index, host.acknowledgements = image.facts, image.code_index, image.acknowledgements
     host.from_file, host.drain, host.removing = image.from_file, image.drain, image.removing
+    host.lag, host.runs = image.lag, image.runs
     return host

@@ -57,6 +57,9 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.SetGroup: groups.set_group,
     commands.AddToGroup: groups.add_to_group,
     commands.RemoveGroup: groups.remove_group,
+    commands.AppendCode: codelog.append_code,
+    commands.FailCode: codelog.fail_code,
+    commands.LagCode: codelog.lag_code,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

@@ -28,6 +28,8 @@ def misfit(shape: Shape, host: Host, slots: int) -> str:
         return f"not in group {shape.group}"
     if host.state != "up":
         return f"{host.state}: {host.reason}" if host.reason else host.state
+    if host.state == "up" and host.lag is not None and host.lag.kicked:
+        return f"kicked out, as it is behind the code log: {host.lag.reason}"
     if not host.takes_work:
         return f"{host.shown_state}: {host.shown_reason}"
     if host.code_index < shape.code_index:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from depalma.codetree import COMMAND
 from depalma.state.attempts import lose_attempts
 from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import Detail
@@ -46,14 +47,22 @@ def begin_anew(state: ClusterState, reason: str) -> int:
 
 def blobs_of(state: ClusterState) -> set[str]:
     """Returns the digests of all blobs that the state names."""
-    found = {entry.digest for entry in state.code}
+    found = blobs_of_code(state)
     for job in state.jobs.values():
-        found.update(_blobs_of(job))
+        found.update(blobs_of_job(job))
     found.discard("")
     return found
 
 
-def _blobs_of(job: Job) -> Iterator[str]:
+def blobs_of_code(state: ClusterState) -> set[str]:
+    """Returns the digests of the blobs that the code log names."""
+    found = {entry.digest for entry in state.code if entry.kind != COMMAND}
+    found.update(entry.requirements for entry in state.code if entry.requirements)
+    return found
+
+
+def blobs_of_job(job: Job) -> Iterator[str]:
+    """Yields the digests of the blobs that a job names; empty ones among them."""
     for payload in (job.spec.arguments, job.spec.function_pickle):
         if payload is not None:
             yield payload.digest

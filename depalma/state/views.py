@@ -23,7 +23,9 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job, Story
 from depalma.state.task_states import QUEUED, WORDS
 
-__all__ = ["code_view", "explain", "host_view", "job_view", "task_view", "task_views"]
+__all__ = [
+    "code_view", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
+]  # fmt: skip
 
 
 def job_view(state: ClusterState, job: Job) -> JobView:
@@ -236,9 +238,15 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
     )
 
 
+def is_awaited(host: Host) -> bool:
+    """Returns whether a new entry of the code log waits for the host: one that is live and not kicked out."""
+    return host.state not in ("down", "lost") and not (host.lag is not None and host.lag.kicked)
+
+
 def code_view(state: ClusterState, entry: CodeEntry) -> CodeView:
     """Returns the entry with the hosts that have it, and the live ones that do not."""
-    hosts = state.hosts.values()
+    hosts = sorted(state.hosts.values(), key=lambda host: host.name)
+    behind = [host for host in hosts if host.code_index < entry.index]
     return CodeView(
         index=entry.index,
         name=entry.name,
@@ -247,6 +255,12 @@ def code_view(state: ClusterState, entry: CodeEntry) -> CodeView:
         size=entry.size_bytes,
         added_at=entry.added_at,
         added_by=entry.added_by,
-        acknowledged=tuple(sorted(host.name for host in hosts if host.code_index >= entry.index)),
-        missing=tuple(sorted(h.name for h in hosts if h.code_index < entry.index and h.state in ("up", "suspect"))),
+        acknowledged=tuple(host.name for host in hosts if host.code_index >= entry.index),
+        missing=tuple(host.name for host in behind if is_awaited(host)),
+        requirements=entry.requirements,
+        rollback_of=entry.rollback_of,
+        argv=entry.argv,
+        timeout_s=entry.timeout_s,
+        lagging={host.name: host.lag.reason for host in behind if host.lag is not None},
+        failed={host.name: host.runs[entry.index].exit_code for host in behind if entry.index in host.runs},
     )

@@ -60,9 +60,12 @@ class FakeLeader:
         self.beats: list[wire.Heartbeat] = []
         self.answers_to: dict[int, wire.Processes | wire.Output] = {}
         self.acknowledged: list[wire.CodeAcknowledged] = []
+        self.problems: list[wire.CodeProblem] = []
         self.gone: list[dict[str, str]] = []
         self.blobs: dict[str, bytes] = {}
         self.refused_blobs = 0  #: requests for blobs that are not there
+        self.cut_after_bytes = 0  #: the next answers with a blob break off after so many bytes; 0 = they do not
+        self.ranges: list[str] = []  #: what was asked for of blobs; `check` when doubts came with it
         self.asked = 0  #: requests for a connection
         self._socket: web.WebSocketResponse | None = None
         self._orders = itertools.count(1)
@@ -116,7 +119,7 @@ class FakeLeader:
         await wait_until(lambda: self.connected and self.hellos[-1].incarnation != before, "new incarnation")
         for seen in (self.reports, self.started, self.answers_to, self.blobs):
             seen.clear()
-        for list_seen in (self.report_frames, self.beats, self.acknowledged, self.gone):
+        for list_seen in (self.report_frames, self.beats, self.acknowledged, self.problems, self.ranges, self.gone):
             list_seen.clear()
         self.answers = self.commits = True
 
@@ -152,9 +155,9 @@ class FakeLeader:
         """Orders attempts to be forgotten."""
         await self.send(wire.Forget(next(self._orders), self.term, tuple(refs)))
 
-    async def code(self, *entries: Any) -> None:
+    async def code(self, *entries: Any, again: bool = False) -> None:
         """Sends entries of the code log."""
-        await self.send(wire.CodeLog(next(self._orders), self.term, entries))
+        await self.send(wire.CodeLog(next(self._orders), self.term, entries, again))
 
     async def ask_output(self, ref: AttemptRef, stream: str = "stdout", offset: int = 0) -> wire.Output:
         """Asks for output and returns the answer."""
@@ -200,7 +203,7 @@ class FakeLeader:
             return socket
         self._told.clear()
         masters = tuple(self.masters or [self.url])
-        welcome = wire.Welcome(self.term, "fake", self.lease_s, self.heartbeat_s, masters)
+        welcome = wire.Welcome(self.term, "fake", self.lease_s, self.heartbeat_s, masters, takes_problems=True)
         await socket.send_bytes(wire.encode(welcome))
         self._socket = socket
         async for message in socket:
@@ -225,6 +228,8 @@ class FakeLeader:
                 self.started.update({(job, task, attempt): at for job, task, attempt, at in frame.tasks})
             case wire.CodeAcknowledged():
                 self.acknowledged.append(frame)
+            case wire.CodeProblem():
+                self.problems.append(frame)
             case wire.Processes() | wire.Output():
                 self.answers_to[frame.request] = frame
             case _:
@@ -236,10 +241,20 @@ class FakeLeader:
         self.gone.append(await request.json())
         return web.Response(status=204)
 
-    async def _get_blob(self, request: web.Request) -> web.Response:
+    async def _get_blob(self, request: web.Request) -> web.StreamResponse:
         data = self.blobs.get(request.match_info["digest"])
         self.refused_blobs += data is None
-        return web.Response(status=404) if data is None else web.Response(body=data)
+        if data is None:
+            return web.Response(status=404)
+        begin = request.http_range.start or 0
+        self.ranges.append(f"{begin}-" + ("check" if "check" in request.query else ""))
+        answer = web.StreamResponse(status=206 if begin else 200, headers={"Content-Length": str(len(data) - begin)})
+        await answer.prepare(request)
+        cut = self.cut_after_bytes
+        await answer.write(data[begin : begin + cut] if cut else data[begin:])
+        if cut and request.transport is not None:
+            request.transport.abort()
+        return answer
 
     async def _put_blob(self, request: web.Request) -> web.Response:
         data = await request.read()

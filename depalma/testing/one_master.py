@@ -107,13 +107,14 @@ async def agent(
     unreported: tuple[AttemptRef, ...] = (),
     version: int = protocol.PROTOCOL_VERSION,
     facts: HostFacts = FACTS,
+    code_index: int = 0,
 ) -> AsyncIterator[Agent]:
     """An agent that has said hello."""
     headers = {"Authorization": f"Bearer {master.secrets.agent_token}", protocol.HOST_HEADER: host}
     url = master.config.masters[0].url + "/v1/agent"
     async with aiohttp.ClientSession() as http, http.ws_connect(url, headers=headers) as websocket:
         one = Agent(websocket, [])
-        await one.say(Hello(version, host, incarnation, facts, 0, running, unreported))
+        await one.say(Hello(version, host, incarnation, facts, code_index, running, unreported))
         yield one
 
 

@@ -48,6 +48,41 @@ async def test_a_blob_comes_from_whoever_has_it(
         assert await store.have(digest, 0.0) == path
 
 
+async def test_a_blob_goes_on_where_it_broke_off(
+    leader: FakeLeader, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Also at another master, and after the agent was started anew."""
+    async with FakeLeader() as other:
+        data = os.urandom(300_000)
+        digest = other.put(data)
+        leader.put(data)
+        leader.cut_after_bytes = 100_000
+        with pytest.raises(BlobUnavailable):
+            await blobs(tmp_path, http, leader.url).fetch(digest, tmp_path / "blob", 0.0)
+        assert not (tmp_path / "blob").exists()
+
+        await blobs(tmp_path, http, other.url).fetch(digest, tmp_path / "blob", 5.0)
+
+        assert (tmp_path / "blob").read_bytes() == data
+        begin = int(other.ranges[0].rstrip("-"))
+        assert 0 < begin <= 100_000, other.ranges
+
+
+async def test_what_came_wrong_is_asked_for_with_doubts(
+    leader: FakeLeader, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """And from the beginning: the master reads its own copy before it gives it again."""
+    digest = hashlib.sha256(b"right").hexdigest()
+    leader.blobs[digest] = b"wrong"
+    store = blobs(tmp_path, http, leader.url)
+    fetching = asyncio.create_task(store.have(digest, 10.0))
+    await wait_until(lambda: "0-check" in leader.ranges, "a request with doubts")
+    leader.blobs[digest] = b"right"
+
+    assert (await fetching).read_bytes() == b"right"
+    assert leader.ranges[0] == "0-"
+
+
 async def test_what_is_not_what_it_should_be_is_refused(
     leader: FakeLeader, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

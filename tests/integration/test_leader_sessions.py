@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from depalma.codetree import tree_digest
+from depalma.codetree import sign, tree_digest
 from depalma.leader.reign import Reign
+from depalma.master import Master
 from depalma.model import Load, Report
 from depalma.protocol import (
     Assign,
     CodeAcknowledged,
     CodeLog,
+    CodeProblem,
     Forget,
     Heartbeat,
     HeartbeatAnswer,
@@ -216,6 +218,84 @@ async def test_code_is_acknowledged_only_with_the_right_signature(tmp_path: Path
         assert master.state.hosts["h1"].code_index == 0
         await one.say(CodeAcknowledged(1, digest, good))
         await eventually(lambda: master.state.hosts["h1"].code_index == 1)
+
+
+def acknowledgement(master: Master, index: int, tree: str = "") -> CodeAcknowledged:
+    tree = tree or master.state.tree_digest(index)
+    return CodeAcknowledged(index, tree, sign(master.secrets.agent_token, "h1", index, tree))
+
+
+async def add_code(master: Master, *names: str) -> None:
+    for name in names:
+        await master.execute(AddCode("", name, "folder", "ab" * 32, 10, "me", master.wall()))
+
+
+async def test_what_was_acknowledged_and_not_heard_is_asked_for_again(tmp_path: Path) -> None:
+    """The agent has it, the leader that it told did not live to commit that: its entries are sent once more."""
+    async with running_master(tmp_path) as master:
+        await add_code(master, "a", "b", "c")
+        async with agent(master, code_index=3) as one:
+            assert [entry.index for entry in (await one.next(CodeLog)).entries] == [1, 2, 3]
+            for index in (1, 2, 3):
+                await one.say(acknowledgement(master, index))
+            await eventually(lambda: master.state.hosts["h1"].code_index == 3)
+            assert sorted(master.state.hosts["h1"].acknowledgements) == [1, 2, 3]
+
+
+async def test_a_host_with_another_tree_gets_the_whole_log(tmp_path: Path) -> None:
+    """So that it sees where they part; once a connection."""
+    async with running_master(tmp_path) as master:
+        await add_code(master, "a", "b")
+        async with agent(master) as one:
+            await one.next(CodeLog)
+            await one.say(acknowledgement(master, 1))
+            await eventually(lambda: master.state.hosts["h1"].code_index == 1)
+            for _ in range(2):
+                await one.say(acknowledgement(master, 2, "f" * 64))
+            assert [entry.index for entry in (await one.next(CodeLog)).entries] == [1, 2]
+            await one.say(Heartbeat(1, 0.0, Load(), 2))
+            await one.next(HeartbeatAnswer)
+            assert not [frame for frame in one.frames if isinstance(frame, CodeLog)]
+            assert master.state.hosts["h1"].code_index == 1
+
+
+async def test_a_problem_makes_the_host_lag_until_it_is_tried_again(tmp_path: Path) -> None:
+    """What failed is sent again, to be tried at once, when somebody asks for it."""
+    async with running_master(tmp_path) as master, agent(master) as one:
+        assert (await one.next(Welcome)).takes_problems
+        await add_code(master, "a")
+        assert not (await one.next(CodeLog)).again
+        await one.say(CodeProblem(1, "no space left", 3, "last words"))
+        host = master.state.hosts["h1"]
+        await eventually(lambda: host.lag is not None)
+        assert host.lag is not None
+        assert (host.lag.reason, host.runs[1].exit_code, host.runs[1].output) == ("no space left", 3, "last words")
+
+        assert master.sessions.retry_code({"h2"}) == []
+        assert master.sessions.retry_code(set()) == ["h1"]
+        again = await one.next(CodeLog)
+        assert (again.again, [entry.index for entry in again.entries]) == (True, [1])
+        await one.say(acknowledgement(master, 1))
+        await eventually(lambda: host.lag is None)
+
+
+async def test_a_host_that_says_nothing_lags_and_is_kicked_out(tmp_path: Path) -> None:
+    """By the leader's own clock, while it is connected and beats."""
+    async with running_master(tmp_path, code_lag_s=0.2, code_kick_s=0.6) as master, agent(master) as one:
+        await one.next(Welcome)
+        await add_code(master, "a")
+        host = master.state.hosts["h1"]
+        await eventually(lambda: host.lag is not None)
+        assert host.lag is not None
+        assert host.lag.reason == "has not acknowledged entry 1"
+        await eventually(lambda: host.lag is not None and host.lag.kicked)
+        await submit(master)
+        await one.say(Heartbeat(1, 0.0, Load(), 2))
+        await one.next(HeartbeatAnswer)
+        assert not [frame for frame in one.frames if isinstance(frame, Assign)]
+
+        await one.say(acknowledgement(master, 1))
+        await one.next(Assign)
 
 
 async def test_losing_leadership_sends_the_agents_away(tmp_path: Path) -> None:

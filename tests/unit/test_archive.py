@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import resource
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +98,84 @@ def test_the_ignore_file_is_obeyed(package: Path, tmp_path: Path) -> None:
 
     assert sorted(files(tmp_path / "out")) == ["__init__.py", "run.sh"]
     assert not (tmp_path / "out/empty").exists()
+
+
+def test_the_ignore_file_can_take_back(package: Path, tmp_path: Path) -> None:
+    (package / "sub/.config").write_text("needed")
+    (package / ".depalmaignore").write_text("/sub/**\n!sub/.config\n")
+
+    unpack(pack(package)[2], tmp_path / "out")
+
+    assert sorted(files(tmp_path / "out")) == ["__init__.py", "run.sh", "sub/.config"]
+
+
+def wheel(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_a_wheel_comes_back_as_what_it_would_install(tmp_path: Path) -> None:
+    path = wheel(
+        tmp_path / "my_tool-1.2-py2.py3-none-any.whl",
+        {
+            "tool/__init__.py": b"A = 1\n",
+            "tool/data.txt": b"data",
+            "my_tool-1.2.dist-info/METADATA": b"Name: my-tool\n",
+            "my_tool-1.2.data/purelib/more.py": b"B = 2\n",
+            "my_tool-1.2.data/scripts/run": b"#!python\n",
+        },
+    )
+
+    name, kind, data = pack(path)
+    unpack(data, tmp_path / "out")
+
+    assert (name, kind) == ("my_tool", "wheel")
+    assert sorted(files(tmp_path / "out")) == [
+        "more.py",
+        "my_tool-1.2.dist-info/METADATA",
+        "tool/__init__.py",
+        "tool/data.txt",
+    ]
+    assert pack(path, "other") == ("other", "wheel", data)
+
+
+PURE = "x-1-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    ("file", "members", "words"),
+    [
+        ("x.whl", {}, "not the name of a wheel"),
+        ("x-1-cp311-cp311-linux_x86_64.whl", {}, "made for cp311-cp311-linux_x86_64; allowed: py3-none-any"),
+        ("x-1-py2-none-any.whl", {}, "made for py2-none-any"),
+        (PURE, {"../evil.py": b""}, "'..'"),
+        (PURE, {"/tmp/evil.py": b""}, "an absolute path"),
+        (PURE, {"x-1.data/purelib/../../evil.py": b""}, "'..'"),
+        (PURE, {"a\\..\\b": b""}, "backslash"),
+    ],
+)
+def test_wheels_that_are_not_packed(tmp_path: Path, file: str, members: dict[str, bytes], words: str) -> None:
+    path = wheel(tmp_path / "in" / file, members)
+
+    with pytest.raises(ArchiveError, match=re.escape(words)):
+        pack(path)
+
+    assert [p.name for p in tmp_path.rglob("*")] == ["in", file]
+
+
+def test_a_wheel_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / PURE
+    path.write_bytes(b"no zip file")
+    with pytest.raises(ArchiveError, match="not a sound wheel"):
+        pack(path)
+    data = bytearray(wheel(tmp_path / PURE, {"a.py": b"x" * 5000}).read_bytes())
+    data[40] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ArchiveError, match="not a sound wheel"):
+        pack(path)
 
 
 def test_links_inside_are_followed_and_those_that_lead_out_are_not(package: Path, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 
 from depalma import items
-from depalma.blobs import BadBlob, Blobs, BlobStore, NoMajority, UnknownBlob
+from depalma.blobs import TRUST_S, BadBlob, Blobs, BlobStore, NoMajority, UnknownBlob
 
 TOKEN = "m" * 64
 DATA = b"some bytes" * 1000
@@ -181,3 +183,34 @@ async def test_one_master_alone_is_its_own_majority(tmp_path: Path) -> None:
     with pytest.raises(items.BadItems):
         await blobs.items_count(digest)
     await blobs.close()
+
+
+async def test_who_has_a_blob_is_asked_again_after_a_while(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody counts on copies that may have been collected since."""
+    await nodes[0].blobs.put(once(DATA), DIGEST)
+    await nodes[1].blobs.fetch(DIGEST)
+    await nodes[2].blobs.fetch(DIGEST)
+    await asyncio.gather(*nodes[0].blobs._background)  # the copy to the slower one is known, too
+    for node in nodes[1:]:
+        node.blobs.drop(DIGEST)
+    await nodes[0].blobs.ensure_majority(DIGEST)
+    assert holders(nodes) == 1  # believed, as it was so a moment ago
+
+    begin_s = time.monotonic()
+    later = SimpleNamespace(monotonic=lambda: begin_s + TRUST_S + 1)
+    monkeypatch.setattr("depalma.blobs.time", later)
+    await nodes[0].blobs.ensure_majority(DIGEST)
+    assert holders(nodes) >= 2
+
+
+async def test_a_doubted_blob_is_read_and_healed(nodes: list[Node]) -> None:
+    """It is enough that somebody asks for it with doubts."""
+    await nodes[0].blobs.put(once(DATA), DIGEST)
+    await nodes[1].blobs.fetch(DIGEST)
+    rotten = bytearray(DATA)
+    rotten[77] ^= 1
+    nodes[0].blobs.path(DIGEST).write_bytes(rotten)
+
+    await nodes[0].blobs.check(DIGEST)
+
+    assert nodes[0].blobs.path(DIGEST).read_bytes() == DATA

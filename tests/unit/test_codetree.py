@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from depalma.codetree import CodeEntry, tree_at, tree_digest
+import msgspec
+
+from depalma.codetree import CodeEntry, tree_at, tree_digest, tree_digests
 
 
 def entry(index: int, name: str, digest: str) -> CodeEntry:
@@ -36,3 +38,15 @@ def test_the_digest_depends_on_the_tree_alone():
 
     assert tree_digest(tree_at(back, 4)) == tree_digest(tree_at(back, 2))
     assert len({tree_digest(tree_at(LOG, index)) for index in range(4)}) == 4
+
+
+def test_digests_of_many_are_those_of_each():
+    """Rollbacks and commands among them."""
+    log = [*LOG, entry(4, "command", ""), entry(5, "b", "11"), entry(6, "c", "66")]
+    log[3] = msgspec.structs.replace(log[3], kind="command")
+    log[4] = msgspec.structs.replace(log[4], rollback_of=1)
+
+    assert tree_at(log, 5) == tree_at(log, 1)
+    for first in range(1, 7):
+        wanted = {index: tree_digest(tree_at(log, index)) for index in range(first, 7)}
+        assert tree_digests(log, first, 6) == wanted

@@ -91,7 +91,10 @@ def every_command() -> list[commands.AnyCommand]:
         commands.HostRecovered("h", "i", 1.0),
         commands.HostLost("h", "i", "why", 1.0),
         commands.AddCode("r", "n", "module", "d", 1, "ann", 1.0),
-        commands.AckCode("h", "i", 1, "t", "s", 1.0),
+        commands.AckCode("h", "i", 1, "t", "s", 1.0, 0, "out"),
+        commands.AppendCode("r", "n", "command", "d", 1, "ann", 1.0, "q", ("x", "y"), 5.0, 3),
+        commands.FailCode("h", "i", 1, "why", 1.0, 2, "out"),
+        commands.LagCode("h", "i", 1, "why", True, 1.0),
         commands.ForgetJobs((1,), 1.0),
         commands.ChangeMasters("r", (MasterAddress("m1", "a", 1, 2),), 1.0, "ann"),
         commands.SetHost("r", "h", 1.0, ("g",), 1, 2, 3, {"k": "v"}, ("old",)),
@@ -115,10 +118,10 @@ def test_every_command_survives_its_encoding():
 def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
-        "code.ack", "code.add", "group.add", "group.remove", "group.set", "host.add", "host.drain", "host.lost",
-        "host.recovered", "host.remove", "host.set", "host.suspect", "host.undrain", "host.up", "job.add_tasks",
-        "job.cancel", "job.close", "job.forget", "job.submit", "master.change", "task.assign", "task.finish",
-        "task.start",
+        "code.ack", "code.add", "code.append", "code.fail", "code.lag", "group.add", "group.remove", "group.set",
+        "host.add", "host.drain", "host.lost", "host.recovered", "host.remove", "host.set", "host.suspect",
+        "host.undrain", "host.up", "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
+        "master.change", "task.assign", "task.finish", "task.start",
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from depalma.api.app import ROUTES
-from depalma.codetree import tree_at, tree_digest
+from depalma.codetree import sign, tree_at, tree_digest
 from depalma.model import CodeView, EventView, HostView, MasterView, Report
 from depalma.state.commands import AckCode
 
@@ -81,6 +81,46 @@ async def test_an_agent_connection_is_served(bench: Bench, agent: Agent) -> None
 # ---------------------------------------------------------------- code
 
 
+def signed(bench: Bench, index: int, key: str | None = None, **more: Any) -> AckCode:
+    tree = bench.master.state.tree_digest(index)
+    signature = sign(key or bench.master.secrets.agent_token, "h1", index, tree)
+    return AckCode("h1", "h1-1", index, tree, signature, 5.0, **more)
+
+
+async def test_signatures_are_checked_when_they_are_shown(bench: Bench) -> None:
+    bench.host_up()
+    body = {"name": "pkg", "kind": "folder", "digest": await upload(bench, b"archive"), "size_bytes": 7}
+    await bench.post("/v1/code", body, 201)
+    bench.master.apply(signed(bench, 1))
+    assert (await bench.get("/v1/code/status"))["hosts"][0]["signature"] == "valid"
+    await bench.post("/v1/code/run", {"argv": ["uname"], "timeout_s": 5.0}, 201)
+    bench.master.apply(signed(bench, 2, key="k" * 40, exit_code=0, output="Linux"))
+    assert (await bench.get("/v1/code/status"))["hosts"][0]["signature"] == "invalid"
+    said = {"host": "h1", "signature": "invalid", "exit_code": 0, "output": "Linux"}
+    assert (await bench.get("/v1/code/2/hosts"))["hosts"] == [said]
+    assert (await bench.get("/v1/code/1/hosts"))["hosts"][0]["signature"] == "valid"
+
+
+async def test_a_rollback_and_a_command_are_entries(bench: Bench) -> None:
+    for data in (b"one", b"two"):
+        body = {"name": "pkg", "kind": "folder", "digest": await upload(bench, data), "size_bytes": 3}
+        await bench.post("/v1/code", body, 201)
+    assert await bench.post("/v1/code/rollback", {"index": 1, "by": "ann"}, 201) == {"index": 3}
+    assert await bench.post("/v1/code/run", {"argv": ["true"]}, 201) == {"index": 4}
+    entries = (await bench.get("/v1/code"))["entries"]
+    assert [(entry["kind"], entry["rollback_of"]) for entry in entries] == [
+        ("folder", 0), ("folder", 0), ("folder", 1), ("command", 0),
+    ]  # fmt: skip
+    for path, bad, status, said in (
+        ("rollback", {"index": 9}, 404, "there is no code index 9; the newest is 4"),
+        ("rollback", {"index": 0}, 400, "index: 0 given"),
+        ("run", {"argv": []}, 400, "argv: [] given; allowed: at least the program's name"),
+        ("run", {"argv": ["x"], "timeout_s": -1}, 400, "timeout_s: -1"),
+        ("retry", {"hosts": ["h9"]}, 404, "there is no host h9"),
+    ):
+        assert said in (await bench.post(f"/v1/code/{path}", bad, status))["detail"]
+
+
 async def upload(bench: Bench, data: bytes) -> str:
     digest = hashlib.sha256(data).hexdigest()
     await bench.call("PUT", f"/v1/blobs/{digest}", 201, data=data)
@@ -95,7 +135,8 @@ async def test_code_is_added_listed_and_waited_for(bench: Bench) -> None:
     entry = msgspec.convert(await bench.get("/v1/code/1"), CodeView)
     assert (entry.name, entry.size, entry.added_by, entry.missing) == ("pkg", 7, "ann", ("h1",))
     status = await bench.get("/v1/code/status")
-    assert status == {"index": 1, "hosts": [{"host": "h1", "state": "up", "code_index": 0, "lag": 1}]}
+    h1 = {"host": "h1", "state": "up", "code_index": 0, "lag": 1, "reason": "", "since": None, "signature": "none"}
+    assert status == {"index": 1, "hosts": [h1]}
     waiting = asyncio.create_task(bench.get("/v1/code/1?wait=20s&until=acknowledged"))
     await bench.get("/v1/code")
     assert not waiting.done()
@@ -109,7 +150,9 @@ async def test_code_is_added_listed_and_waited_for(bench: Bench) -> None:
     ("change", "status", "said"),
     [
         ({"name": "../x"}, 400, "name: '../x' given"),
-        ({"kind": "wheel"}, 400, "kind: 'wheel' given; allowed: module, folder"),
+        ({"kind": "thing"}, 400, "kind: 'thing' given; allowed: module, folder, wheel"),
+        ({"requirements": "abc"}, 400, "requirements: 'abc' given"),
+        ({"requirements": "0" * 64}, 404, "requirements: no reachable master has blob"),
         ({"digest": "abc"}, 400, "digest: 'abc' given"),
         ({"digest": "0" * 64}, 404, "digest: no reachable master has blob"),
         ({"size_bytes": 8}, 400, "digest.size_bytes: 8 given; allowed: the blob's size (7)"),

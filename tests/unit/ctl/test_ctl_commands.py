@@ -53,12 +53,17 @@ NEEDS_CLUSTER = {
     "code ls": ([], 4),
     "code show": (["1"], 4),
     "code status": ([], 4),
+    "code hosts": (["1"], 4),
+    "code retry": ([], 4),
+    "code rollback": (["1"], 4),
+    "code run": (["--", "true"], 4),
     "snapshot save": (["no-such-folder-yet.snap"], 4),
     "doctor": ([], 1),
 }
 WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
+    "code retry", "code rollback", "code run",
 }  # fmt: skip
 ALONE = {
     "dev",

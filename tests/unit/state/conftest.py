@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from depalma import items
+from depalma.codetree import command_digest
 from depalma.dispatcher import HostRoom, plan
 from depalma.model import AttemptRef, EventView, HostFacts, JobSpec, Load, MasterAddress, Payload, Report
 from depalma.state import commands as c
@@ -224,6 +226,7 @@ class Fuzzer:
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group,
+            self.append_code, self.fail_code, self.lag_code,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -400,7 +403,40 @@ class Fuzzer:
         index = self.rng.randint(0, state.code_index + 1)
         right = state.tree_digest(index) if index <= state.code_index else ""
         digest = right if self.rng.random() < 0.9 else "f" * 64
-        return c.AckCode(host, self.incarnation(host), index, digest, "sig", self.bench.now)
+        code = self.rng.choice([None, None, 0, 3])
+        return c.AckCode(host, self.incarnation(host), index, digest, "sig", self.bench.now, code, "said" * (code or 0))
+
+    def append_code(self) -> c.AnyCommand:
+        rng, state = self.rng, self.bench.state
+        request, now = self.request(), self.bench.now
+        match rng.choice(["wheel", "needs", "rollback", "rollback", "command", "bad"]):
+            case "wheel":
+                return c.AppendCode(request, "tool", "wheel", rng.choice("ab") * 64, 10, "ann", now)
+            case "needs":
+                return c.AppendCode(request, "pkg", "folder", "a" * 64, 10, "ann", now, rng.choice("ef") * 64)
+            case "rollback":
+                index = rng.randint(0, state.code_index + 1)
+                return c.AppendCode(request, "", "", "", 0, "ann", now, rollback_of=index)
+            case "command":
+                argv, limit_s = ("true",), rng.choice([0.0, 5.0, -1.0])
+                digest = command_digest(argv, 5.0)
+                return c.AppendCode(request, "command", "command", digest, 0, "ann", now, "", argv, limit_s)
+        changes = rng.choice([{"argv": ("x",)}, {"requirements": "short"}, {"kind": "thing"}, {"digest": "x"}])
+        return msgspec.structs.replace(c.AppendCode(request, "pkg", "folder", "a" * 64, 10, "ann", now), **changes)
+
+    def fail_code(self) -> c.AnyCommand:
+        host, state = self.host_name(), self.bench.state
+        index = self.rng.randint(0, state.code_index + 1)
+        reason = self.rng.choice(["no space", "no blob"])
+        return c.FailCode(
+            host, self.incarnation(host), index, reason, self.bench.now, self.rng.choice([None, 2]), "out"
+        )
+
+    def lag_code(self) -> c.AnyCommand:
+        host = self.host_name()
+        known = self.bench.state.hosts.get(host)
+        index = known.code_index if known is not None and self.rng.random() < 0.8 else self.rng.randint(0, 5)
+        return c.LagCode(host, self.incarnation(host), index, "slow", self.rng.random() < 0.5, self.bench.now)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from depalma.state.machine import Machine, digest_of
 
 FORMAT_1 = Path(__file__).parent / "format1.snapshot"
 FORMAT_2 = Path(__file__).parent / "format2.snapshot"
+#: Format 2 as it was before hosts could lag, and entries be anything but modules and folders.
+FORMAT_2_CODE = Path(__file__).parent / "format2-code.snapshot"
 
 
 def test_a_restored_machine_continues_equally(make_bench, make_fuzzer):
@@ -171,3 +173,19 @@ def test_the_first_snapshots_of_format_2_stay_readable():
     restored.restore(list(machine.snapshot()))
     assert digest_of(restored.state) == digest_of(state)
     assert restored.state.removed == {"h2"}
+
+
+def test_a_snapshot_from_before_hosts_could_lag_is_read():
+    """What it did not have yet is as if it had never happened; the log goes on."""
+    machine = Machine()
+    machine.restore(msgspec.msgpack.decode(b64decode(FORMAT_2_CODE.read_text())))
+    state = machine.state
+    state.check_invariants()
+
+    assert (state.version, machine.state_hash) == (10, "4de14d4f4ec49de9066e40e7d964b707")
+    assert state.tree_digest(3) == "ade8f3aab600d95a6065196f4091c3d8fb1b272c799e7adeb0613962d9af56c6"
+    host = state.hosts["h1"]
+    assert (host.code_index, host.acknowledgements, host.lag, host.runs) == (2, {1: "sig 1", 2: "sig 2"}, None, {})
+    back = c.AppendCode("", "", "", "", 0, "ann", 20.0, rollback_of=1)
+    assert machine.apply(c.encode(back), 11) == c.Applied(4, 11)
+    assert state.tree_digest(4) == state.tree_digest(1)

@@ -1,0 +1,123 @@
+"""What a master does for its blobs by itself: it fetches those that the state names, and collects those that nothing
+names any more.
+
+A blob is removed only here, and only when this master has seen it unnamed for the whole grace, nobody used it
+meanwhile (`Blobs.used_s`), and this master's state is as new as the leader's: whoever is about to name a blob renews
+the grace of every copy that it counts on, and names it within a small part of that. Grace is monotonic time of this
+process, so neither a restart nor a wrong clock shortens it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from itertools import chain, islice
+
+from depalma.blobs import Blobs, UnknownBlob
+from depalma.state.cluster_state import ClusterState
+from depalma.state.restoring import blobs_of_code, blobs_of_job
+
+log = logging.getLogger(__name__)
+
+ROUND_S = 5.0
+#: Rounds take at most this part of the time.
+_SHARE = 0.02
+#: Digests, and files to remove, before the loop gets its turn again.
+_AT_ONCE = 10_000
+_FILES_AT_ONCE = 100
+_FETCHES = 4
+
+
+class BlobKeeper:
+    """One master's. `newest`: a version that includes everything acknowledged so far, None if that is not known."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        state: Callable[[], ClusterState],
+        newest: Callable[[], Awaitable[int | None]],
+        grace_s: float,
+    ) -> None:
+        self._blobs = blobs
+        self._state = state
+        self._newest = newest
+        self._grace_s = grace_s
+        self._unnamed: dict[str, float] = {}  #: since when each file here has been named by nothing
+        self._seen_missing: set[str] = set()  #: that no peer has either, as far as was said
+
+    async def run(self) -> None:
+        """Keeps them, for ever."""
+        pause_s = ROUND_S
+        while True:
+            await asyncio.sleep(pause_s)
+            begin_s = time.monotonic()
+            await self.round()
+            pause_s = max(ROUND_S, (time.monotonic() - begin_s) / _SHARE)
+
+    async def round(self) -> tuple[int, int]:
+        """Looks once at everything. Returns how many blobs came, and how many went."""
+        begin_s = time.monotonic()
+        version = await self._newest()
+        if version is None or self._state().version < version:
+            return 0, 0
+        here = set(await self._blobs.store.digests())
+        named = await self._named()
+        gone = await self._collect(here - named, begin_s)
+        return await self._fetch(named - here), gone
+
+    async def _named(self) -> set[str]:
+        """Returns what the state names; what is named while we look was used a moment ago."""
+        state = self._state()
+        found = blobs_of_code(state)
+        digests = chain.from_iterable(blobs_of_job(job) for job in list(state.jobs.values()))
+        while some := list(islice(digests, _AT_ONCE)):
+            found.update(some)
+            await asyncio.sleep(0)
+        found.discard("")
+        return found
+
+    async def _fetch(self, missing: set[str]) -> int:
+        queue = sorted(missing)
+        came = 0
+
+        async def work() -> None:
+            nonlocal came
+            while queue:
+                digest = queue.pop()
+                try:
+                    await self._blobs.fetch(digest)
+                    came += 1
+                    self._seen_missing.discard(digest)
+                except UnknownBlob as error:
+                    if digest not in self._seen_missing:
+                        log.error("the state names a blob that cannot be had: %s", error)
+                        self._seen_missing.add(digest)
+                except OSError as error:
+                    log.error("blob %s cannot be stored: %s", digest, error)
+
+        await asyncio.gather(*(work() for _ in range(_FETCHES)))
+        if came:
+            log.info("%d blobs that the state names were fetched from other masters", came)
+        return came
+
+    async def _collect(self, unnamed: set[str], begin_s: float) -> int:
+        """Removes what was unnamed and unused for the grace that ended when this round began."""
+        self._unnamed = {digest: self._unnamed.get(digest, begin_s) for digest in unnamed}
+        used, before_s = self._blobs.used_s, begin_s - self._grace_s
+        for digest in [digest for digest, at in used.items() if at < before_s]:
+            del used[digest]
+        if begin_s < self._blobs.held_until_s:
+            return 0
+        gone = [digest for digest, since in self._unnamed.items() if since <= before_s]
+        for place, digest in enumerate(gone, 1):
+            if digest not in used:
+                self._blobs.drop(digest)
+                del self._unnamed[digest]
+            if place % _FILES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        count = sum(digest not in self._unnamed for digest in gone)
+        if count:
+            log.info("%d blobs that nothing names any more were removed", count)
+        return count

@@ -1,0 +1,168 @@
+"""Masters fetch what the state names and collect what nothing names, never too early."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from depalma import blobkeeping
+from depalma.blobkeeping import BlobKeeper
+from depalma.blobs import Blobs, BlobStore
+from depalma.state import commands as c
+from depalma.state.machine import Machine
+
+GRACE_S = 600.0
+
+
+class Clock:
+    """Stands in for `time` where graces are counted."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Keeping:
+    """One master without peers: its state, its blobs, and its keeper."""
+
+    def __init__(self, folder: Path) -> None:
+        self.machine = Machine()
+        self.blobs = Blobs(BlobStore(folder), {}, "m" * 64)
+        self.newest: int | None = 0
+        self.keeper = BlobKeeper(self.blobs, lambda: self.machine.state, self._newest, GRACE_S)
+
+    async def _newest(self) -> int | None:
+        return self.newest
+
+    async def put(self, data: bytes) -> str:
+        return await self.blobs.put_bytes(data)
+
+    def add_code(self, digest: str, needs: str = "") -> None:
+        command = c.AppendCode("", "pkg", "folder", digest, 1, "ann", 1.0, needs)
+        outcome = self.machine.apply(c.encode(command), self.machine.state.version + 1)
+        assert isinstance(outcome, c.Applied), outcome
+
+
+@pytest.fixture
+async def keeping(tmp_path: Path) -> AsyncIterator[Keeping]:
+    made = Keeping(tmp_path / "blobs")
+    yield made
+    await made.blobs.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(blobkeeping, "time", made)
+    monkeypatch.setattr("depalma.blobs.time", made)
+    return made
+
+
+async def test_what_nothing_names_goes_after_its_grace(keeping: Keeping, clock: Clock) -> None:
+    """What the state names stays: archives of earlier entries and requirements too."""
+    kept = [await keeping.put(data) for data in (b"one", b"two", b"needs")]
+    keeping.add_code(kept[0])
+    keeping.add_code(kept[1], kept[2])
+    lost = await keeping.put(b"nobody's")
+
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += GRACE_S - 1
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += 2
+    assert await keeping.keeper.round() == (0, 1)
+    assert [keeping.blobs.has(digest) for digest in (*kept, lost)] == [True, True, True, False]
+
+
+async def test_the_grace_begins_when_this_process_first_saw_it_unnamed(keeping: Keeping, clock: Clock) -> None:
+    """Files that were here before, however old they look."""
+    digest = await keeping.put(b"old")
+    keeping.blobs.used_s.clear()
+    clock.now += 100 * GRACE_S
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += GRACE_S + 1
+    assert await keeping.keeper.round() == (0, 1)
+    assert not keeping.blobs.has(digest)
+
+
+@pytest.mark.parametrize("how", ["ensure", "put again", "asked by a peer"])
+async def test_whoever_counts_on_it_renews_the_grace(keeping: Keeping, clock: Clock, how: str) -> None:
+    """It is about to be named."""
+    digest = await keeping.put(b"soon")
+    await keeping.keeper.round()
+    clock.now += GRACE_S - 1
+    match how:
+        case "ensure":
+            await keeping.blobs.ensure_majority(digest)
+        case "put again":
+            await keeping.put(b"soon")
+        case _:
+            assert keeping.blobs.use(digest)
+    clock.now += GRACE_S - 1
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += GRACE_S
+    assert await keeping.keeper.round() == (0, 1)
+
+
+@pytest.mark.parametrize("newest", [None, 5])
+async def test_a_master_that_is_behind_collects_nothing(keeping: Keeping, clock: Clock, newest: int | None) -> None:
+    """What it does not know yet may name it."""
+    await keeping.put(b"named by what comes")
+    await keeping.keeper.round()
+    keeping.newest = newest
+    clock.now += 2 * GRACE_S
+    assert await keeping.keeper.round() == (0, 0)
+
+
+async def test_nothing_goes_while_somebody_saves_everything(keeping: Keeping, clock: Clock) -> None:
+    """The blobs of a snapshot are fetched after it."""
+    await keeping.put(b"of a job that was just forgotten")
+    await keeping.keeper.round()
+    keeping.blobs.hold(3 * GRACE_S)
+    clock.now += 2 * GRACE_S
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += 2 * GRACE_S
+    assert await keeping.keeper.round() == (0, 1)
+
+
+async def test_a_job_that_was_forgotten_names_nothing(keeping: Keeping, clock: Clock) -> None:
+    """Its arguments go with it."""
+    digest = await keeping.put(b"function")
+    spec = c.JobSpec(kind="function", function_pickle=c.Payload(digest=digest, size_bytes=8))
+    for command in (c.SubmitJob("", spec, 1.0), c.CancelJobs("", (1,), 2.0)):
+        assert isinstance(keeping.machine.apply(c.encode(command), 1), c.Applied)
+    for _ in range(2):
+        assert await keeping.keeper.round() == (0, 0)
+        clock.now += 2 * GRACE_S
+    keeping.machine.apply(c.encode(c.ForgetJobs((1,), 3.0)), 1)
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += 2 * GRACE_S
+    assert await keeping.keeper.round() == (0, 1)
+
+
+async def test_a_blob_that_goes_is_forgotten_in_memory(keeping: Keeping, clock: Clock) -> None:
+    """Or it would be served, and counted, although it is on no disk."""
+    digest = await keeping.put(b"read and gone")
+    assert await keeping.blobs.read(digest) == b"read and gone"
+    await keeping.keeper.round()
+    clock.now += 2 * GRACE_S
+    await keeping.keeper.round()
+
+    with pytest.raises(Exception, match="no reachable master has blob"):
+        await keeping.blobs.read(digest)
+    with pytest.raises(Exception, match="no reachable master has blob"):
+        await keeping.blobs.ensure_majority(digest)
+
+
+async def test_a_missing_blob_is_said_once(keeping: Keeping, caplog: pytest.LogCaptureFixture) -> None:
+    """And looked for again in each round."""
+    keeping.add_code(hashlib.sha256(b"gone").hexdigest())
+    for _ in range(3):
+        assert await keeping.keeper.round() == (0, 0)
+    assert [record.message for record in caplog.records if "cannot be had" in record.message] != []
+    assert sum("cannot be had" in record.message for record in caplog.records) == 1
