@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from depalma.lease import LeaseTimes
+
 
 class Leases:
     """Soft state of one reign; times are of one monotonic clock that counts suspend (CLOCK_BOOTTIME)."""
 
-    def __init__(self, *, lease_s: float, margin: float, suspect_after_s: float) -> None:
-        self.lost_after_s = lease_s * (1 + margin)
-        self.suspect_after_s = suspect_after_s
+    def __init__(self, times: LeaseTimes) -> None:
+        disorder = times.problem()
+        assert not disorder, disorder  # the cluster file was checked; nothing else may come here
+        self.lost_after_s = times.move_s
+        self.suspect_after_s = times.suspect_s
         self._heard: dict[str, float] = {}
         self._begun = 0.0
 

@@ -30,13 +30,8 @@ class Reign:
     """Begins when its master leads with everything applied, ends when it does not lead any more."""
 
     def __init__(self, context: Context) -> None:
-        settings = context.config.settings
         self._context = context
-        self._leases = Leases(
-            lease_s=settings.lease_s,
-            margin=settings.lease_margin,
-            suspect_after_s=max(3 * settings.heartbeat_s, settings.lease_s / 3),
-        )
+        self._leases = Leases(context.config.settings.lease_times)
         self.sessions = Sessions(context, self._leases)
         self._dispatching = DispatchLoop(context, self.sessions)
         self.sessions.on_room = self._dispatching.wake

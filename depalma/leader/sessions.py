@@ -178,7 +178,7 @@ class Sessions:
                 self._context.term,
                 self._context.master_id,
                 settings.lease_s,
-                settings.heartbeat_s,
+                settings.lease_times.renew_s,
                 tuple(urls(self._context.state, self._context.config).values()),
             )
         )

@@ -26,6 +26,7 @@ from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
 from depalma.consensus import Member, NotLeader, recovery
 from depalma.consensus.snapshot_format import Header
 from depalma.errors import Rejected
+from depalma.lease import lease_times
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
@@ -112,7 +113,7 @@ class OneMaster:
         self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))
         self.clock: Callable[[], float] = time.monotonic
         self.wall: Callable[[], float] = time.time
-        self.sessions = Sessions(self, Leases(lease_s=10, margin=0.25, suspect_after_s=3))
+        self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
         self.barriers = 0
 
     @property
