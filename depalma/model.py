@@ -101,6 +101,7 @@ class HostFacts(Struct, frozen=True, array_like=True, gc=False):
     version: str
     python: str
     address: str
+    limits: str = ""  #: how tasks are limited there, for people: `memory: cgroup v2, …`
 
 
 class TaskCounts(Struct, frozen=True, gc=False):
@@ -189,6 +190,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     python: str = ""
     address: str = ""
     gpus: int = 0
+    limits: str = ""  #: how its tasks are limited: `memory: cgroup v2, …`
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

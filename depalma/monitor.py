@@ -25,6 +25,7 @@ if __name__ == "__main__":  # started isolated (-I -S): the package is found bes
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from depalma.agent import proctree
+from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
 from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
 
@@ -44,8 +45,9 @@ def boottime() -> float:
 class Monitor:
     """The state of the supervisor: what runs, until when it may, and what is still to be said to the agent."""
 
-    def __init__(self, channel: Channel, root: str, output_limit_bytes: int) -> None:
+    def __init__(self, channel: Channel, root: str, output_limit_bytes: int, groups: ControlGroups) -> None:
         self.channel = channel
+        self.groups = groups
         self.slots = Slots(root, output_limit_bytes)
         self.spawner = Spawner(self.slots)
         self._children = proctree.OwnChildren()
@@ -61,7 +63,7 @@ class Monitor:
         self._sweep_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
-        #: From the agent. To it: exits, expired, all_dead, trees, recalled, pong.
+        #: From the agent. To it: ready, exits, expired, all_dead, trees, recalled, pong.
         self._orders = {
             "spawn": self._spawn,
             "recall": self._recall,
@@ -320,7 +322,9 @@ class Monitor:
 
     def kill_everything(self) -> None:
         """Kills every descendant and comes back when none is left; what they wrote is kept."""
+        self.groups.kill_all()  # in one moment, where the kernel can: nothing outruns it
         proctree.kill_descendants()
+        self.groups.go_on()
         for spawned in self.by_key.values():
             spawned.dirty = True
             if spawned.slot >= 0:
@@ -382,11 +386,14 @@ def main() -> None:
     waker.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root, limit_bytes)
+    groups = ControlGroups()
+    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root, limit_bytes, groups)
+    monitor.channel.queue(("ready", groups.facts()))
     try:
         why = serve(monitor, wakeup)
     finally:  # also when this code is wrong: nothing may outlive its supervisor
         monitor.kill_everything()
+        groups.close()
     os.close(lock_fd)  # nothing of this agent lives: a new one may start
     if monitor.identity:
         from depalma.agent.gone import tell_gone

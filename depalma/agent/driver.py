@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from depalma.agent import events as ev
 from depalma.agent import masterlist, proctree
@@ -24,10 +25,11 @@ from depalma.agent.codesync import CodeFolder, CodeSync, sign
 from depalma.agent.connection import Finder
 from depalma.agent.core import AgentCore
 from depalma.agent.link import MonitorLink
-from depalma.agent.measure import ProcessTable, facts, python_version
+from depalma.agent.measure import describe_limits, facts, python_version
+from depalma.agent.questions import Questions
 from depalma.agent.runner import Runner
 from depalma.agent.session import Session
-from depalma.agent.store import ReportJournal, empty_folder, lock_folder, read_slice
+from depalma.agent.store import ReportJournal, empty_folder, lock_folder
 from depalma.archive import ArchiveError
 from depalma.codetree import CodeEntry
 from depalma.config import ClusterConfig, HostConfig
@@ -38,8 +40,6 @@ from depalma.protocol import (
     AskProcesses,
     CodeAcknowledged,
     Masters,
-    Output,
-    Processes,
     Refused,
     Started,
     ToAgent,
@@ -57,7 +57,7 @@ _APPLY_AGAIN_S = 1.0
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
-_OUTPUT_BYTES = 1024 * 1024
+_MONITOR_START_S = 10.0
 
 
 def is_failure(context: Mapping[str, Any]) -> bool:
@@ -83,13 +83,12 @@ class Agent:
         self._core = AgentCore(slots=slots, python=python_version(), incarnation=secrets.token_hex(8))
         self._events: deque[ev.AnyEvent] = deque()
         self._handling = False
-        self._processes = ProcessTable(host.name)
-        self._asked: dict[int, int | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: dict[AttemptRef, asyncio.Task[Any]] = {}
         self._exit = asyncio.Event()
         self._exit_code = 0
         self._dead = asyncio.Event()
+        self._monitor_ready = asyncio.Event()
         self._unanswered_pings = 0
         self._applying = False
         self._code_problem = ""  #: the last one that was logged
@@ -118,10 +117,13 @@ class Agent:
             )
             self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
+            core, session = self._core, self._session
+            self._questions = Questions(self._host.name, self._runner, self._link, core.attempts, session.send)
             self._code = CodeSync(CodeFolder(self._root), self._blobs)
             self._core.code_index = self._code.folder.index
             self._adopt_old_reports()
             self._start_monitor()
+            await self._learn_limits()
             for work in (self._tick_forever(), self._session.beat(), self._session.run()):
                 self._spawn(work)
             log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
@@ -179,6 +181,17 @@ class Agent:
         self._link.start(self._root, self._lock, self._settings.output_limit_bytes)
         self._unanswered_pings = 0
         self._tell_identity()
+
+    async def _learn_limits(self) -> None:
+        """Waits until the monitor has said what it can use of control groups: the first hello tells it."""
+        try:
+            async with asyncio.timeout(_MONITOR_START_S):
+                await self._monitor_ready.wait()
+        except TimeoutError:
+            log.warning("the monitor is slow to start")
+            return
+        self._session.facts = self._facts
+        log.info("limits of tasks: %s", self._facts.limits)
 
     def _tell_identity(self) -> None:
         """Tells the monitor whom to tell what if this process dies."""
@@ -372,6 +385,9 @@ class Agent:
         for message in messages:
             if message[0] == "exits":
                 self._runner.exits(message[1])
+            elif message[0] == "ready":
+                self._facts = msgspec.structs.replace(self._facts, limits=describe_limits(message[1]))
+                self._monitor_ready.set()
             elif message[0] == "expired":
                 self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
             elif message[0] == "all_dead":
@@ -381,40 +397,19 @@ class Agent:
             elif message[0] == "recalled":
                 self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
-                self._spawn(self._answer_processes(message[1], message[2]))
+                self._spawn(self._questions.answer_processes(message[1], message[2]))
 
     # ------------------------------------------------------------ the leader
 
     def _receive(self, url: str, frame: ToAgent) -> None:
-        if isinstance(frame, AskProcesses):
-            self._asked[frame.request] = frame.job
-            self._link.send(("trees", frame.request))
-            self._link.flush()
-        elif isinstance(frame, AskOutput):
-            self._session.send(self._read_output(frame))
+        if isinstance(frame, AskProcesses | AskOutput):
+            self._questions.ask(frame)
         elif not isinstance(frame, Masters):  # the session has taken note of these
             if isinstance(frame, Refused):
                 log.warning("%s refuses: %s", url, frame.reason)
             self.deliver(frame)
             if isinstance(frame, Welcome):
                 self._tell_identity()
-
-    async def _answer_processes(self, request: int, trees: list[tuple[int, list[int]]]) -> None:
-        job = self._asked.pop(request, None)
-        tasks = self._runner.tasks_of(trees)
-        if job is not None:
-            tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
-        views = await asyncio.to_thread(self._processes.look, tasks)
-        self._session.send(Processes(request, tuple(views)))
-
-    def _read_output(self, ask: AskOutput) -> Output:
-        ref = (ask.job, ask.task, ask.attempt)
-        path = self._runner.live_output(ref, ask.stream) or self._runner.output.final(*ref, ask.stream)
-        try:
-            data, size = read_slice(path, max(0, ask.offset), min(max(0, ask.limit_bytes), _OUTPUT_BYTES))
-        except OSError as error:
-            return Output(ask.request, b"", 0, ended=True, error=f"output cannot be read: {error.strerror}")
-        return Output(ask.request, data, size, ended=ref not in self._core.attempts)
 
     # ------------------------------------------------------------ time
 

@@ -231,6 +231,7 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         python=facts.python if facts else "",
         address=facts.address if facts else "",
         gpus=host.gpus or (facts.gpus if facts else 0),
+        limits=facts.limits if facts else "",
     )
 
 

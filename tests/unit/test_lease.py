@@ -6,8 +6,8 @@ import pytest
 
 from depalma.config import parse
 from depalma.errors import ConfigError
-from depalma.lease import DRIFT, LeaseTimes, lease_times
 from depalma.leader.leases import Leases
+from depalma.lease import DRIFT, LeaseTimes, lease_times
 
 
 @pytest.mark.parametrize("lease_s", [0.5, 3.0, 10.0, 3600.0])

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import depalma.monitor
+from depalma.agent.cgroups import own_places
 from depalma.agent.channel import Channel
 from depalma.monitor import boottime
 
@@ -107,6 +108,7 @@ class Supervised:
 def monitor(tmp_path: Path) -> Iterator[Supervised]:
     supervised = Supervised(tmp_path)
     try:
+        supervised.listen(lambda: supervised.heard, "its first word")
         yield supervised
     finally:
         supervised.close()
@@ -135,6 +137,64 @@ def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised)
     assert monitor.exits == {}
     monitor.spawn(9, "true")
     assert monitor.exit(9)[1] == "the host's lease is over"
+
+
+HOPS = """
+import os, time
+while True:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+"""
+
+
+def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monitor: Supervised) -> None:
+    monitor.lease()
+    for key in range(1, 4):
+        monitor.spawn(key, sys.executable, "-S", "-c", HOPS, slot=key)
+    monitor.listen(lambda: len(monitor.below()) >= 3, "hopping processes")
+
+    monitor.lease(0.2)
+
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    monitor.say(("ping", 1))
+    monitor.listen(lambda: ("pong", 1) in monitor.heard, "an answer: all are dead then", for_s=3.0)
+    assert monitor.below() == []
+
+
+def test_control_groups_are_used_where_they_can_be_and_removed(monitor: Supervised) -> None:
+    ready = monitor.listen(lambda: [message for message in monitor.heard if message[0] == "ready"], "its first word")
+    if "kill" not in ready[0][1]:
+        pytest.skip("this machine lets us make no control group of version 2")
+    own = Path(own_places()["v2"]) / f"depalma-{monitor.process.pid}"
+    assert str(monitor.process.pid) in (own / "tasks" / "cgroup.procs").read_text().split()
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3004")
+    monitor.listen(monitor.below, "process")
+    assert len((own / "tasks" / "cgroup.procs").read_text().split()) == 2
+
+    monitor.channel.close()
+
+    assert monitor.process.wait(5) == 0
+    assert not own.exists()
+
+
+def test_groups_of_a_killed_monitor_are_removed_by_the_next(tmp_path: Path) -> None:
+    if "v2" not in own_places():
+        pytest.skip("this machine has no control groups of version 2")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = Supervised(tmp_path / "a")
+    first.listen(lambda: first.heard, "its first word")
+    first.process.kill()
+    first.close()
+
+    second = Supervised(tmp_path / "b")
+    try:
+        second.listen(lambda: second.heard, "its first word")
+        assert not (Path(own_places()["v2"]) / f"depalma-{first.process.pid}").exists()
+    finally:
+        second.close()
 
 
 def test_renewals_move_the_deadline(monitor: Supervised) -> None:

@@ -26,11 +26,11 @@ from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
 from depalma.consensus import Member, NotLeader, recovery
 from depalma.consensus.snapshot_format import Header
 from depalma.errors import Rejected
-from depalma.lease import lease_times
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
 from depalma.leader.sessions import Sessions
+from depalma.lease import lease_times
 from depalma.loopwatch import LoopWatch
 from depalma.model import HostFacts, JobSpec, Report
 from depalma.protocol import AskOutput, AskProcesses, Hello, Output, Processes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from depalma.lease import lease_times
 from depalma.leader.leases import Leases
+from depalma.lease import lease_times
 
 
 @pytest.fixture
