@@ -27,6 +27,7 @@ if __name__ == "__main__":  # started isolated (-I -S): the package is found bes
 from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
+from depalma.agent.limits import LOOK_S, Ended
 from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
@@ -49,7 +50,7 @@ class Monitor:
         self.channel = channel
         self.groups = groups
         self.slots = Slots(root, output_limit_bytes)
-        self.spawner = Spawner(self.slots)
+        self.spawner = Spawner(self.slots, groups)
         self._children = proctree.OwnChildren()
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
@@ -59,8 +60,8 @@ class Monitor:
         self.stopping = ""  #: why, when the agent asked for an orderly end
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
-        self._exits: list[tuple[int, int | None, float, float, str]] = []
-        self._sweep_s = 0.0
+        self._exits: list[tuple[int, int | None, float, float, str, str]] = []
+        self._sweep_s = self._look_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
         #: From the agent. To it: ready, exits, expired, all_dead, trees, recalled, pong.
@@ -96,10 +97,12 @@ class Monitor:
             self._exits = []
         self._prompt = False
 
-    def _note_exit(self, key: int, status: int | None, started: float, ended: float, problem: str) -> None:
+    def _note_exit(
+        self, key: int, status: int | None, started: float, ended: float, problem: str, code: str = ""
+    ) -> None:
         if not self._exits:
             self._exits_s = time.monotonic()
-        self._exits.append((key, status, started, ended, problem))
+        self._exits.append((key, status, started, ended, problem, code))
 
     def wait_s(self) -> float:
         """Returns how long the loop may sleep."""
@@ -107,6 +110,8 @@ class Monitor:
             return _COALESCE_S
         if any(spawned.deadline is not None or spawned.status is not None for spawned in self.by_key.values()):
             return _KILL_AGAIN_S
+        if any(spawned.watch is not None for spawned in self.by_key.values()):
+            return LOOK_S
         if self.lease_until:
             return min(_LOOK_S, max(0.0, self.lease_until - boottime()))
         return _LOOK_S if self.unknown else 5.0
@@ -120,15 +125,38 @@ class Monitor:
             if spawned.deadline is not None and now >= spawned.deadline:
                 spawned.killed = True
                 self._signal_tree(spawned, signal.SIGKILL)
+        if now >= self._look_s:
+            self._look_s = now + LOOK_S
+            self._look_at_limits()
         waiting = self.unknown or any(spawned.status is not None for spawned in self.by_key.values())
         if waiting or now >= self._sweep_s:
             self.sweep()
             self._sweep_s = now + _SWEEP_S
 
+    def _look_at_limits(self) -> None:
+        for spawned in self.by_key.values():
+            if spawned.watch is None or spawned.over is not None or spawned.status is not None:
+                continue
+            spawned.over = spawned.watch.look(lambda one=spawned: self._pids(one))  # type: ignore[misc]
+            if spawned.over is not None:
+                spawned.deadline = 0.0  # again and again, until nothing is left
+                spawned.watch.group.kill()
+                self._signal_tree(spawned, signal.SIGKILL)
+
+    def _unwatch(self, spawned: Spawned) -> None:
+        if spawned.watch is not None:
+            self.groups.discard(spawned.watch.group)
+
+    @staticmethod
+    def _pids(spawned: Spawned) -> list[int]:
+        """Returns every process of a task."""
+        tops = [spawned.pid, *spawned.orphans]
+        return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
+
     # ------------------------------------------------------------ orders
 
     def _spawn(self, message: tuple[Any, ...]) -> None:
-        slot, has_fd = message[7:]
+        slot, has_fd = message[7:9]
         if slot in self.running:
             self.lines.setdefault(slot, deque()).append(message)
             return
@@ -137,13 +165,14 @@ class Monitor:
             self._prompt = True
 
     def _start(self, message: tuple[Any, ...], fd: int) -> None:
-        _, key, _, _, _, _, (out, err), slot, _ = message
+        _, key, _, _, _, _, (out, err), slot, _, _ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
             if boottime() >= self.lease_until or self.stopping:
                 raise SpawnError("the host's lease is over", 126)
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
+            self._unwatch(spawned)
             now = time.time()
             self._note_exit(key, error.exit_code << 8, now, now, str(error))
             return
@@ -205,10 +234,7 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        trees = []
-        for spawned in self.by_key.values():
-            tops = [spawned.pid, *spawned.orphans]
-            trees.append((spawned.key, [p for top in tops for p in (top, *(c for c, _ in proctree.descendants(top)))]))
+        trees = [(spawned.key, self._pids(spawned)) for spawned in self.by_key.values()]
         self.channel.queue(("trees", message[1], trees))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
@@ -248,8 +274,11 @@ class Monitor:
             return
         # The zombie holds the number of its group, so this can reach no one else.
         os.killpg(pid, signal.SIGKILL)
-        _, spawned.status = os.waitpid(pid, 0)
+        _, spawned.status, usage = os.wait4(pid, 0)
         spawned.ended = time.time()
+        if spawned.watch is not None:
+            spawned.over = spawned.over or spawned.watch.at_end(spawned.status, usage.ru_maxrss * 1024)
+            spawned.watch.group.kill()
 
     def sweep(self) -> None:
         """Finds orphans, kills those whose task has ended, and reports the tasks of which nothing is left."""
@@ -291,7 +320,9 @@ class Monitor:
                 self.slots.finish(spawned)
             except OSError as error:
                 problem = f"output could not be kept: {error.strerror}: {error.filename}"
-        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, problem)
+        self._unwatch(spawned)
+        over = spawned.over or Ended("", "")
+        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:
@@ -327,6 +358,7 @@ class Monitor:
         self.groups.go_on()
         for spawned in self.by_key.values():
             spawned.dirty = True
+            self._unwatch(spawned)
             if spawned.slot >= 0:
                 try:
                     self.slots.finish(spawned)

@@ -16,9 +16,14 @@ v1   BASE/depalma-PID/k12      the same, in the hierarchies of memory, pids and 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable
 
+#: In a worker's environment: what `ControlGroups.borrowed` needs.
+GROUPS = "DEPALMA_CGROUPS"
+#: Set to anything: no control group is used.
+OFF = "DEPALMA_NO_CGROUPS"
 _PREFIX = "depalma-"
 _V1 = ("memory", "pids", "cpuacct")
 _V2 = ("memory", "pids")
@@ -98,7 +103,7 @@ class ControlGroups:
     """What this process may use. It works, and does nothing, where there is nothing."""
 
     def __init__(self) -> None:
-        places = own_places()
+        places = {} if os.environ.get(OFF) else own_places()
         self._name = f"{_PREFIX}{os.getpid()}"
         self._unremoved: list[TaskGroup] = []
         self._bases = {kind: place for kind, place in places.items() if kind == "v2" or kind in _V1}
@@ -110,12 +115,24 @@ class ControlGroups:
         for base in self._bases.values():
             _remove_stale(base)
         self._v2 = self._make_v2()
-        self._controllers = self._enable() if self._v2 else set()
-        self._v1 = {
+        self._controllers: set[str] = self._enable() if self._v2 else set()
+        self._v1: dict[str, str] = {
             kind: folder
             for kind in _V1
             if kind in self._bases and kind not in self._controllers and (folder := self._make_v1(kind))
         }
+
+    def shared(self) -> str:
+        """Returns what another process needs to make groups beside ours, see `borrowed`."""
+        return json.dumps([self._v2, sorted(self._controllers), self._v1])
+
+    @classmethod
+    def borrowed(cls, text: str) -> ControlGroups:
+        """Returns the groups of the monitor above, for tasks that a worker starts; `text` is what it shared."""
+        own = cls.__new__(cls)
+        own._v2, controllers, own._v1 = json.loads(text or '["", [], {}]')
+        own._controllers, own._bases, own._unremoved = set(controllers), {}, []
+        return own
 
     # ------------------------------------------------------------ what there is
 

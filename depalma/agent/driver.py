@@ -104,7 +104,8 @@ class Agent:
         await asyncio.to_thread(self._kill_strays)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
-        self._runner = Runner(self._root, self._host.name, self._link, self.deliver, self._settings.output_limit_bytes)
+        limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
+        self._runner = Runner(self._root, self._host.name, self._link, self.deliver, *limits_bytes)
         headers = {"Authorization": f"Bearer {self._token}"}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:

@@ -32,6 +32,8 @@ STALLED_AFTER_S = 0.1
 START_WITHIN_S = 60.0
 #: Workers of one code index that may die before they are ready, until a task pays for it.
 START_FAILURES = 3
+#: What an outcome that we brought about is called by programs.
+_CODES = {"timed_out": "time_limit"}
 
 
 class Execution:
@@ -120,7 +122,8 @@ class Execution:
             return
         if attempt.doomed not in ("", "returned") and not attempt.job.is_function:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
-            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason)
+            code = _CODES.get(attempt.doomed, "")
+            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason, error_code=code)
         if report.result is not None and report.result.digest:
             attempt.state = "uploading"
             self.uploading[attempt.ref] = report
@@ -201,6 +204,7 @@ class Execution:
             signal=event.signal,
             started_at=event.at - age_s,
             finished_at=event.at,
+            error_code=_CODES.get(outcome, ""),
         )
 
     def _count_start_failure(self, worker: Lane, reason: str) -> None:

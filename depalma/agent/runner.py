@@ -12,14 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
+from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import printable
 from depalma.agent.proctree import OWNER
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
-from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message
+from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of
 from depalma.model import AttemptRef, Report
 
 log = logging.getLogger(__name__)
@@ -53,13 +56,20 @@ class Runner:
     """Processes of attempts. `emit` takes the events that they cause."""
 
     def __init__(
-        self, root: Path, host: str, link: MonitorLink, emit: Callable[[AnyEvent], None], output_limit_bytes: int
+        self,
+        root: Path,
+        host: str,
+        link: MonitorLink,
+        emit: Callable[[AnyEvent], None],
+        output_limit_bytes: int,
+        result_limit_bytes: int,
     ) -> None:
         self.root = root
         self.host = host
         self.link = link
         self.emit = emit
         self.output_limit_bytes = output_limit_bytes
+        self.result_limit_bytes = result_limit_bytes
         self.output = OutputFiles(root)
         self.commands: dict[AttemptRef, Command] = {}
         self.slots: dict[int, Line] = {}
@@ -139,7 +149,9 @@ class Runner:
                 b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
                 b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{slot}"),
             }
-            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, slot, False))
+            self.link.send(
+                ("spawn", key, argv, job.id, extra, job.spec.cwd, files, slot, False, encode(limits_of(job.spec)))
+            )
 
     def _command_environment(self, job: Job) -> dict[str, str]:
         variables = self.job_environment(job)
@@ -173,13 +185,19 @@ class Runner:
         if ref in self.commands:
             self.link.send(("kill", self.commands[ref].key, grace_s))
 
-    def _command_ended(self, ref: AttemptRef, status: int, started: float, ended: float, error: str) -> Report | None:
+    def _command_ended(
+        self, ref: AttemptRef, status: int, started: float, ended: float, error: str, error_code: str
+    ) -> Report | None:
         command = self.commands.pop(ref, None)
         if command is None:
             return None
         self.slots[command.slot].refs.pop(ref, None)
         known, error = command.attempt, printable(error)
         code = os.waitstatus_to_exitcode(status)
+        if error_code:
+            exit_code, number = (None, -code) if code < 0 else (code, None)
+            report = self._report(known, "failed", exit_code, number, error, started, ended)
+            return msgspec.structs.replace(report, error_code=error_code)
         if code < 0:
             return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
         if code:
@@ -201,10 +219,10 @@ class Runner:
         handle.key = self._key(handle)
         code_dir = self.code_dir(code_index)
         argv = [sys.executable, worker_program.__file__, str(self.root), str(number), code_dir]
-        argv.append(str(self.output_limit_bytes))
+        argv += [str(self.output_limit_bytes), str(self.result_limit_bytes)]
         spool = f">{self.root}/spool/w{number}"
         files = (f"{spool}.out", f"{spool}.err")
-        message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True)
+        message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True, ())
         self.link.send(message, handle.descriptor_for_child())
         asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
 
@@ -348,15 +366,15 @@ class Runner:
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
-        for key, status, started, at, error in ended:
+        for key, status, started, at, error, error_code in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
             elif meaning is not None:
-                report = self._command_ended(meaning, status, started, at, error)
+                report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
                     reports.append(report)
         if reports:

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from depalma.agent.cgroups import GROUPS, ControlGroups
+from depalma.agent.limits import Ended, Limits, Watch, shim, watched
 from depalma.agent.proctree import MARKER
 
 #: Signals that Python ignores for itself and that a command must see with their usual meaning.
@@ -37,7 +39,10 @@ class SpawnError(Exception):
 class Spawned:
     """One process that the monitor started, and what is known to belong to it."""
 
-    __slots__ = ("deadline", "dirty", "ended", "finals", "key", "killed", "orphans", "pid", "slot", "started", "status")
+    __slots__ = (
+        "deadline", "dirty", "ended", "finals", "key", "killed", "orphans", "over", "pid", "slot", "started", "status",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
         self.key = key
@@ -50,6 +55,8 @@ class Spawned:
         self.orphans: set[int] = set()  #: descendants that have become children of the monitor
         self.deadline: float | None = None  #: when SIGTERM has had its grace
         self.killed = False
+        self.watch: Watch | None = None  #: if it has limits
+        self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
 
 
@@ -131,16 +138,19 @@ class Slots:
 class Spawner:
     """Starts processes with posix_spawn: no fork of the monitor, no code of ours between it and the program."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, groups: ControlGroups) -> None:
         self.slots = slots
+        self.groups = groups
         self.environments: dict[int, dict[bytes, bytes]] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._resolved: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
 
     def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
         """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
-        _, key, argv, job, extra, cwd, (out, err), slot, _ = message
+        _, key, argv, job, extra, cwd, (out, err), slot, _, limits = message
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(key).encode()}
+        if slot < 0:
+            environment[GROUPS.encode()] = self.groups.shared().encode()
         opened: list[int] = []
         try:
             if slot >= 0:
@@ -156,6 +166,10 @@ class Spawner:
             if fd >= 0:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, 3))
             path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
+            if limits:
+                watch = spawned.watch = self._watch(spawned, Limits(*limits), files)
+                argv = shim(watch.limits, watch.group, [path, *argv[1:]])
+                path = argv[0]
             spawned.started = time.time()
             spawned.pid = self._start(path, argv, environment, actions)
         except OSError as error:
@@ -167,6 +181,12 @@ class Spawner:
         finally:
             for handle in opened:
                 os.close(handle)
+
+    def _watch(self, spawned: Spawned, limits: Limits, files: list[int]) -> Watch:
+        outputs = [(f"/proc/self/fd/{fd}", os.fstat(fd).st_size) for fd in files]
+        named = [(os.readlink(path), size_bytes) for path, size_bytes in outputs]
+        scratch = self.slots.scratch_of(spawned.slot) if spawned.slot >= 0 else ""
+        return watched(self.groups, str(spawned.key), limits, scratch, list(dict(named).items()))
 
     def _outputs(self, slot: int, out: str, err: str, opened: list[int]) -> list[int]:
         """Returns the descriptors for standard output and error; a path starting with `>` is a file to append to."""

@@ -1,9 +1,9 @@
 """The process that runs Python functions, task after task, for one code index.
 
-Started by file name as `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`, with its socket to the agent as
-descriptor 3. One message is one task; it is read when the task before it has been answered. So what the agent can take
-back from the socket has not started, and of what was read everything but the last has been answered: a crash costs
-exactly one task.
+Started by file name as `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`, with its socket to
+the agent as descriptor 3. One message is one task; it is read when the task before it has been answered. So what the
+agent can take back from the socket has not started, and of what was read everything but the last has been answered: a
+crash costs exactly one task.
 
 It imports little, because each worker pays for it; cloudpickle only when a value asks for it.
 """
@@ -22,7 +22,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depalma.agent.apart import Apart
 
 _MESSAGE_BYTES = 262_144
 _INLINE_BYTES = 4096  # = model.INLINE_LIMIT_BYTES, which would cost an import of msgspec
@@ -35,7 +38,7 @@ class Job:
     """What the tasks of a job share in this worker."""
 
     def __init__(self, message: tuple[Any, ...]) -> None:
-        _, self.number, self.reference, self.pickled, self.path, self.environment, self.cwd = message
+        _, self.number, self.reference, self.pickled, self.path, self.environment, self.cwd, self.apart = message
         self._function: Callable[..., Any] | None = None
 
     def function(self) -> Callable[..., Any]:
@@ -63,8 +66,11 @@ def resolve(reference: str) -> Callable[..., Any]:
 class Worker:
     """One worker process."""
 
-    def __init__(self, sock: socket.socket, root: str, number: str, output_limit_bytes: int) -> None:
+    def __init__(
+        self, sock: socket.socket, root: str, number: str, output_limit_bytes: int, result_limit_bytes: int
+    ) -> None:
         self.sock = sock
+        self.result_limit_bytes = result_limit_bytes
         self.root = root
         self.output_limit_bytes = output_limit_bytes
         self.spool = f"{root}/spool/w{number}"
@@ -74,6 +80,8 @@ class Worker:
         self._entered: Job | None = None
         self._restore: dict[str, str | None] = {}
         self._trashed = 0
+        self._apart: Apart | None = None
+        self._groups = os.environ.pop("DEPALMA_CGROUPS", "")
         os.makedirs(self.scratch, mode=0o700, exist_ok=True)
         os.environ["DEPALMA_SCRATCH"] = self.scratch
 
@@ -96,22 +104,47 @@ class Worker:
                 self._run(message)
 
     def _run(self, task: tuple[Any, ...]) -> None:
-        job, index, attempt = task[:3]
+        number, index, attempt = task[:3]
         started = time.time()
-        inline, digest, size, error = None, "", 0, ""
+        job = self.jobs.get(number)
+        limits = job.apart if job is not None else ()
+        if limits:
+            ending = self._run_apart(task, limits)
+        else:
+            ending = (*self._work(task), None, None, "")
+            if os.getpid() != self.pid:
+                os._exit(0)  # the function forked, and its child came back here
+        self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}")
+        *result, exit_code, signal, code = ending
+        record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
+        self.sock.send(marshal.dumps(record))
+
+    def _work(self, task: tuple[Any, ...]) -> tuple[bytes | None, str, int, str]:
+        """Returns the task's value, where it is, its size, and what went wrong."""
         try:
-            value = self._call(task)
-            inline, digest, size = self._pack(value)
+            return (*self._pack(self._call(task)), "")
         except BaseException as problem:  # SystemExit too: it ends the task, not the worker
             if os.getpid() != self.pid:
                 os._exit(1)
             error = describe(problem)
-            inline, digest, size = self._pack_exception(problem, error)
-        if os.getpid() != self.pid:
-            os._exit(0)  # the function forked, and its child came back here
-        self._keep_output(f"{self.root}/output/{job}/{index}.{attempt}")
-        record = (job, index, attempt, inline, digest, size, error, started, time.time())
-        self.sock.send(marshal.dumps(record))
+            return (*self._pack_exception(problem, error), error)
+
+    def _run_apart(self, task: tuple[Any, ...], limits: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Runs a task in a process of its own."""
+        if self._apart is None:
+            # Only workers that need it pay for it.
+            from depalma.agent.apart import Apart
+
+            self._apart = Apart(self._groups)
+
+        def work() -> tuple[Any, ...]:
+            self.pid = os.getpid()
+            return self._work(task)
+
+        outcome = self._apart.run(work, limits, self.scratch, (f"{self.spool}.out", f"{self.spool}.err"))
+        if outcome.record is not None:
+            return (*outcome.record, None, None, "")
+        return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
 
     def _call(self, task: tuple[Any, ...]) -> Any:
         number, index, attempt, fence, argument, path, item = task
@@ -149,6 +182,8 @@ class Worker:
     def _pack(self, value: Any) -> tuple[bytes | None, str, int]:
         """Returns the pickled value, or where it was put if it is large. Errors: RuntimeError that names its type."""
         data = _dumps(value)
+        if len(data) > self.result_limit_bytes:
+            raise RuntimeError(f"the result has {len(data)} bytes pickled; allowed: {self.result_limit_bytes}")
         if len(data) <= _INLINE_BYTES:
             return data, "", len(data)
         digest = hashlib.sha256(data).hexdigest()
@@ -235,8 +270,8 @@ def read_item(path: str, item: int) -> bytes:
 
 
 def main() -> None:
-    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`."""
-    root, number, code_dir, limit_bytes = sys.argv[1:5]
+    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`."""
+    root, number, code_dir, output_bytes, result_bytes = sys.argv[1:6]
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[0] = code_dir
     if package_root not in sys.path:
@@ -248,7 +283,7 @@ def main() -> None:
     sock = socket.socket(fileno=3)
     sock.setblocking(True)
     os.set_inheritable(3, False)
-    Worker(sock, root, number, int(limit_bytes)).serve()
+    Worker(sock, root, number, int(output_bytes), int(result_bytes)).serve()
     os._exit(0)
 
 

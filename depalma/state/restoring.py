@@ -54,7 +54,7 @@ def blobs_of(state: ClusterState) -> set[str]:
 
 
 def _blobs_of(job: Job) -> Iterator[str]:
-    for payload in (job.spec.arguments, job.spec.function_pickle):
+    for payload in (job.spec.arguments, job.spec.function_pickle, job.spec.inputs):
         if payload is not None:
             yield payload.digest
     for _, _, payload in job.chunks:

@@ -154,6 +154,8 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
         error=record.error,
         reason=record.reason or ("" if record.host else "cancelled while it was queued"),
         attempts=_attempts(story, last),
+        error_code=record.error_code,
+        outputs=record.outputs,
     )
 
 

@@ -181,6 +181,123 @@ async def test_a_bad_function_costs_itself_only(
         assert words in report.error
 
 
+@pytest.mark.parametrize(
+    ("target", "words", "exit_code", "number"),
+    [
+        (exits, "the task's process died: exit code 3", 3, None),
+        (crashes, "the task's process died: signal 11 (SIGSEGV)", None, 11),
+        (kills_itself, "the task's process died: signal 9 (SIGKILL)", None, 9),
+        (recurses, "RecursionError", None, None),
+        (leaves, "SystemExit: so long", None, None),
+        (cannot_be_pickled, "the result, of type generator, cannot be pickled", None, None),
+    ],
+)
+async def test_a_bad_function_in_its_own_process_costs_not_even_the_worker(
+    leader: FakeLeader,
+    agent: AgentProcess,
+    target: Callable[[], Any],
+    words: str,
+    exit_code: int | None,
+    number: int | None,
+) -> None:
+    leader.job(1, function(os.getppid, isolate=True))
+    leader.job(2, function(target, isolate=True))
+    good = [Assignment(1, index, 1, 1) for index in range(20)]
+    bad = [Assignment(2, index, 1, 1) for index in range(3)]
+
+    await leader.assign(*good[:10], *bad, *good[10:])
+    reports = [await leader.report((1, index, 1)) for index in range(20)]
+
+    assert len({value(report) for report in reports}) <= 2  # their parents are the workers of the two slots
+    for index in range(3):
+        report = await leader.report((2, index, 1))
+        assert report.outcome == "failed"
+        assert words in report.error
+        assert (report.exit_code, report.signal) == (exit_code, number)
+
+
+async def test_one_task_is_one_process_when_asked(leader: FakeLeader, agent: AgentProcess) -> None:
+    """Nothing of one is seen by the next, and what it leaves behind dies with it."""
+
+    def pollutes(x: int) -> tuple[int, list[str], str]:
+        import subprocess
+
+        seen = [name for name in vars(sys) if name.startswith("left_by_")]
+        setattr(sys, f"left_by_{x}", True)
+        os.environ["LEFT"] = str(x)
+        sys.stdout.write(f"number {x}")
+        subprocess.Popen(["setsid", "sleep", "1103"], env={"PATH": os.environ["PATH"]})
+        if not os.fork():
+            os.setsid()
+            if not os.fork():
+                os.execvp("sleep", ["sleep", "1103"])
+            os._exit(0)
+        return os.getpid(), seen, os.environ["DEPALMA_TASK_INDEX"]
+
+    leader.job(1, function(pollutes, isolate=True))
+    await leader.assign(*[Assignment(1, index, 1, 1, call(index)) for index in range(8)])
+    values = [value(await leader.report((1, index, 1))) for index in range(8)]
+
+    assert len({pid for pid, _, _ in values}) == 8
+    assert [(seen, index) for _, seen, index in values] == [([], str(index)) for index in range(8)]
+    assert (await leader.ask_output((1, 5, 1))).data == b"number 5"
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1103"]]
+
+
+async def test_a_slow_import_is_paid_once_also_by_isolated_tasks(leader: FakeLeader, agent: AgentProcess) -> None:
+    """What a task's process had to import, the worker imports too, before the next is forked."""
+    (agent.root / "code/trees/0/slow_to_import.py").write_text("import time\ntime.sleep(0.5)\nVALUE = 7\n")
+
+    def uses() -> tuple[float, int]:
+        import time
+
+        began_s = time.perf_counter()
+        import slow_to_import  # type: ignore[import-not-found]
+
+        return time.perf_counter() - began_s, slow_to_import.VALUE
+
+    leader.job(1, function(uses, isolate=True))
+    values = []
+    for start in range(0, 20, 2):
+        await leader.assign(*[Assignment(1, index, 1, 1) for index in (start, start + 1)])
+        values += [value(await leader.report((1, index, 1))) for index in (start, start + 1)]
+
+    assert [seven for _, seven in values] == [7] * 20
+    # Each of the two workers forks one process that knows nothing yet.
+    assert sum(took_s > 0.25 for took_s, _ in values) <= 2
+
+
+async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    async with FakeLeader() as other:
+        process = AgentProcess(tmp_path / "own", [other.url], slots=2, max_blob_bytes=1_000_000)
+        process.start()
+        try:
+            await wait_until(lambda: other.connected, "connection")
+            large = await other.run(function("builtins:bytes"), job=1, argument=call(2_000_000))
+            small = await other.run(function("builtins:bytes"), job=2, argument=call(100))
+        finally:
+            await process.stop()
+
+    assert large.outcome == "failed"
+    assert "the result has 2000" in large.error
+    assert "allowed: 1000000" in large.error
+    assert small.outcome == "succeeded"
+
+
+async def test_endless_output_of_a_function_is_cut(leader: FakeLeader, agent: AgentProcess) -> None:
+    def talks(seconds: float) -> None:
+        import time
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sys.stdout.write("x" * 10_000)
+
+    report = await leader.run(function(talks), argument=call(1.5))
+
+    assert report.outcome == "succeeded"
+    assert (await leader.ask_output((1, 0, 1))).size_bytes == 100_000
+
+
 async def test_what_a_function_prints_is_its_own(leader: FakeLeader, agent: AgentProcess) -> None:
     def talks(x: int) -> None:
         print("number", x)  # noqa: T201
