@@ -68,7 +68,7 @@ def pack(path: Path, name: str | None = None) -> tuple[str, str, bytes]:
         resolved += ".py"
     if is_folder and resolved.endswith(".py"):
         raise ArchiveError(f"{resolved}: the name of a folder does not end in .py")
-    problem = _name_problem(resolved, 1)
+    problem = name_problem(resolved, 1)
     if problem:
         raise ArchiveError(f"{resolved}: {problem}")
     members = list(_folder_members(path)) if is_folder else [(MODULE_MEMBER, path)]
@@ -174,10 +174,11 @@ def _member_problem(member: tarfile.TarInfo, limits: Limits) -> str:
         return "has a set-id or sticky bit"
     if member.size < 0:
         return "has a negative size"
-    return _name_problem(member.name, limits.depth)
+    return name_problem(member.name, limits.depth)
 
 
-def _name_problem(name: str, depth: int) -> str:
+def name_problem(name: str, depth: int) -> str:
+    """Returns why a path cannot be that of a member, or nothing."""
     parts = name.split("/")
     if name.startswith("/") or PurePosixPath(name).is_absolute():
         return "an absolute path"

@@ -165,7 +165,7 @@ class Monitor:
             self._prompt = True
 
     def _start(self, message: tuple[Any, ...], fd: int) -> None:
-        _, key, _, _, _, _, (out, err), slot, _, _ = message
+        _, key, _, _, _, _, (out, err), slot, *_ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
             if boottime() >= self.lease_until or self.stopping:
@@ -173,6 +173,7 @@ class Monitor:
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
             self._unwatch(spawned)
+            self.slots.renew_scratch(slot)  # its inputs may be there already
             now = time.time()
             self._note_exit(key, error.exit_code << 8, now, now, str(error))
             return

@@ -29,7 +29,9 @@ from depalma.agent.measure import describe_limits, facts, python_version
 from depalma.agent.questions import Questions
 from depalma.agent.runner import Runner
 from depalma.agent.session import Session
+from depalma.agent.stage import Stage
 from depalma.agent.store import ReportJournal, empty_folder, lock_folder
+from depalma.agent.supplies import Supplies
 from depalma.archive import ArchiveError
 from depalma.codetree import CodeEntry
 from depalma.config import ClusterConfig, HostConfig
@@ -52,7 +54,6 @@ EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
 _TICK_S = 0.1
 _CHORES_S = 1.0
 _PRUNE_S = 3600.0
-_FETCH_FOR_S = 30.0
 _APPLY_AGAIN_S = 1.0
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
@@ -118,9 +119,11 @@ class Agent:
             )
             self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
+            self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
             self._questions = Questions(self._host.name, self._runner, self._link, core.attempts, session.send)
             self._code = CodeSync(CodeFolder(self._root), self._blobs)
+            self._supplies = Supplies(self._blobs, self._code, self._stage, core.uses_blob, self.deliver)
             self._core.code_index = self._code.folder.index
             self._adopt_old_reports()
             self._start_monitor()
@@ -246,7 +249,7 @@ class Agent:
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
-            ev.Prepare: lambda a: self._spawn(self._prepare(a.need)),
+            ev.Prepare: lambda a: self._spawn(self._supplies.prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
             ev.KeepReports: self._keep_reports,
             ev.SendReports: lambda a: self._session.report(a.reports),
@@ -282,28 +285,10 @@ class Agent:
         self._exit.set()
 
     async def _upload(self, action: ev.Upload) -> None:
-        problem = ""
         try:
-            await self._blobs.upload(action.digest)
-        except (BlobUnavailable, OSError) as error:
-            problem = f"the result was lost: {error}"
-        self._uploads.pop(action.attempt, None)
-        self.deliver(ev.Uploaded(action.attempt, problem))
-
-    async def _prepare(self, need: str) -> None:
-        digest = ""
-        try:
-            if need.startswith("tree:"):
-                digest = await self._code.have(int(need[5:]), _FETCH_FOR_S)
-            else:
-                await self._blobs.have(need, _FETCH_FOR_S)
-        except (BlobUnavailable, ArchiveError, TimeoutError, OSError, ValueError) as error:
-            log.warning("%s cannot be had: %s", need[:20], error)
-            self.deliver(ev.Unprepared(need, f"{need[:20]}: {error or type(error).__name__}"))
-            return
-        self.deliver(ev.Prepared(need, digest))
-        for evicted in self._blobs.evict(self._core.uses_blob):
-            self.deliver(ev.Evicted(evicted))
+            await self._supplies.upload(action)
+        finally:
+            self._uploads.pop(action.attempt, None)
 
     async def _apply_code(self, entries: tuple[CodeEntry, ...]) -> None:
         """Applies entries, tried again and again by one task with all that have come by then."""
@@ -437,6 +422,7 @@ class Agent:
                 self._look_after_monitor()
                 self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
                 await asyncio.to_thread(empty_folder, self._root / "trash")
+                await asyncio.to_thread(self._stage.sweep, self._core.attempts)
             if now >= prune_s:
                 prune_s = now + _PRUNE_S
                 await asyncio.to_thread(self._runner.output.prune, self._settings.history_days * 86400)

@@ -21,6 +21,7 @@ from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import printable
 from depalma.agent.proctree import OWNER
+from depalma.agent.stage import name_of as name_of_attempt
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
 from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of
 from depalma.model import AttemptRef, Report
@@ -107,6 +108,11 @@ class Runner:
                 del self._known_jobs[old]
                 self.link.send(("environment", old, None))
 
+    def stage_of(self, attempt: Attempt) -> tuple[str, str]:
+        """Returns the folder of an attempt's inputs, and where its scratch folder goes for its outputs; "" = none."""
+        spec, folder = attempt.job.spec, f"{self.root}/staged/{name_of_attempt(attempt.ref)}"
+        return folder if spec.inputs is not None else "", f"{folder}.done" if spec.outputs else ""
+
     def code_dir(self, index: int) -> str:
         """Returns the folder of the tree at a code index."""
         return f"{self.root}/code/trees/{index}"
@@ -149,9 +155,8 @@ class Runner:
                 b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
                 b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{slot}"),
             }
-            self.link.send(
-                ("spawn", key, argv, job.id, extra, job.spec.cwd, files, slot, False, encode(limits_of(job.spec)))
-            )
+            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
+            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:
         variables = self.job_environment(job)
@@ -222,7 +227,19 @@ class Runner:
         argv += [str(self.output_limit_bytes), str(self.result_limit_bytes)]
         spool = f">{self.root}/spool/w{number}"
         files = (f"{spool}.out", f"{spool}.err")
-        message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True, ())
+        message: Message = (
+            "spawn",
+            handle.key,
+            [os.fsencode(w) for w in argv],
+            _WORKERS,
+            {},
+            "",
+            files,
+            -1,
+            True,
+            (),
+            ("", ""),
+        )
         self.link.send(message, handle.descriptor_for_child())
         asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
 
@@ -236,7 +253,7 @@ class Runner:
                 pickled = job.spec.function_pickle
                 path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
                 message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")
-            if not handle.send(attempt, self._argument(attempt), message):
+            if not handle.send(attempt, (*self._argument(attempt), *self.stage_of(attempt)), message):
                 self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:])))
                 return
 

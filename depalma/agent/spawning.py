@@ -40,13 +40,14 @@ class Spawned:
     """One process that the monitor started, and what is known to belong to it."""
 
     __slots__ = (
-        "deadline", "dirty", "ended", "finals", "key", "killed", "orphans", "over", "pid", "slot", "started", "status",
-        "watch",
+        "deadline", "dirty", "ended", "finals", "keep", "key", "killed", "orphans", "over", "pid", "slot", "started",
+        "status", "watch",
     )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
         self.key = key
         self.slot = slot  #: -1: no spool and no scratch folder of its own
+        self.keep = ""  #: where its scratch folder goes; empty = to the trash
         self.finals = finals  #: where spooled output goes; empty = it went to a file of the user's choice
         self.pid = 0
         self.started = 0.0
@@ -81,10 +82,13 @@ class Slots:
             pair = self._open[slot] = [self._new_spool(slot, name) for name in ("out", "err")]
         return pair
 
-    def scratch_of(self, slot: int) -> str:
-        """Returns the scratch folder of a slot, existing and empty."""
+    def scratch_of(self, slot: int, inputs: str = "") -> str:
+        """Returns the scratch folder of a slot, existing and empty; `inputs`: that folder, which it becomes."""
         path = f"{self.scratch}/{slot}"
-        if slot not in self._scratches:
+        if inputs:
+            os.rename(inputs, path)  # over the empty one, if there is one
+            self._scratches.add(slot)
+        elif slot not in self._scratches:
             os.makedirs(path, mode=0o700, exist_ok=True)
             self._scratches.add(slot)
         return path
@@ -99,8 +103,7 @@ class Slots:
                 # Out of use first: whatever fails below, the next task gets new files.
                 del self._open[slot]
                 self._keep(slot, pair, sizes_bytes, spawned.finals)
-        if slot in self._scratches:
-            self._renew_scratch(slot)
+        self.renew_scratch(slot, spawned.keep)
 
     def _keep(self, slot: int, pair: list[int], sizes_bytes: list[int], finals: tuple[str, str]) -> None:
         try:
@@ -120,13 +123,16 @@ class Slots:
             os.unlink(path)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def _renew_scratch(self, slot: int) -> None:
+    def renew_scratch(self, slot: int, keep: str = "") -> None:
+        """Makes the scratch folder of a slot a new one; what is in it goes to `keep`, or to the trash."""
+        if slot not in self._scratches:
+            return
         path = f"{self.scratch}/{slot}"
         try:
             if not os.listdir(path):
                 return
             self._discarded += 1
-            os.rename(path, f"{self.trash}/{os.getpid()}.{self._discarded}")
+            os.rename(path, keep or f"{self.trash}/{os.getpid()}.{self._discarded}")
         except FileNotFoundError:
             pass
         except OSError:
@@ -147,14 +153,14 @@ class Spawner:
 
     def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
         """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
-        _, key, argv, job, extra, cwd, (out, err), slot, _, limits = message
+        _, key, argv, job, extra, cwd, (out, err), slot, _, limits, (inputs, spawned.keep) = message
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(key).encode()}
         if slot < 0:
             environment[GROUPS.encode()] = self.groups.shared().encode()
         opened: list[int] = []
         try:
             if slot >= 0:
-                scratch = self.slots.scratch_of(slot)
+                scratch = self.slots.scratch_of(slot, inputs)
                 cwd = cwd or scratch
             _enter(cwd)
             files = self._outputs(slot, out, err, opened)

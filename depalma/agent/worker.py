@@ -108,13 +108,16 @@ class Worker:
         started = time.time()
         job = self.jobs.get(number)
         limits = job.apart if job is not None else ()
+        inputs, keep = task[7:]
+        if inputs:
+            os.rename(inputs, self.scratch)  # over the empty one
         if limits:
             ending = self._run_apart(task, limits)
         else:
             ending = (*self._work(task), None, None, "")
             if os.getpid() != self.pid:
                 os._exit(0)  # the function forked, and its child came back here
-        self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}")
+        self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
         *result, exit_code, signal, code = ending
         record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
         self.sock.send(marshal.dumps(record))
@@ -147,7 +150,7 @@ class Worker:
         return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
 
     def _call(self, task: tuple[Any, ...]) -> Any:
-        number, index, attempt, fence, argument, path, item = task
+        number, index, attempt, fence, argument, path, item = task[:7]
         job = self.jobs[number]
         self._enter(job)
         environment = os.environ
@@ -201,7 +204,7 @@ class Worker:
             # The exception cannot travel; one that says the same can.
             return self._pack(RuntimeError(error.rstrip().rsplit("\n", 1)[-1][:2000]))
 
-    def _keep_output(self, target: str) -> None:
+    def _keep_output(self, target: str, keep: str) -> None:
         """Gives what the task printed its own file; the next task gets a new one."""
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             name = "out" if number == 1 else "err"
@@ -221,7 +224,7 @@ class Worker:
             os.close(fd)
         if os.listdir(self.scratch):
             self._trashed += 1
-            os.rename(self.scratch, f"{self.root}/trash/{self.pid}.{self._trashed}")
+            os.rename(self.scratch, keep or f"{self.root}/trash/{self.pid}.{self._trashed}")
             os.mkdir(self.scratch, 0o700)
 
 

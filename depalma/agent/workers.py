@@ -46,7 +46,9 @@ class WorkerHandle:
         """Returns a descriptor of the worker's end, to be given away."""
         return os.dup(self.far.fileno())
 
-    def send(self, attempt: Attempt, argument: tuple[bytes | None, str, int], job: tuple[Any, ...] | None) -> bool:
+    def send(
+        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str], job: tuple[Any, ...] | None
+    ) -> bool:
         """Hands over one attempt, before it what its job is. Returns whether there was room."""
         try:
             if job is not None:

@@ -57,7 +57,9 @@ class Supervised:
     def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", **extra: str) -> None:
         files = (f"{self.root}/output/{key}.out", f"{self.root}/output/{key}.err")
         variables = {os.fsencode(name): os.fsencode(value) for name, value in extra.items()}
-        self.say(("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False, ()))
+        self.say(
+            ("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False, (), ("", ""))
+        )
 
     def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
         """Returns the first true value of `look` after each message. Errors: AssertionError."""
@@ -342,7 +344,7 @@ def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor: Supervised,
     monitor.lease()
     os.mkfifo(tmp_path / "fifo")
     files = (f">{tmp_path}/fifo", f"{monitor.root}/output/1.err")
-    monitor.say(("spawn", 1, [b"true"], 1, {}, "", files, 0, False, ()))
+    monitor.say(("spawn", 1, [b"true"], 1, {}, "", files, 0, False, (), ("", "")))
 
     code, error = monitor.exit(1)
 
@@ -354,7 +356,7 @@ def test_descriptors_reach_their_process(monitor: Supervised) -> None:
     monitor.lease()
     near, far = socket.socketpair()
     files = (f"{monitor.root}/o", f"{monitor.root}/e")
-    message = ("spawn", 1, [b"sh", b"-c", b"echo hello >&3"], 1, {}, "", files, -1, True, ())
+    message = ("spawn", 1, [b"sh", b"-c", b"echo hello >&3"], 1, {}, "", files, -1, True, (), ("", ""))
     monitor.say(message, fd=os.dup(far.fileno()))
     far.close()
 
