@@ -21,6 +21,8 @@ from depalma.archive import ArchiveError, Limits
 
 #: What the files of one task may be, unpacked. Data compresses better than code: only the size is limited.
 LIMITS = Limits(size_bytes=4 * 1024**3, members=100_000, ratio=2000)
+#: Packed inputs of a job: whoever submits holds them in memory.
+INPUT_BYTES = 1024**3
 _WILD = frozenset("*?[")
 
 Member = tuple[str, Path]

@@ -45,14 +45,19 @@ class Apart:
         self._groups = ControlGroups.borrowed(groups)
         self._count = 0
         self._learnt: list[str] = []
+        self._unimportable: dict[str, str] = {}
         proctree.become_subreaper()  # whatever a task leaves behind becomes a child of ours, and is killed
 
     def prepare(self) -> None:
         """Imports what the task before had to import, before the next one is forked."""
         names, self._learnt = self._learnt, []
         for name in names:
-            with contextlib.suppress(BaseException):  # it worked there; if it does not here, the next task imports it
+            if name in self._unimportable:
+                continue
+            try:
                 importlib.import_module(name)
+            except BaseException as error:  # user code: it worked there; if it does not here, each task imports it
+                self._unimportable[name] = repr(error)
 
     def run(
         self, work: Callable[[], tuple[Any, ...]], numbers: tuple[Any, ...], scratch: str, outputs: tuple[str, ...]

@@ -6,7 +6,7 @@ doing it, never by reading versions.
 
 ```
 v2   BASE/depalma-PID/tasks    the monitor, and so everything that it starts: one `cgroup.kill` ends all of it
-                     /home     the monitor, while it does that
+                     /outside  the monitor, while it does that
                      /agent    its agent, where the controllers ask for a folder without processes (delegation)
                      /k12      a task that has limits
 v1   BASE/depalma-PID/k12      the same, in the hierarchies of memory, pids and cpuacct
@@ -155,7 +155,7 @@ class ControlGroups:
         if not folder:
             return ""
         try:
-            for name in (folder, f"{folder}/home", f"{folder}/tasks"):
+            for name in (folder, f"{folder}/outside", f"{folder}/tasks"):
                 os.mkdir(name, 0o755)
             if not os.path.exists(f"{folder}/tasks/cgroup.kill") or not _write(f"{folder}/tasks/cgroup.procs", "0"):
                 raise OSError
@@ -233,10 +233,10 @@ class ControlGroups:
 
     def kill_all(self) -> None:
         """Kills everything that the calling process has started and that is still in the groups, in one moment."""
-        if not self._v2 or not _write(f"{self._v2}/home/cgroup.procs", "0"):
+        if not self._v2 or not _write(f"{self._v2}/outside/cgroup.procs", "0"):
             return
         for folder in _folders(self._v2):
-            if os.path.basename(folder) not in ("home", "agent"):
+            if os.path.basename(folder) not in ("outside", "agent"):
                 _write(f"{folder}/cgroup.kill", "1")
 
     def go_on(self) -> None:
@@ -247,7 +247,7 @@ class ControlGroups:
     def close(self) -> None:
         """Leaves the groups and removes them."""
         if self._v2:
-            _write(f"{self._bases['v2']}/cgroup.procs", "0") or _write(f"{self._v2}/home/cgroup.procs", "0")
+            _write(f"{self._bases['v2']}/cgroup.procs", "0") or _write(f"{self._v2}/outside/cgroup.procs", "0")
             _remove_tree(self._v2)
         for folder in self._v1.values():
             _remove_tree(folder)

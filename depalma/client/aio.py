@@ -22,7 +22,7 @@ from depalma.client.executor import Executor
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
 from depalma.client.job import TaskOutcome
-from depalma.client.outcome import error_of, value_of
+from depalma.client.outcome import error_of, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
 from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
@@ -277,6 +277,11 @@ class AsyncTaskHandle(TaskOutcome):
     async def result(self) -> Any:
         """Returns what the function returned (a command: its exit code). Errors: see `TaskHandle.result`."""
         return value_of(self.job_id, self._result, await self._data())
+
+    async def outputs(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Returns the folder with the files that the task was asked to keep. See `TaskHandle.outputs`."""
+        data = await self._client._run(verbs.output_files(self.id))
+        return await asyncio.to_thread(unpack_outputs, data, folder)
 
     async def _data(self) -> bytes | None:
         payload = self._result.result

@@ -107,7 +107,7 @@ async def test_functions_have_them_too(leader: FakeLeader, tmp_path: Path) -> No
 
 async def test_each_attempt_has_a_fresh_folder_and_nothing_of_a_failed_one(leader: FakeLeader, tmp_path: Path) -> None:
     given = inputs(leader, tmp_path / "in", a="alpha")
-    text = 'cat a; echo "$DEPALMA_ATTEMPT" >>a; echo "$DEPALMA_ATTEMPT" >"made$DEPALMA_ATTEMPT"; [ "$DEPALMA_ATTEMPT" -gt 1 ]'
+    text = 'n=$DEPALMA_ATTEMPT; cat a; echo "$n" >>a; echo "$n" >"made$n"; [ "$n" -gt 1 ]'
     leader.job(1, sh(text, inputs=given, outputs=("*",)))
     await leader.assign(Assignment(1, 0, 1, 1))
     first = await leader.report((1, 0, 1))
