@@ -143,6 +143,8 @@ def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised)
 
 HOPS = """
 import os, time
+if os.fork():
+    time.sleep(3005)
 while True:
     if os.fork():
         os._exit(0)
@@ -154,7 +156,7 @@ def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monito
     monitor.lease()
     for key in range(1, 4):
         monitor.spawn(key, sys.executable, "-S", "-c", HOPS, slot=key)
-    monitor.listen(lambda: len(monitor.below()) >= 3, "hopping processes")
+    monitor.listen(lambda: len(monitor.below()) >= 3, "their first processes")
 
     monitor.lease(0.2)
 
