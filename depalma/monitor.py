@@ -12,6 +12,7 @@ It is one small process with one thread, and imports the standard library only. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -28,7 +29,7 @@ from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
 from depalma.agent.limits import LOOK_S, Ended
-from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
+from depalma.agent.spawning import NURSERY, Slots, Spawned, Spawner, SpawnError, marker
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
@@ -36,6 +37,8 @@ _KILL_AGAIN_S = 0.05
 #: /proc may show too few children while some of them end: it is read again, whether there is a reason or not.
 _SWEEP_S = 1.0
 _COALESCE_S = 0.002
+#: A worker that was forked for us is adopted by then, or is none.
+_ADOPT_WITHIN_S = 5.0
 
 
 def boottime() -> float:
@@ -60,6 +63,7 @@ class Monitor:
         self.stopping = ""  #: why, when the agent asked for an orderly end
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
+        self._strangers: dict[tuple[int, int], int] = {}  #: how children ended that nobody had told us of
         self._exits: list[tuple[int, int | None, float, float, str, str]] = []
         self._sweep_s = self._look_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
@@ -67,6 +71,7 @@ class Monitor:
         #: From the agent. To it: ready, exits, expired, all_dead, trees, recalled, pong.
         self._orders = {
             "spawn": self._spawn,
+            "adopt": self._adopt,
             "recall": self._recall,
             "kill": self._kill,
             "lease": self._lease,
@@ -124,7 +129,7 @@ class Monitor:
         for spawned in list(self.by_key.values()):
             if spawned.deadline is not None and now >= spawned.deadline:
                 spawned.killed = True
-                self._signal_tree(spawned, signal.SIGKILL)
+                spawned.signal(signal.SIGKILL)
         if now >= self._look_s:
             self._look_s = now + LOOK_S
             self._look_at_limits()
@@ -137,21 +142,15 @@ class Monitor:
         for spawned in self.by_key.values():
             if spawned.watch is None or spawned.over is not None or spawned.status is not None:
                 continue
-            spawned.over = spawned.watch.look(lambda one=spawned: self._pids(one))  # type: ignore[misc]
+            spawned.over = spawned.watch.look(spawned.pids)
             if spawned.over is not None:
                 spawned.deadline = 0.0  # again and again, until nothing is left
                 spawned.watch.group.kill()
-                self._signal_tree(spawned, signal.SIGKILL)
+                spawned.signal(signal.SIGKILL)
 
     def _unwatch(self, spawned: Spawned) -> None:
         if spawned.watch is not None:
             self.groups.discard(spawned.watch.group)
-
-    @staticmethod
-    def _pids(spawned: Spawned) -> list[int]:
-        """Returns every process of a task."""
-        tops = [spawned.pid, *spawned.orphans]
-        return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
 
     # ------------------------------------------------------------ orders
 
@@ -184,6 +183,22 @@ class Monitor:
         if slot >= 0:
             self.running[slot] = key
 
+    def _adopt(self, message: tuple[Any, ...]) -> None:
+        """Takes on a worker that was forked for us: it is our child, but nobody has told us its key yet."""
+        _, key, pid, start = message
+        spawned = Spawned(key, -1, ("", ""))
+        spawned.started = time.time()
+        now = proctree.stat(pid)
+        if now is None or (now.ppid, now.start) != (os.getpid(), start):
+            self._note_exit(key, self._strangers.pop((pid, start), 9), spawned.started, time.time(), "")
+            self._prompt = True
+            return
+        spawned.pid = pid
+        self.unknown.pop(pid, None)
+        for other in self.by_key.values():
+            other.orphans.discard(pid)
+        self.by_pid[pid] = self.by_key[key] = spawned
+
     def _start_next(self, slot: int) -> None:
         """Starts the next command of a slot that is free now."""
         self.running.pop(slot, None)
@@ -207,10 +222,10 @@ class Monitor:
             return
         spawned.deadline = boottime() + grace_s
         if grace_s > 0:
-            self._signal_tree(spawned, signal.SIGTERM)
-            self._signal_tree(spawned, signal.SIGCONT)
+            spawned.signal(signal.SIGTERM)
+            spawned.signal(signal.SIGCONT)
         else:
-            self._signal_tree(spawned, signal.SIGKILL)
+            spawned.signal(signal.SIGKILL)
 
     def _lease(self, message: tuple[Any, ...]) -> None:
         if message[1] > boottime():
@@ -235,7 +250,7 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        trees = [(spawned.key, self._pids(spawned)) for spawned in self.by_key.values()]
+        trees = [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]
         self.channel.queue(("trees", message[1], trees))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
@@ -268,13 +283,18 @@ class Monitor:
     def _reaped(self, pid: int) -> None:
         spawned = self.by_pid.pop(pid, None)
         if spawned is None:
-            os.waitpid(pid, 0)
+            now = proctree.stat(pid)
+            _, status = os.waitpid(pid, 0)
+            if now is not None:
+                self._strangers[pid, now.start] = status
+                while len(self._strangers) > 256:
+                    del self._strangers[next(iter(self._strangers))]
             self.unknown.pop(pid, None)
             for other in self.by_key.values():
                 other.orphans.discard(pid)
             return
-        # The zombie holds the number of its group, so this can reach no one else.
-        os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # the zombie holds the number of its group: this can reach no one else
         _, spawned.status, usage = os.wait4(pid, 0)
         spawned.ended = time.time()
         if spawned.watch is not None:
@@ -303,11 +323,19 @@ class Monitor:
             return
         mark = proctree.environment_value(pid, proctree.MARKER)
         for spawned in self.by_key.values():
-            if spawned.pid in (now.pgrp, now.session) or mark == marker(spawned.key):
+            if spawned.pid in (now.pgrp, now.session):
                 spawned.orphans.add(pid)
                 return
+            if mark == marker(spawned.key):
+                if spawned.slot != NURSERY:
+                    spawned.orphans.add(pid)
+                    return
+                if now.session == pid and proctree.age_s(now) < _ADOPT_WITHIN_S:
+                    return  # a worker that was just forked
+                mark = ""  # it may come from any worker that was forked there
         # It hid its environment: it may belong to any task that lived when it was first seen.
-        candidates = self.unknown.setdefault(pid, set(self.by_key))
+        tasks = {key for key, spawned in self.by_key.items() if spawned.slot != NURSERY}
+        candidates = self.unknown.setdefault(pid, tasks)
         candidates &= self.by_key.keys()
         if not candidates or mark.startswith(marker(0)[:-1]):
             proctree.send_tree(pid, signal.SIGKILL)
@@ -315,12 +343,7 @@ class Monitor:
 
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
-        problem = ""
-        if spawned.slot >= 0:
-            try:
-                self.slots.finish(spawned)
-            except OSError as error:
-                problem = f"output could not be kept: {error.strerror}: {error.filename}"
+        problem = self._keep_output(spawned)
         self._unwatch(spawned)
         over = spawned.over or Ended("", "")
         self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
@@ -329,19 +352,14 @@ class Monitor:
         else:
             self._prompt = True
 
-    def _signal_tree(self, spawned: Spawned, number: int) -> None:
-        """Signals the process group, and what has left it."""
-        own = os.getpid()
-        if spawned.status is None:
-            below = list(proctree.descendants(spawned.pid))
-            os.killpg(spawned.pid, number)
-            for pid, parent in below:
-                now = proctree.stat(pid)
-                if now is not None and now.pgrp != spawned.pid:
-                    proctree.send(pid, parent, number)
-        for pid in list(spawned.orphans):
-            proctree.send_tree(pid, number)
-            proctree.send(pid, own, number)
+    def _keep_output(self, spawned: Spawned) -> str:
+        """Puts what a task wrote in its place; returns what went wrong."""
+        try:
+            if spawned.slot >= 0:
+                self.slots.finish(spawned)
+        except OSError as error:
+            return f"output could not be kept: {error.strerror}: {error.filename}"
+        return ""
 
     def _expire(self) -> None:
         late = boottime() - self.lease_until
@@ -360,17 +378,10 @@ class Monitor:
         for spawned in self.by_key.values():
             spawned.dirty = True
             self._unwatch(spawned)
-            if spawned.slot >= 0:
-                try:
-                    self.slots.finish(spawned)
-                except OSError as error:
-                    say(f"output of a killed task could not be kept: {error}")
-        self.by_pid.clear()
-        self.by_key.clear()
-        self.unknown.clear()
-        self.running.clear()
-        self.lines.clear()
-        self._exits.clear()
+            if problem := self._keep_output(spawned):
+                say(f"a killed task: {problem}")
+        for known in (self.by_pid, self.by_key, self.unknown, self.running, self.lines, self._exits):
+            known.clear()  # type: ignore[attr-defined]
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.limits import LOOK_S, NOTHING, Ended, Limits, Watch, rlimits, watched
+from depalma.agent.worker import new_modules, reseed
 
 _HEAD = struct.Struct("<Q")
 _RECORD_BYTES = 64 * 1024 * 1024
@@ -134,6 +135,7 @@ def _become(work: Callable[[], tuple[Any, ...]], limits: Limits, watch: Watch, w
                 file.write("0")
         for number, pair in rlimits(limits, watch.group):
             resource.setrlimit(number, pair)
+        reseed()
         known = set(sys.modules)
         pid = os.getpid()
         record = work()
@@ -141,7 +143,7 @@ def _become(work: Callable[[], tuple[Any, ...]], limits: Limits, watch: Watch, w
         sys.stderr.flush()
         if os.getpid() != pid:
             os._exit(0)  # the function forked, and its child came back here
-        new = [name for name, module in sys.modules.items() if name not in known and _can_be_imported(name, module)]
+        new = [name for name, _ in new_modules(known)]
         data = marshal.dumps((record, new))
         os.write(writing, _HEAD.pack(len(data)))
         while data:
@@ -149,10 +151,6 @@ def _become(work: Callable[[], tuple[Any, ...]], limits: Limits, watch: Watch, w
         code = 0
     finally:
         os._exit(code)
-
-
-def _can_be_imported(name: str, module: Any) -> bool:
-    return name != "__main__" and getattr(module, "__spec__", None) is not None
 
 
 def _drain(fd: int, data: bytearray) -> bool:

@@ -47,6 +47,11 @@ def stat(pid: int) -> Stat | None:
     return Stat(words[0].decode(), int(words[1]), int(words[2]), int(words[3]), int(words[19]))
 
 
+def age_s(found: Stat) -> float:
+    """Returns for how long a process has been there."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - found.start / os.sysconf("SC_CLK_TCK")
+
+
 def environment_value(pid: int, name: str) -> str:
     """Returns a variable of the environment the process was started with; empty if unset or not readable."""
     prefix = name.encode() + b"="

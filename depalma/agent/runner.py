@@ -14,13 +14,16 @@ from typing import NamedTuple
 
 import msgspec
 
+from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import printable
+from depalma.agent.nurseries import Nurseries, Nursery
 from depalma.agent.proctree import OWNER
+from depalma.agent.spawning import NURSERY
 from depalma.agent.stage import name_of as name_of_attempt
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
 from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of
@@ -75,7 +78,8 @@ class Runner:
         self.commands: dict[AttemptRef, Command] = {}
         self.slots: dict[int, Line] = {}
         self.workers: dict[int, WorkerHandle] = {}
-        self.keys: dict[int, AttemptRef | WorkerHandle] = {}
+        self.keys: dict[int, AttemptRef | WorkerHandle | Nursery] = {}
+        self.nurseries = Nurseries(link, self._start_nursery, self._spawn_worker)
         self._next_key = 1
         self._argument_files: dict[AttemptRef, str] = {}  #: arguments too large for a message
         self._known_jobs: dict[int, None] = {}
@@ -87,7 +91,7 @@ class Runner:
         for name in ("spool", "scratch", "trash"):
             empty_folder(root / name)
 
-    def _key(self, meaning: AttemptRef | WorkerHandle) -> int:
+    def _key(self, meaning: AttemptRef | WorkerHandle | Nursery) -> int:
         key = self._next_key
         self._next_key += 1
         self.keys[key] = meaning
@@ -222,26 +226,28 @@ class Runner:
         handle = self.workers[number] = WorkerHandle(number, code_index, code_digest)
         self._environment(_WORKERS, {})
         handle.key = self._key(handle)
-        code_dir = self.code_dir(code_index)
-        argv = [sys.executable, worker_program.__file__, str(self.root), str(number), code_dir]
-        argv += [str(self.output_limit_bytes), str(self.result_limit_bytes)]
-        spool = f">{self.root}/spool/w{number}"
-        files = (f"{spool}.out", f"{spool}.err")
-        message: Message = (
-            "spawn",
-            handle.key,
-            [os.fsencode(w) for w in argv],
-            _WORKERS,
-            {},
-            "",
-            files,
-            -1,
-            True,
-            (),
-            ("", ""),
-        )
-        self.link.send(message, handle.descriptor_for_child())
         asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
+        self.nurseries.fork(handle)
+
+    def _spawn_worker(self, handle: WorkerHandle) -> None:
+        """Starts a worker from the beginning."""
+        spool = f">{self.root}/spool/w{handle.number}"
+        program = [worker_program.__file__, str(self.root), str(handle.number)]
+        files = (f"{spool}.out", f"{spool}.err")
+        self._spawn_python(handle.key, program, handle.code_index, files, -1, handle.descriptor_for_child())
+
+    def _start_nursery(self, nursery: Nursery) -> None:
+        nursery.key = self._key(nursery)
+        program = [forkserver.__file__, str(self.root)]
+        fd = os.dup(nursery.far.fileno())
+        self._spawn_python(nursery.key, program, nursery.code_index, ("", ""), NURSERY, fd)
+
+    def _spawn_python(
+        self, key: int, program: list[str], code_index: int, files: tuple[str, str], slot: int, fd: int
+    ) -> None:
+        limits = [str(self.output_limit_bytes), str(self.result_limit_bytes)]
+        words = [os.fsencode(word) for word in (sys.executable, *program, self.code_dir(code_index), *limits)]
+        self.link.send(("spawn", key, words, _WORKERS, {}, "", files, slot, True, (), ("", "")), fd)
 
     def send_tasks(self, number: int, attempts: tuple[Attempt, ...]) -> None:
         """Hands attempts to a worker; what does not fit comes back at once."""
@@ -290,6 +296,7 @@ class Runner:
         """Ends a worker process and everything below it."""
         handle = self.workers.get(number)
         if handle is not None:
+            handle.stopped = True
             self.link.send(("kill", handle.key, grace_s))
 
     def _readable(self, handle: WorkerHandle) -> None:
@@ -332,6 +339,8 @@ class Runner:
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
             self.stop_worker(handle.number, 0.0)
+        for libraries, own in handle.taken_learnt():
+            self.nurseries.learn(handle.code_index, libraries, own)
         return reports
 
     def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
@@ -346,26 +355,12 @@ class Runner:
         if not handle.ready:
             tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
             reason += ": " + tail.decode(errors="replace").strip().rsplit("\n", 1)[-1] if tail.strip() else ""
-        self._salvage(handle)
-        exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
-
-    def _salvage(self, handle: WorkerHandle) -> None:
-        """Keeps what the task that was in the worker had written."""
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
-        for stream in ("stdout", "stderr"):
-            source = self.output.live(f"w{handle.number}", stream)
-            if ref is None or not read_slice(source, 0, 1)[0]:
-                source.unlink(missing_ok=True)
-                continue
-            target = self.output.final(*ref, stream)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            source.rename(target)
-        scratch = self.root / "scratch" / f"w{handle.number}"
-        if scratch.exists():
-            scratch.rename(self.root / "trash" / f"w{handle.number}.{handle.key}")
+        self.output.salvage(f"w{handle.number}", ref, self.root / "trash" / f"w{handle.number}.{handle.key}")
+        exit_code, number = (None, -code) if code < 0 else (code, None)
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -378,7 +373,7 @@ class Runner:
         refs: list[AttemptRef] = []
         for key in keys:
             ref = self.keys.pop(key)
-            assert not isinstance(ref, WorkerHandle)
+            assert not isinstance(ref, WorkerHandle | Nursery)
             self.slots[self.commands.pop(ref).slot].refs.pop(ref)
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
@@ -390,6 +385,8 @@ class Runner:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
+            elif isinstance(meaning, Nursery):
+                self.nurseries.ended(meaning)
             elif meaning is not None:
                 report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
@@ -401,6 +398,7 @@ class Runner:
         """Forgets every process: all are dead, or about to be."""
         for handle in self.workers.values():
             self._forget_handle(handle)
+        self.nurseries.forget_all()
         self.workers.clear()
         self.commands.clear()
         self.slots.clear()
@@ -425,7 +423,7 @@ class Runner:
         for key, pids in trees:
             meaning = self.keys.get(key)
             ref = next(iter(meaning.sent), None) if isinstance(meaning, WorkerHandle) else meaning
-            if ref is not None:
+            if ref is not None and not isinstance(ref, Nursery):
                 found.append((f"{ref[0]}.{ref[1]}", pids))
         return found
 

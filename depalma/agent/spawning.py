@@ -7,6 +7,7 @@ it is renamed to the task's own output file; a scratch folder with something in 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from depalma.agent import proctree
 from depalma.agent.cgroups import GROUPS, ControlGroups
 from depalma.agent.limits import Ended, Limits, Watch, shim, watched
 from depalma.agent.proctree import MARKER
@@ -21,6 +23,8 @@ from depalma.agent.proctree import MARKER
 #: Signals that Python ignores for itself and that a command must see with their usual meaning.
 _RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESOLVED_FOR_S = 2.0
+#: In place of a slot: the process is no task and no worker, but what workers are forked from.
+NURSERY = -2
 
 
 def marker(key: int) -> str:
@@ -59,6 +63,26 @@ class Spawned:
         self.watch: Watch | None = None  #: if it has limits
         self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
+
+    def pids(self) -> list[int]:
+        """Returns every process of it, dead ones that wait to be reaped included."""
+        tops = [self.pid, *self.orphans]
+        return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
+
+    def signal(self, number: int) -> None:
+        """Signals the process group, and what has left it."""
+        own = os.getpid()
+        if self.status is None:
+            below = list(proctree.descendants(self.pid))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+            for pid, parent in below:
+                now = proctree.stat(pid)
+                if now is not None and now.pgrp != self.pid:
+                    proctree.send(pid, parent, number)
+        for pid in list(self.orphans):
+            proctree.send_tree(pid, number)
+            proctree.send(pid, own, number)
 
 
 class Slots:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 262_144
 _INLINE_BYTES = 4096  # = model.INLINE_LIMIT_BYTES, which would cost an import of msgspec
 _ERROR_BYTES = 65_536
+_TOLD = 2000
 _JOBS = 256  # many more than the agent believes us to know, see workers.py
 _ITEM = struct.Struct("<2Q")
 
@@ -80,6 +81,8 @@ class Worker:
         self._entered: Job | None = None
         self._restore: dict[str, str | None] = {}
         self._trashed = 0
+        self._known = set(sys.modules)
+        self._modules = len(sys.modules)
         self._apart: Apart | None = None
         self._groups = os.environ.pop("DEPALMA_CGROUPS", "")
         os.makedirs(self.scratch, mode=0o700, exist_ok=True)
@@ -118,9 +121,21 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # the function forked, and its child came back here
         self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
+        if len(sys.modules) != self._modules:
+            self._tell_modules()
         *result, exit_code, signal, code = ending
         record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
         self.sock.send(marshal.dumps(record))
+
+    def _tell_modules(self) -> None:
+        """Says what had to be imported: workers that are started later have it from the beginning."""
+        found = new_modules(self._known)
+        self._known = set(sys.modules)
+        self._modules = len(sys.modules)
+        tree = sys.path[0] + "/"
+        libraries = [name for name, file in found[:_TOLD] if not file.startswith(tree)]
+        own = [name for name, file in found[:_TOLD] if file.startswith(tree)]
+        self.sock.send(marshal.dumps(("learnt", libraries, own)))
 
     def _work(self, task: tuple[Any, ...]) -> tuple[bytes | None, str, int, str]:
         """Returns the task's value, where it is, its size, and what went wrong."""
@@ -272,9 +287,8 @@ def read_item(path: str, item: int) -> bytes:
         return file.read(end - begin)
 
 
-def main() -> None:
-    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`."""
-    root, number, code_dir, output_bytes, result_bytes = sys.argv[1:6]
+def prepare(code_dir: str) -> None:
+    """Makes this interpreter one that runs the functions of a code tree."""
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[0] = code_dir
     if package_root not in sys.path:
@@ -283,6 +297,30 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.enable()
+
+
+def reseed() -> None:
+    """Gives a forked process random numbers of its own, where a library copies its state (random does it by itself)."""
+    for name, seed in (("numpy.random", "seed"), ("torch", "seed")):
+        function = getattr(sys.modules.get(name), seed, None)
+        if function is not None:
+            function()
+
+
+def new_modules(known: set[str]) -> list[tuple[str, str]]:
+    """Returns the modules that are not among the known ones and can be imported by name, each with its file."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if name not in known and name != "__main__" and spec is not None:
+            found.append((name, str(getattr(spec, "origin", "") or "")))
+    return found
+
+
+def main() -> None:
+    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`."""
+    root, number, code_dir, output_bytes, result_bytes = sys.argv[1:6]
+    prepare(code_dir)
     sock = socket.socket(fileno=3)
     sock.setblocking(True)
     os.set_inheritable(3, False)

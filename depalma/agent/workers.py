@@ -34,6 +34,8 @@ class WorkerHandle:
         self.code_index = code_index
         self.code_digest = code_digest
         self.ready = False
+        self.stopped = False  #: it was told to end, maybe before it began
+        self._learnt: list[tuple[list[str], list[str]]] = []
         self.key = 0  #: the monitor's name for it
         self.jobs: dict[int, None] = {}  #: the last few jobs that it was told about
         self.sent: dict[AttemptRef, None] = {}  #: sent and not answered, oldest first
@@ -89,11 +91,19 @@ class WorkerHandle:
                     self.ready = True
                     yield None
                     continue
+                if record[0] == "learnt":
+                    self._learnt.append((record[1], record[2]))
+                    continue
                 report = self._report(record)
             except (ValueError, EOFError, TypeError) as error:
                 raise Garbled(str(error)) from error
             self.sent.pop((report.job, report.task, report.attempt), None)
             yield report
+
+    def taken_learnt(self) -> list[tuple[list[str], list[str]]]:
+        """Returns the modules that it had to import since this was last asked: of libraries, and of its code."""
+        taken, self._learnt = self._learnt, []
+        return taken
 
     def _report(self, record: tuple[Any, ...]) -> Report:
         job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code = record

@@ -98,7 +98,7 @@ def test_python_has_limits_and_files_too(cluster: LocalCluster, client: Client, 
             pass
 
     limited = client.map(lambda _: spins(), [0], cpu_time_s=0.3)
-    with pytest.raises(JobFailed, match="CPU time limit of 0.3 s exceeded") as caught:
+    with pytest.raises(JobFailed, match=r"CPU time limit of 0\.3 s exceeded") as caught:
         list(limited.results(30))
     assert caught.value.code == "cpu_time_limit"
     with pytest.raises(Rejected) as none:
