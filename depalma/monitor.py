@@ -381,7 +381,7 @@ class Monitor:
             if problem := self._keep_output(spawned):
                 say(f"a killed task: {problem}")
         for known in (self.by_pid, self.by_key, self.unknown, self.running, self.lines, self._exits):
-            known.clear()  # type: ignore[attr-defined]
+            known.clear()
 
 
 def say(text: str) -> None:
