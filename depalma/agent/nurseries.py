@@ -24,6 +24,9 @@ _KEEP = 2
 _FORK_WITHIN_S = 2.0
 _MESSAGE_BYTES = 262_144
 _NAMES = 2000
+#: After so many that ended by themselves, or had to be ended, it is done without them: what the tasks import does not
+#: go together with forking (a module that starts threads), and trying again would cost its import each time.
+_FAILURES = 3
 
 
 class Nursery:
@@ -32,6 +35,7 @@ class Nursery:
     def __init__(self, code_index: int) -> None:
         self.code_index = code_index
         self.key = 0  #: the monitor's name for it
+        self.retired = False  #: a newer one took its place
         self.ready = False
         self.importing = 0  #: how often it was told what to import, and has not done it yet
         self.asked: dict[int, WorkerHandle] = {}
@@ -50,12 +54,13 @@ class Nurseries:
         self._spawn = spawn
         self._by_index: dict[int, Nursery] = {}
         self._libraries: dict[str, None] = {}  #: modules that are not part of a code tree, in the order of import
+        self._failures = 0
         self._own: dict[int, dict[str, None]] = {}  #: those that are, by code index
 
     def fork(self, handle: WorkerHandle) -> None:
         """Starts a worker, the fastest way there is."""
         nursery = self._by_index.get(handle.code_index)
-        if nursery is None:
+        if nursery is None and self._failures < _FAILURES:
             self._open(handle.code_index)
         if nursery is None or not nursery.ready or nursery.importing or not self._ask(nursery, handle):
             self._spawn(handle)
@@ -78,7 +83,8 @@ class Nurseries:
 
     def _open(self, code_index: int) -> None:
         for old in list(self._by_index)[: 1 - _KEEP or None]:
-            self._link.send(("kill", self._by_index[old].key, 0.0))  # the oldest; its end comes as one
+            self._by_index[old].retired = True
+            self._link.send(("kill", self._by_index[old].key, 0.0))
         nursery = self._by_index[code_index] = Nursery(code_index)
         self._start(nursery)
         nursery.far.close()
@@ -128,6 +134,10 @@ class Nurseries:
 
     def ended(self, nursery: Nursery) -> None:
         """Takes the end of a process: workers that it owes are started without it."""
+        if not nursery.retired:
+            self._failures += 1
+            if self._failures == _FAILURES:
+                log.warning("workers are not forked any more: what their tasks import does not allow it")
         if self._by_index.get(nursery.code_index) is nursery:
             del self._by_index[nursery.code_index]
             self._own.pop(nursery.code_index, None)
