@@ -119,6 +119,7 @@ class HostFacts(Struct, frozen=True, array_like=True, gc=False):
     python: str
     address: str
     limits: str = ""  #: how tasks are limited there, for people: `memory: cgroup v2, …`
+    lease_s: float = 0.0  #: the lease that this incarnation was given; the leader fills it in. 0 = that of the settings
 
 
 class TaskCounts(Struct, frozen=True, gc=False):

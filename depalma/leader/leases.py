@@ -8,9 +8,10 @@ before that (heartbeats are answered only after a read barrier, see sessions.py)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from depalma.lease import LeaseTimes
+from depalma.model import HostFacts
 
 
 class Leases:
@@ -19,7 +20,7 @@ class Leases:
     def __init__(self, times: LeaseTimes) -> None:
         disorder = times.problem()
         assert not disorder, disorder  # the cluster file was checked; nothing else may come here
-        self.lost_after_s = times.move_s
+        self._times = times
         self.suspect_after_s = times.suspect_s
         self._heard: dict[str, float] = {}
         self._begun = 0.0
@@ -46,9 +47,14 @@ class Leases:
         """Returns the silence that counts: since the last heartbeat, or since the reign began."""
         return now - self._heard.get(host, self._begun)
 
-    def over(self, hosts: Iterable[str], now: float) -> list[str]:
-        """Returns those of `hosts` whose work may run elsewhere now."""
-        return [host for host in hosts if self.silent_s(host, now) > self.lost_after_s]
+    def lease_of(self, facts: HostFacts | None) -> float:
+        """Returns the lease that an incarnation was given, in seconds: the log says so, whoever leads now."""
+        return (facts.lease_s if facts is not None else 0.0) or self._times.stop_s
+
+    def over(self, hosts: Mapping[str, HostFacts | None], now: float) -> list[str]:
+        """Returns those of `hosts` whose work may run elsewhere now, by the lease that each was given."""
+        longer = self._times.move_s / self._times.stop_s
+        return [host for host, facts in hosts.items() if self.silent_s(host, now) > self.lease_of(facts) * longer]
 
     def suspects(self, hosts: Iterable[str], now: float) -> list[str]:
         """Returns those of `hosts` that were silent for long enough to get no new work."""

@@ -98,7 +98,7 @@ class Reign:
             now, wall = self._context.clock(), self._context.wall()
             hosts = self._context.state.hosts
             counted = [name for name, host in hosts.items() if host.state in ("up", "suspect", "draining", "lagging")]
-            over = set(self._leases.over(counted, now))
+            over = set(self._leases.over({name: hosts[name].facts for name in counted}, now))
             for name in over:
                 silent = self._leases.silent_s(name, now)
                 reason = f"silent for {silent:.1f} s, longer than lease and margin"

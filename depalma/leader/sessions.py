@@ -22,6 +22,7 @@ from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.session import AgentSession
+from depalma.lease import RENEWALS
 from depalma.masters import urls
 from depalma.model import AttemptRef, Load, ProcessView
 from depalma.protocol import (
@@ -173,12 +174,13 @@ class Sessions:
             raise _Goodbye(Refused("this master does not lead any more"))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
         settings = self._context.config.settings
+        lease_s = self._leases.lease_of(self._context.state.hosts[hello.host].facts)
         session.send(
             Welcome(
                 self._context.term,
                 self._context.master_id,
-                settings.lease_s,
-                settings.lease_times.renew_s,
+                lease_s,
+                min(settings.lease_times.renew_s, lease_s / RENEWALS),
                 tuple(urls(self._context.state, self._context.config).values()),
             )
         )
@@ -209,7 +211,9 @@ class Sessions:
                 raise _Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
             if host.incarnation != hello.incarnation or host.state in ("lost", "down"):
-                up = HostUp(hello.host, hello.incarnation, hello.facts, context.wall(), hello.code_index)
+                # What a lease is must not depend on the cluster file of whoever leads when it is over.
+                facts = msgspec.structs.replace(hello.facts, lease_s=context.config.settings.lease_s)
+                up = HostUp(hello.host, hello.incarnation, facts, context.wall(), hello.code_index)
                 await context.execute(up)
             elif host.state == "suspect":
                 await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))
