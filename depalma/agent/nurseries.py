@@ -20,8 +20,10 @@ from depalma.agent.workers import WorkerHandle
 log = logging.getLogger(__name__)
 
 _KEEP = 2
-#: A fork that takes longer is given up, with the process. While it imports, nobody asks it.
-_FORK_WITHIN_S = 2.0
+#: A fork that takes longer is given up, with the process; so much longer while it imports, which its worker would have
+#: to do as well.
+_FORK_WITHIN_S = 5.0
+_IMPORT_WITHIN_S = 20.0
 _MESSAGE_BYTES = 262_144
 _NAMES = 2000
 #: After so many that ended by themselves, or had to be ended, it is done without them: what the tasks import does not
@@ -37,6 +39,7 @@ class Nursery:
         self.key = 0  #: the monitor's name for it
         self.retired = False  #: a newer one took its place
         self.ready = False
+        self.taught: set[str] = set()
         self.importing = 0  #: how often it was told what to import, and has not done it yet
         self.asked: dict[int, WorkerHandle] = {}
         self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -62,7 +65,7 @@ class Nurseries:
         nursery = self._by_index.get(handle.code_index)
         if nursery is None and self._failures < _FAILURES:
             self._open(handle.code_index)
-        if nursery is None or not nursery.ready or nursery.importing or not self._ask(nursery, handle):
+        if nursery is None or not nursery.ready or not self._ask(nursery, handle):
             self._spawn(handle)
 
     def _ask(self, nursery: Nursery, handle: WorkerHandle) -> bool:
@@ -72,12 +75,13 @@ class Nurseries:
         except OSError:
             return False
         nursery.asked[handle.number] = handle
-        asyncio.get_running_loop().call_later(_FORK_WITHIN_S, self._give_up, nursery, handle.number)
+        within_s = _IMPORT_WITHIN_S if nursery.importing else _FORK_WITHIN_S
+        asyncio.get_running_loop().call_later(within_s, self._give_up, nursery, handle.number)
         return True
 
     def _give_up(self, nursery: Nursery, number: int) -> None:
         if number in nursery.asked and self._by_index.get(nursery.code_index) is nursery:
-            log.warning("no worker could be forked within %g s for code index %d", _FORK_WITHIN_S, nursery.code_index)
+            log.warning("a worker of code index %d could not be forked in time", nursery.code_index)
             self._link.send(("kill", nursery.key, 0.0))
             self._link.flush()
 
@@ -101,9 +105,13 @@ class Nurseries:
             self._teach(nursery)
 
     def _teach(self, nursery: Nursery) -> None:
-        names = [*self._libraries, *self._own.get(nursery.code_index, ())]
+        known = [*self._libraries, *self._own.get(nursery.code_index, ())]
+        names = [name for name in known if name not in nursery.taught]
+        if not names:
+            return
         with contextlib.suppress(OSError):  # it is full of such messages, or gone
             nursery.near.send(marshal.dumps(("import", names)))
+            nursery.taught.update(names)
             nursery.importing += 1
 
     def _readable(self, nursery: Nursery) -> None:
