@@ -74,16 +74,17 @@ class ForkServer:
                 os._exit(0)
         os.close(writing)
         os.close(fd)
-        text = os.read(reading, 20)
+        pid, start = map(int, (os.read(reading, 64) or b"0 0").split())
         os.close(reading)
         os.waitpid(middle, 0)
-        now = proctree.stat(int(text)) if text else None
-        self._say("forked", number, int(text or b"0"), now.start if now is not None else 0)
+        self._say("forked", number, pid, start)
 
     def _become_worker(self, number: int, key: int, fd: int, writing: int) -> None:
         try:
             os.setsid()
-            os.write(writing, b"%d" % os.getpid())  # whoever hears of it finds its session
+            # Whoever hears of it finds its session; and its start is known, however soon it is dead.
+            own = proctree.stat(os.getpid())
+            os.write(writing, b"%d %d" % (os.getpid(), own.start if own is not None else 0))
             os.close(writing)
             self.sock.close()
             for target, name in ((1, "out"), (2, "err")):

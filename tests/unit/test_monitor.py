@@ -398,3 +398,41 @@ def test_it_starts_fast_and_imports_little(monitor: Supervised) -> None:
     maps = Path(f"/proc/{monitor.process.pid}/maps").read_text()
     assert "site-packages" not in maps
     assert psutil.Process(monitor.process.pid).memory_info().rss < 40 * 1024 * 1024
+
+
+def test_a_forked_worker_is_adopted_however_soon_it_ends(monitor: Supervised, tmp_path: Path) -> None:
+    """Its end may be seen before anybody has said whose it is."""
+    monitor.lease()
+    program = tmp_path / "forks.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "for code in (3, 4):\n"
+        "    if os.fork() == 0:\n"
+        "        if os.fork() == 0:\n"
+        "            os.setsid()\n"
+        "            start = open('/proc/self/stat').read().rpartition(')')[2].split()[19]\n"
+        "            open(sys.argv[1] + str(code), 'w').write(f'{os.getpid()} {start}')\n"
+        "            if code == 4: time.sleep(0.5)\n"
+        "            os._exit(code)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "time.sleep(60)\n"
+    )
+    monitor.say(("spawn", 1, [os.fsencode(sys.executable), b"-S", os.fsencode(program), os.fsencode(tmp_path / "w")],
+                 1, {}, "", ("", ""), -2, False, (), ("", "")))  # fmt: skip
+    told: dict[int, list[int]] = {}
+
+    def look() -> bool:
+        for code in (3, 4):
+            path = tmp_path / f"w{code}"
+            if path.exists() and len(words := path.read_text().split()) == 2:
+                told[code] = [int(word) for word in words]
+        return len(told) == 2 and not Path(f"/proc/{told[3][0]}").exists()
+
+    monitor.listen(look, "both workers, one of them gone")
+    for key, code in ((10, 3), (11, 4)):
+        monitor.say(("adopt", key, *told[code]))
+
+    assert (monitor.exit(10)[0], monitor.exit(11)[0]) == (3, 4)
+    monitor.say(("adopt", 12, 1, 1))
+    assert monitor.exit(12)[0] == -9  # no child of its own: nothing is known of it, so it counts as killed
