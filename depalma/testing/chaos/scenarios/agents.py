@@ -1,4 +1,4 @@
-"""F14 to F16, and the rates of F17: agents that are cut off, stand still, die, or have a clock that is off."""
+"""F14 to F16, and F27 (the rates of F17): agents that are cut off, stand still, die, or have a clock that is off."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def kill_agent(trial: Trial, times: int) -> None:
     trial.require(not survivors, "a process survived its agent")
 
 
-@scenario("F17R", "clocks whose rate is off by 5 %", short={"times": 1}, whole={"times": 10}, agents=3,
+@scenario("F27", "clocks whose rate is off by 5 %", short={"times": 1}, whole={"times": 10}, agents=3,
           needs=("faketime",), settings={"lease_s": 2.0})  # fmt: skip
 def wrong_rates(trial: Trial, times: int) -> None:
     """The agents' clocks are slow, those of the masters fast: the worst that the margin of the defaults allows."""
