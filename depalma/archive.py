@@ -70,7 +70,7 @@ def pack(path: Path, name: str | None = None) -> tuple[str, str, bytes]:
         resolved += ".py"
     if is_folder and resolved.endswith(".py"):
         raise ArchiveError(f"{resolved}: the name of a folder does not end in .py")
-    problem = _name_problem(resolved, 1)
+    problem = name_problem(resolved, 1)
     if problem:
         raise ArchiveError(f"{resolved}: {problem}")
     members = list(_folder_members(path)) if is_folder else [(MODULE_MEMBER, path)]
@@ -114,7 +114,7 @@ def _pack_wheel(path: Path, name: str | None) -> tuple[str, str, bytes]:
     if "py3" not in parts[-3].split(".") or parts[-2:] != ["none", "any"]:
         raise ArchiveError(f"{path}: made for {'-'.join(parts[-3:])}; allowed: py3-none-any; others as --requirements")
     resolved = name or parts[0]
-    problem = _name_problem(resolved, 1)
+    problem = name_problem(resolved, 1)
     if problem or resolved.endswith(".py"):
         raise ArchiveError(f"{resolved}: {problem or 'the name of a wheel does not end in .py'}")
     try:
@@ -138,7 +138,7 @@ def _wheel_members(wheel: zipfile.ZipFile, folder: Path) -> Iterator[tuple[str, 
                 continue
         if info.is_dir() or not name:
             continue
-        problem = _name_problem(name, DEFAULT_LIMITS.depth) or ("the same path twice" if name in seen else "")
+        problem = name_problem(name, DEFAULT_LIMITS.depth) or ("the same path twice" if name in seen else "")
         left -= info.file_size
         if problem or left < 0:
             raise ArchiveError(
@@ -214,10 +214,11 @@ def _member_problem(member: tarfile.TarInfo, limits: Limits) -> str:
         return "has a set-id or sticky bit"
     if member.size < 0:
         return "has a negative size"
-    return _name_problem(member.name, limits.depth)
+    return name_problem(member.name, limits.depth)
 
 
-def _name_problem(name: str, depth: int) -> str:
+def name_problem(name: str, depth: int) -> str:
+    """Returns why a path cannot be that of a member, or nothing."""
     parts = name.split("/")
     if name.startswith("/") or PurePosixPath(name).is_absolute():
         return "an absolute path"

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from depalma.certificates import AUTHORITY_FILE, member_file
 from depalma.errors import ConfigError
+from depalma.lease import LeaseTimes, lease_times
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _NAME_RULE = "letters, digits, '.', '_', '-', at most 63, no leading sign"
@@ -58,7 +59,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     lease_s: float = 10.0  #: an agent that heard no leader for this long kills its tasks and stops
     lease_margin: float = 0.25  #: a master moves work after lease_s * (1 + lease_margin)
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = 0.0  #: how often an agent says that it lives; 0 = a tenth of lease_s
     election_s: tuple[float, float] = (0.3, 0.6)
     history_days: float = 30.0  #: finished jobs are kept this long
     history_jobs: int = 100_000  #: and at most so many
@@ -72,6 +73,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     code_kick_s: float = 300.0  #: and after this long it gets no work until it has caught up
     environments_kept: int = 3  #: Python environments that an agent keeps beside those in use
     blob_grace_s: float = 600.0  #: a large value that nothing names is kept this long
+
+    @property
+    def lease_times(self) -> LeaseTimes:
+        """Returns everything that follows from the lease."""
+        return lease_times(self.lease_s, self.lease_margin, self.heartbeat_s)
 
 
 class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -176,11 +182,14 @@ def _settings_problem(settings: Settings) -> str:
         return f"settings.on_cut_off: {settings.on_cut_off!r} given; allowed: exit, rejoin"
     if not 0.5 <= settings.lease_s <= 3600:
         return f"settings.lease_s: {settings.lease_s} given; allowed: 0.5 to 3600"
-    # Two clocks that differ by 5 % in rate each must still leave the agent's stop before the master's move.
     if not 0.15 <= settings.lease_margin <= 10:
         return f"settings.lease_margin: {settings.lease_margin} given; allowed: 0.15 to 10"
-    if not 0.05 <= settings.heartbeat_s <= settings.lease_s / 3:
-        return f"settings.heartbeat_s: {settings.heartbeat_s} given; allowed: 0.05 to a third of lease_s"
+    if settings.heartbeat_s and not 0.05 <= settings.heartbeat_s <= settings.lease_s / 3:
+        allowed = "0 (a tenth of lease_s), or 0.05 to a third of lease_s"
+        return f"settings.heartbeat_s: {settings.heartbeat_s} given; allowed: {allowed}"
+    disorder = settings.lease_times.problem()
+    if disorder:
+        return f"settings.lease_s, lease_margin, heartbeat_s: {disorder}"
     if settings.open_job_idle_s < 60:
         return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
     if not 0.1 <= settings.code_lag_s <= settings.code_kick_s:

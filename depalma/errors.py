@@ -29,7 +29,13 @@ class Rejected(DepalmaError):
 
 
 class JobFailed(DepalmaError):
-    """A task of the job failed; the remote exception, if any, is the cause."""
+    """A task of the job failed; the remote exception, if any, is the cause.
+
+    `code` says which limit ended it, or what of its files could not be had (`memory_limit`, `bad_outputs`, …); it is
+    empty for failures of the task's own.
+    """
+
+    code = ""
 
 
 class JobLost(JobFailed):

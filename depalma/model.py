@@ -61,7 +61,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     arguments: Payload | None = None  #: packed (see items.py), one an index; None = tasks without argument
     open: bool = False  #: tasks may be added until the job is closed
     cpus: float = 1.0
-    memory_bytes: int = 0
+    memory_bytes: int = 0  #: what a task needs, and may use: beyond it it is ended; 0 = no limit
     max_running: int = 0  #: at most this many tasks at once; 0 = no limit
     retries: int = 0  #: further attempts after a task failed or timed out (lost hosts do not count)
     timeout_s: float = 0.0  #: an attempt that runs longer is killed; 0 = no limit
@@ -72,6 +72,14 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     python: str = ""  #: `3.11` of the submitter for function jobs with pickles; empty = any
     stdout: str = ""  #: a file on the host instead of the agent's own capture
     stderr: str = ""
+    cpu_time_s: float = 0.0  #: of all processes of a task together; 0 = no limit
+    max_processes: int = 0  #: of a task at once; 0 = no limit
+    max_files: int = 0  #: open at once in each process; 0 = the host's own limit
+    max_output_bytes: int = 0  #: of stdout and stderr together; 0 = no limit (what is captured has the host's)
+    scratch_bytes: int = 0  #: in its scratch folder; 0 = no limit
+    isolate: bool = False  #: each task of a function job in a process of its own
+    inputs: Payload | None = None  #: an archive (staging.py), unpacked into the scratch folder before the start
+    outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):
@@ -91,6 +99,15 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     finished_at: float | None = None
     code_index: int = 0
     code_digest: str = ""
+    error_code: str = ""  #: what ended it, for programs: one of ERROR_CODES, or empty
+    outputs: Payload | None = None  #: an archive of the files that it was asked for
+
+
+#: `error_code` of a task: which of its limits ended it, or what of its files could not be had.
+ERROR_CODES = (
+    "memory_limit", "cpu_time_limit", "process_limit", "output_limit", "scratch_limit", "time_limit",
+    "bad_inputs", "bad_outputs",
+)  # fmt: skip
 
 
 class HostFacts(Struct, frozen=True, array_like=True, gc=False):
@@ -103,6 +120,8 @@ class HostFacts(Struct, frozen=True, array_like=True, gc=False):
     version: str
     python: str
     address: str
+    limits: str = ""  #: how tasks are limited there, for people: `memory: cgroup v2, …`
+    lease_s: float = 0.0  #: the lease that this incarnation was given; the leader fills it in. 0 = that of the settings
 
 
 class TaskCounts(Struct, frozen=True, gc=False):
@@ -160,6 +179,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     error: str = ""
     reason: str = ""
     attempts: tuple[AttemptView, ...] = ()
+    error_code: str = ""  #: which limit ended it, and the like; see docs/api.md
+    outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
 
 
 class Load(Struct, frozen=True, gc=False):
@@ -193,6 +214,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     gpus: int = 0
     since: float = 0.0  #: when the state began
     deadline_at: float | None = None  #: of a drain: what still runs then is moved; None = nothing is moved
+    limits: str = ""  #: how its tasks are limited: `memory: cgroup v2, …`
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

@@ -12,6 +12,7 @@ It is one small process with one thread, and imports the standard library only. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -25,8 +26,10 @@ if __name__ == "__main__":  # started isolated (-I -S): the package is found bes
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from depalma.agent import proctree
+from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
-from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError, marker
+from depalma.agent.limits import LOOK_S, Ended
+from depalma.agent.spawning import NURSERY, Slots, Spawned, Spawner, SpawnError, marker
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
@@ -34,6 +37,8 @@ _KILL_AGAIN_S = 0.05
 #: /proc may show too few children while some of them end: it is read again, whether there is a reason or not.
 _SWEEP_S = 1.0
 _COALESCE_S = 0.002
+#: A worker that was forked for us is adopted by then, or is none.
+_ADOPT_WITHIN_S = 5.0
 
 
 def boottime() -> float:
@@ -44,10 +49,11 @@ def boottime() -> float:
 class Monitor:
     """The state of the supervisor: what runs, until when it may, and what is still to be said to the agent."""
 
-    def __init__(self, channel: Channel, root: str, output_limit_bytes: int) -> None:
+    def __init__(self, channel: Channel, root: str, output_limit_bytes: int, groups: ControlGroups) -> None:
         self.channel = channel
+        self.groups = groups
         self.slots = Slots(root, output_limit_bytes)
-        self.spawner = Spawner(self.slots)
+        self.spawner = Spawner(self.slots, groups)
         self._children = proctree.OwnChildren()
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
@@ -57,13 +63,15 @@ class Monitor:
         self.stopping = ""  #: why, when the agent asked for an orderly end
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
-        self._exits: list[tuple[int, int | None, float, float, str]] = []
-        self._sweep_s = 0.0
+        self._strangers: dict[tuple[int, int], int] = {}  #: how children ended that nobody had told us of
+        self._exits: list[tuple[int, int | None, float, float, str, str]] = []
+        self._sweep_s = self._look_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
-        #: From the agent. To it: exits, expired, all_dead, trees, recalled, pong.
+        #: From the agent. To it: ready, exits, expired, all_dead, trees, recalled, pong.
         self._orders = {
             "spawn": self._spawn,
+            "adopt": self._adopt,
             "recall": self._recall,
             "kill": self._kill,
             "lease": self._lease,
@@ -94,10 +102,12 @@ class Monitor:
             self._exits = []
         self._prompt = False
 
-    def _note_exit(self, key: int, status: int | None, started: float, ended: float, problem: str) -> None:
+    def _note_exit(
+        self, key: int, status: int | None, started: float, ended: float, problem: str, code: str = ""
+    ) -> None:
         if not self._exits:
             self._exits_s = time.monotonic()
-        self._exits.append((key, status, started, ended, problem))
+        self._exits.append((key, status, started, ended, problem, code))
 
     def wait_s(self) -> float:
         """Returns how long the loop may sleep."""
@@ -105,6 +115,8 @@ class Monitor:
             return _COALESCE_S
         if any(spawned.deadline is not None or spawned.status is not None for spawned in self.by_key.values()):
             return _KILL_AGAIN_S
+        if any(spawned.watch is not None for spawned in self.by_key.values()):
+            return LOOK_S
         if self.lease_until:
             return min(_LOOK_S, max(0.0, self.lease_until - boottime()))
         return _LOOK_S if self.unknown else 5.0
@@ -117,16 +129,33 @@ class Monitor:
         for spawned in list(self.by_key.values()):
             if spawned.deadline is not None and now >= spawned.deadline:
                 spawned.killed = True
-                self._signal_tree(spawned, signal.SIGKILL)
+                spawned.signal(signal.SIGKILL)
+        if now >= self._look_s:
+            self._look_s = now + LOOK_S
+            self._look_at_limits()
         waiting = self.unknown or any(spawned.status is not None for spawned in self.by_key.values())
         if waiting or now >= self._sweep_s:
             self.sweep()
             self._sweep_s = now + _SWEEP_S
 
+    def _look_at_limits(self) -> None:
+        for spawned in self.by_key.values():
+            if spawned.watch is None or spawned.over is not None or spawned.status is not None:
+                continue
+            spawned.over = spawned.watch.look(spawned.pids)
+            if spawned.over is not None:
+                spawned.deadline = 0.0  # again and again, until nothing is left
+                spawned.watch.group.kill()
+                spawned.signal(signal.SIGKILL)
+
+    def _unwatch(self, spawned: Spawned) -> None:
+        if spawned.watch is not None:
+            self.groups.discard(spawned.watch.group)
+
     # ------------------------------------------------------------ orders
 
     def _spawn(self, message: tuple[Any, ...]) -> None:
-        slot, has_fd = message[7:]
+        slot, has_fd = message[7:9]
         if slot in self.running:
             self.lines.setdefault(slot, deque()).append(message)
             return
@@ -135,13 +164,15 @@ class Monitor:
             self._prompt = True
 
     def _start(self, message: tuple[Any, ...], fd: int) -> None:
-        _, key, _, _, _, _, (out, err), slot, _ = message
+        _, key, _, _, _, _, (out, err), slot, *_ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
             if boottime() >= self.lease_until or self.stopping:
                 raise SpawnError("the host's lease is over", 126)
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
+            self._unwatch(spawned)
+            self.slots.renew_scratch(slot)  # its inputs may be there already
             now = time.time()
             self._note_exit(key, error.exit_code << 8, now, now, str(error))
             return
@@ -151,6 +182,22 @@ class Monitor:
         self.by_pid[spawned.pid] = self.by_key[key] = spawned
         if slot >= 0:
             self.running[slot] = key
+
+    def _adopt(self, message: tuple[Any, ...]) -> None:
+        """Takes on a worker that was forked for us: it is our child, but nobody has told us its key yet."""
+        _, key, pid, start = message
+        spawned = Spawned(key, -1, ("", ""))
+        spawned.started = time.time()
+        now = proctree.stat(pid)
+        if now is None or (now.ppid, now.start) != (os.getpid(), start):
+            self._note_exit(key, self._strangers.pop((pid, start), 9), spawned.started, time.time(), "")
+            self._prompt = True
+            return
+        spawned.pid = pid
+        self.unknown.pop(pid, None)
+        for other in self.by_key.values():
+            other.orphans.discard(pid)
+        self.by_pid[pid] = self.by_key[key] = spawned
 
     def _start_next(self, slot: int) -> None:
         """Starts the next command of a slot that is free now."""
@@ -175,10 +222,10 @@ class Monitor:
             return
         spawned.deadline = boottime() + grace_s
         if grace_s > 0:
-            self._signal_tree(spawned, signal.SIGTERM)
-            self._signal_tree(spawned, signal.SIGCONT)
+            spawned.signal(signal.SIGTERM)
+            spawned.signal(signal.SIGCONT)
         else:
-            self._signal_tree(spawned, signal.SIGKILL)
+            spawned.signal(signal.SIGKILL)
 
     def _lease(self, message: tuple[Any, ...]) -> None:
         if message[1] > boottime():
@@ -203,10 +250,7 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        trees = []
-        for spawned in self.by_key.values():
-            tops = [spawned.pid, *spawned.orphans]
-            trees.append((spawned.key, [p for top in tops for p in (top, *(c for c, _ in proctree.descendants(top)))]))
+        trees = [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]
         self.channel.queue(("trees", message[1], trees))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
@@ -239,15 +283,23 @@ class Monitor:
     def _reaped(self, pid: int) -> None:
         spawned = self.by_pid.pop(pid, None)
         if spawned is None:
-            os.waitpid(pid, 0)
+            now = proctree.stat(pid)
+            _, status = os.waitpid(pid, 0)
+            if now is not None:
+                self._strangers[pid, now.start] = status
+                while len(self._strangers) > 256:
+                    del self._strangers[next(iter(self._strangers))]
             self.unknown.pop(pid, None)
             for other in self.by_key.values():
                 other.orphans.discard(pid)
             return
-        # The zombie holds the number of its group, so this can reach no one else.
-        os.killpg(pid, signal.SIGKILL)
-        _, spawned.status = os.waitpid(pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # the zombie holds the number of its group: this can reach no one else
+        _, spawned.status, usage = os.wait4(pid, 0)
         spawned.ended = time.time()
+        if spawned.watch is not None:
+            spawned.over = spawned.over or spawned.watch.at_end(spawned.status, usage.ru_maxrss * 1024)
+            spawned.watch.group.kill()
 
     def sweep(self) -> None:
         """Finds orphans, kills those whose task has ended, and reports the tasks of which nothing is left."""
@@ -271,11 +323,19 @@ class Monitor:
             return
         mark = proctree.environment_value(pid, proctree.MARKER)
         for spawned in self.by_key.values():
-            if spawned.pid in (now.pgrp, now.session) or mark == marker(spawned.key):
+            if spawned.pid in (now.pgrp, now.session):
                 spawned.orphans.add(pid)
                 return
+            if mark == marker(spawned.key):
+                if spawned.slot != NURSERY:
+                    spawned.orphans.add(pid)
+                    return
+                if now.session == pid and proctree.age_s(now) < _ADOPT_WITHIN_S:
+                    return  # a worker that was just forked
+                mark = ""  # it may come from any worker that was forked there
         # It hid its environment: it may belong to any task that lived when it was first seen.
-        candidates = self.unknown.setdefault(pid, set(self.by_key))
+        tasks = {key for key, spawned in self.by_key.items() if spawned.slot != NURSERY}
+        candidates = self.unknown.setdefault(pid, tasks)
         candidates &= self.by_key.keys()
         if not candidates or mark.startswith(marker(0)[:-1]):
             proctree.send_tree(pid, signal.SIGKILL)
@@ -283,31 +343,23 @@ class Monitor:
 
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
-        problem = ""
-        if spawned.slot >= 0:
-            try:
-                self.slots.finish(spawned)
-            except OSError as error:
-                problem = f"output could not be kept: {error.strerror}: {error.filename}"
-        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, problem)
+        problem = self._keep_output(spawned)
+        self._unwatch(spawned)
+        over = spawned.over or Ended("", "")
+        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:
             self._prompt = True
 
-    def _signal_tree(self, spawned: Spawned, number: int) -> None:
-        """Signals the process group, and what has left it."""
-        own = os.getpid()
-        if spawned.status is None:
-            below = list(proctree.descendants(spawned.pid))
-            os.killpg(spawned.pid, number)
-            for pid, parent in below:
-                now = proctree.stat(pid)
-                if now is not None and now.pgrp != spawned.pid:
-                    proctree.send(pid, parent, number)
-        for pid in list(spawned.orphans):
-            proctree.send_tree(pid, number)
-            proctree.send(pid, own, number)
+    def _keep_output(self, spawned: Spawned) -> str:
+        """Puts what a task wrote in its place; returns what went wrong."""
+        try:
+            if spawned.slot >= 0:
+                self.slots.finish(spawned)
+        except OSError as error:
+            return f"output could not be kept: {error.strerror}: {error.filename}"
+        return ""
 
     def _expire(self) -> None:
         late = boottime() - self.lease_until
@@ -320,20 +372,16 @@ class Monitor:
 
     def kill_everything(self) -> None:
         """Kills every descendant and comes back when none is left; what they wrote is kept."""
+        self.groups.kill_all()  # in one moment, where the kernel can: nothing outruns it
         proctree.kill_descendants()
+        self.groups.go_on()
         for spawned in self.by_key.values():
             spawned.dirty = True
-            if spawned.slot >= 0:
-                try:
-                    self.slots.finish(spawned)
-                except OSError as error:
-                    say(f"output of a killed task could not be kept: {error}")
-        self.by_pid.clear()
-        self.by_key.clear()
-        self.unknown.clear()
-        self.running.clear()
-        self.lines.clear()
-        self._exits.clear()
+            self._unwatch(spawned)
+            if problem := self._keep_output(spawned):
+                say(f"a killed task: {problem}")
+        for known in (self.by_pid, self.by_key, self.unknown, self.running, self.lines, self._exits):
+            known.clear()
 
 
 def say(text: str) -> None:
@@ -382,11 +430,14 @@ def main() -> None:
     waker.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root, limit_bytes)
+    groups = ControlGroups()
+    monitor = Monitor(Channel(socket.socket(fileno=channel_fd)), root, limit_bytes, groups)
+    monitor.channel.queue(("ready", groups.facts()))
     try:
         why = serve(monitor, wakeup)
     finally:  # also when this code is wrong: nothing may outlive its supervisor
         monitor.kill_everything()
+        groups.close()
     os.close(lock_fd)  # nothing of this agent lives: a new one may start
     if monitor.identity:
         from depalma.agent.gone import tell_gone

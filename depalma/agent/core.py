@@ -139,7 +139,12 @@ class AgentCore(Execution):
 
     def uses_blob(self, digest: str) -> bool:
         """Returns whether an attempt that is here may still read the blob."""
-        return any(digest in a.job.needs or digest == a.argument.argument_blob for a in self.attempts.values())
+        return any(
+            digest in a.job.needs
+            or digest == a.argument.argument_blob
+            or (a.job.spec.inputs is not None and digest == a.job.spec.inputs.digest)
+            for a in self.attempts.values()
+        )
 
     # ------------------------------------------------------------ leader and lease
 
@@ -270,6 +275,9 @@ class AgentCore(Execution):
         blob = attempt.argument.argument_blob
         for need in attempt.job.needs if not blob else dict.fromkeys((*attempt.job.needs, blob)):
             self.await_need(need, attempt)
+        inputs = attempt.job.spec.inputs
+        if inputs is not None:
+            self.await_need(f"stage:{'.'.join(map(str, attempt.ref))}:{inputs.digest}", attempt)
         if not attempt.missing:
             self._ready(attempt)
 
@@ -331,7 +339,7 @@ class AgentCore(Execution):
         self._flush(now)
 
     def _on_unprepared(self, event: Unprepared, now: float) -> None:
-        self.need_failed(event.need, event.error)
+        self.need_failed(event.need, event.error, for_good=event.for_good)
         self._flush(now)
 
     def _on_evicted(self, event: Evicted, now: float) -> None:
@@ -364,7 +372,11 @@ class AgentCore(Execution):
         if attempt is not None and attempt.state == "uploading":
             report = self.uploading.pop(event.attempt)
             if event.error:
-                report = msgspec.structs.replace(report, outcome="failed", error=event.error, result=None)
+                report = msgspec.structs.replace(
+                    report, outcome="failed", error=event.error, error_code=event.error_code, result=None
+                )
+            elif event.outputs is not None:
+                report = msgspec.structs.replace(report, outputs=event.outputs)
             self.ready_reports.append(report)
             self.drop(attempt)
             self._flush(now)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from depalma.agent import events as ev
 from depalma.agent import masterlist, proctree
 from depalma.agent.aside import Aside
-from depalma.agent.blobs import Blobs, BlobUnavailable
+from depalma.agent.blobs import Blobs
 from depalma.agent.codefolder import CodeFolder
 from depalma.agent.codekeeper import CodeKeeper
 from depalma.agent.codesync import CodeSync
@@ -28,20 +29,20 @@ from depalma.agent.connection import Finder
 from depalma.agent.core import AgentCore
 from depalma.agent.environments import Environments
 from depalma.agent.link import MonitorLink
-from depalma.agent.measure import ProcessTable, facts, python_version
+from depalma.agent.measure import describe_limits, facts, python_version
+from depalma.agent.questions import Questions
 from depalma.agent.runner import Runner
 from depalma.agent.session import Session
-from depalma.agent.store import ReportJournal, empty_folder, lock_folder, read_slice
+from depalma.agent.stage import Stage
+from depalma.agent.store import ReportJournal, empty_folder, lock_folder
+from depalma.agent.supplies import Supplies
 from depalma.config import ClusterConfig, HostConfig
-from depalma.errors import DepalmaError
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
 from depalma.protocol import (
     AskOutput,
     AskProcesses,
     Masters,
-    Output,
-    Processes,
     Refused,
     Started,
     ToAgent,
@@ -54,11 +55,10 @@ EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
 _TICK_S = 0.1
 _CHORES_S = 1.0
 _PRUNE_S = 3600.0
-_FETCH_FOR_S = 30.0
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
-_OUTPUT_BYTES = 1024 * 1024
+_MONITOR_START_S = 10.0
 
 
 def is_failure(context: Mapping[str, Any]) -> bool:
@@ -84,13 +84,12 @@ class Agent:
         self._core = AgentCore(slots=slots, python=python_version(), incarnation=secrets.token_hex(8))
         self._events: deque[ev.AnyEvent] = deque()
         self._handling = False
-        self._processes = ProcessTable(host.name)
-        self._asked: dict[int, int | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: dict[AttemptRef, asyncio.Task[Any]] = {}
         self._exit = asyncio.Event()
         self._exit_code = 0
         self._dead = asyncio.Event()
+        self._monitor_ready = asyncio.Event()
         self._unanswered_pings = 0
         self._do = self._action_table()
 
@@ -104,7 +103,8 @@ class Agent:
         await asyncio.to_thread(self._kill_strays)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
-        self._runner = Runner(self._root, self._host.name, self._link, self.deliver, self._settings.output_limit_bytes)
+        limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
+        self._runner = Runner(self._root, self._host.name, self._link, self.deliver, *limits_bytes)
         headers = {"Authorization": f"Bearer {self._token}"}
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
@@ -117,9 +117,14 @@ class Agent:
             )
             self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
+            self._stage = Stage(self._root, self._settings.max_blob_bytes)
+            core, session = self._core, self._session
+            self._questions = Questions(self._host.name, self._runner, self._link, core.attempts, session.send)
             self._code = self._code_keeper()
+            self._supplies = Supplies(self._blobs, self._code.sync, self._stage, core.uses_blob, self.deliver)
             self._adopt_old_reports()
             self._start_monitor()
+            await self._learn_limits()
             for work in (self._tick_forever(), self._session.beat(), self._session.run(), self._code.watch()):
                 self._spawn(work)
             log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
@@ -188,6 +193,17 @@ class Agent:
         self._unanswered_pings = 0
         self._tell_identity()
 
+    async def _learn_limits(self) -> None:
+        """Waits until the monitor has said what it can use of control groups: the first hello tells it."""
+        try:
+            async with asyncio.timeout(_MONITOR_START_S):
+                await self._monitor_ready.wait()
+        except TimeoutError:
+            log.warning("the monitor is slow to start")
+            return
+        self._session.facts = self._facts
+        log.info("limits of tasks: %s", self._facts.limits)
+
     def _tell_identity(self) -> None:
         """Tells the monitor whom to tell what if this process dies."""
         who = {"host": self._host.name, "incarnation": self._core.incarnation, "token": self._token}
@@ -242,7 +258,7 @@ class Agent:
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
-            ev.Prepare: lambda a: self._spawn(self._prepare(a.need)),
+            ev.Prepare: lambda a: self._spawn(self._supplies.prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
             ev.KeepReports: self._keep_reports,
             ev.SendReports: lambda a: self._session.report(a.reports),
@@ -279,28 +295,10 @@ class Agent:
         self._exit.set()
 
     async def _upload(self, action: ev.Upload) -> None:
-        problem = ""
         try:
-            await self._blobs.upload(action.digest)
-        except (BlobUnavailable, OSError) as error:
-            problem = f"the result was lost: {error}"
-        self._uploads.pop(action.attempt, None)
-        self.deliver(ev.Uploaded(action.attempt, problem))
-
-    async def _prepare(self, need: str) -> None:
-        digest = ""
-        try:
-            if need.startswith("tree:"):
-                digest = await self._code.sync.have(int(need[5:]), _FETCH_FOR_S)
-            else:
-                await self._blobs.have(need, _FETCH_FOR_S)
-        except (DepalmaError, TimeoutError, OSError, ValueError) as error:
-            log.warning("%s cannot be had: %s", need[:20], error)
-            self.deliver(ev.Unprepared(need, f"{need[:20]}: {error or type(error).__name__}"))
-            return
-        self.deliver(ev.Prepared(need, digest))
-        for evicted in self._blobs.evict(self._core.uses_blob):
-            self.deliver(ev.Evicted(evicted))
+            await self._supplies.upload(action)
+        finally:
+            self._uploads.pop(action.attempt, None)
 
     def _reset_code(self) -> None:
         self._code.reset_now()
@@ -354,6 +352,9 @@ class Agent:
             if message[0] == "exits":
                 self._runner.exits(message[1])
                 self._aside.exits(message[1])
+            elif message[0] == "ready":
+                self._facts = msgspec.structs.replace(self._facts, limits=describe_limits(message[1]))
+                self._monitor_ready.set()
             elif message[0] == "expired":
                 self.deliver(ev.LeaseLost(f"the monitor saw the lease end {message[1]:.2f} s ago"))
             elif message[0] == "all_dead":
@@ -363,17 +364,13 @@ class Agent:
             elif message[0] == "recalled":
                 self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
-                self._spawn(self._answer_processes(message[1], message[2]))
+                self._spawn(self._questions.answer_processes(message[1], message[2]))
 
     # ------------------------------------------------------------ the leader
 
     def _receive(self, url: str, frame: ToAgent) -> None:
-        if isinstance(frame, AskProcesses):
-            self._asked[frame.request] = frame.job
-            self._link.send(("trees", frame.request))
-            self._link.flush()
-        elif isinstance(frame, AskOutput):
-            self._session.send(self._read_output(frame))
+        if isinstance(frame, AskProcesses | AskOutput):
+            self._questions.ask(frame)
         elif not isinstance(frame, Masters):  # the session has taken note of these
             if isinstance(frame, Refused):
                 log.warning("%s refuses: %s", url, frame.reason)
@@ -381,23 +378,6 @@ class Agent:
             if isinstance(frame, Welcome):
                 self._code.welcomed(frame.takes_problems)
                 self._tell_identity()
-
-    async def _answer_processes(self, request: int, trees: list[tuple[int, list[int]]]) -> None:
-        job = self._asked.pop(request, None)
-        tasks = self._runner.tasks_of(trees)
-        if job is not None:
-            tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
-        views = await asyncio.to_thread(self._processes.look, tasks)
-        self._session.send(Processes(request, tuple(views)))
-
-    def _read_output(self, ask: AskOutput) -> Output:
-        ref = (ask.job, ask.task, ask.attempt)
-        path = self._runner.live_output(ref, ask.stream) or self._runner.output.final(*ref, ask.stream)
-        try:
-            data, size = read_slice(path, max(0, ask.offset), min(max(0, ask.limit_bytes), _OUTPUT_BYTES))
-        except OSError as error:
-            return Output(ask.request, b"", 0, ended=True, error=f"output cannot be read: {error.strerror}")
-        return Output(ask.request, data, size, ended=ref not in self._core.attempts)
 
     # ------------------------------------------------------------ time
 
@@ -424,6 +404,7 @@ class Agent:
                 self._look_after_monitor()
                 self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
                 await asyncio.to_thread(empty_folder, self._root / "trash")
+                await asyncio.to_thread(self._stage.sweep, self._core.attempts)
             if now >= prune_s:
                 prune_s = now + _PRUNE_S
                 await asyncio.to_thread(self._runner.output.prune, self._settings.history_days * 86400)

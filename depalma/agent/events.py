@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from depalma.codetree import CodeEntry
-from depalma.model import AttemptRef, JobSpec, Report
+from depalma.model import AttemptRef, JobSpec, Payload, Report
 from depalma.protocol import (
     Assign,
     Assignment,
@@ -50,10 +50,12 @@ class Ended(Event, frozen=True):
 
 
 class Uploaded(Event, frozen=True):
-    """The result of an attempt is with the masters, or (`error`) will never be."""
+    """Result and outputs of an attempt are with the masters, or (`error`) will never be."""
 
     attempt: AttemptRef
     error: str = ""
+    outputs: Payload | None = None
+    error_code: str = ""
 
 
 class Recalled(Event, frozen=True):
@@ -79,17 +81,19 @@ class WorkerEnded(Event, frozen=True):
 
 
 class Prepared(Event, frozen=True):
-    """A blob (its digest) or a tree (`tree:N`) is on this disk; `digest` is the tree's."""
+    """A blob (its digest), a tree (`tree:N`) or the inputs of an attempt (`stage:JOB.TASK.ATTEMPT:DIGEST`) are on this
+    disk; `digest` is the tree's."""
 
     need: str
     digest: str = ""
 
 
 class Unprepared(Event, frozen=True):
-    """A blob or a tree could not be had; what waits for it goes back to the leader."""
+    """A blob or a tree could not be had; what waits for it goes back to the leader, or (`for_good`) fails."""
 
     need: str
     error: str
+    for_good: bool = False
 
 
 class Evicted(Event, frozen=True):
@@ -257,11 +261,12 @@ class Prepare(Action, frozen=True):
 
 
 class Upload(Action, frozen=True):
-    """Bring a result to the masters; answered by Uploaded."""
+    """Bring a result (`digest`) and the files that match `outputs` to the masters; answered by Uploaded."""
 
     attempt: AttemptRef
     digest: str
     size_bytes: int
+    outputs: tuple[str, ...] = ()
 
 
 class KeepReports(Action, frozen=True):

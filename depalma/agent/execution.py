@@ -20,7 +20,7 @@ from depalma.agent.events import (
     WorkerReady,
 )
 from depalma.agent.lanes import Lane, Lanes, learn_duration
-from depalma.model import AttemptRef, Report
+from depalma.model import AttemptRef, Payload, Report
 
 #: Attempts that run longer than this are announced.
 ANNOUNCE_AFTER_S = 0.2
@@ -32,6 +32,8 @@ STALLED_AFTER_S = 0.1
 START_WITHIN_S = 60.0
 #: Workers of one code index that may die before they are ready, until a task pays for it.
 START_FAILURES = 3
+#: What an outcome that we brought about is called by programs.
+_CODES = {"timed_out": "time_limit"}
 
 
 class Execution:
@@ -66,11 +68,12 @@ class Execution:
 
     # ------------------------------------------------------------ ends
 
-    def report_unstarted(self, attempt: Attempt, outcome: str, reason: str) -> None:
+    def report_unstarted(self, attempt: Attempt, outcome: str, reason: str, code: str = "") -> None:
         """Ends an attempt that never started."""
         self.drop(attempt)
         if outcome != "forget":
-            self.ready_reports.append(self._report(attempt, outcome, reason))
+            report = self._report(attempt, outcome, reason)
+            self.ready_reports.append(msgspec.structs.replace(report, error_code=code) if code else report)
 
     def drop(self, attempt: Attempt) -> None:
         """Forgets an attempt that no lane holds any more."""
@@ -120,11 +123,14 @@ class Execution:
             return
         if attempt.doomed not in ("", "returned") and not attempt.job.is_function:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
-            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason)
-        if report.result is not None and report.result.digest:
+            code = _CODES.get(attempt.doomed, "")
+            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason, error_code=code)
+        outputs = attempt.job.spec.outputs if report.outcome == "succeeded" else ()
+        result = report.result if report.result is not None and report.result.digest else Payload()
+        if result.digest or outputs:
             attempt.state = "uploading"
             self.uploading[attempt.ref] = report
-            self.out.append(Upload(attempt.ref, report.result.digest, report.result.size_bytes))
+            self.out.append(Upload(attempt.ref, result.digest, result.size_bytes, outputs))
             return
         self.drop(attempt)
         self.ready_reports.append(report)
@@ -201,6 +207,7 @@ class Execution:
             signal=event.signal,
             started_at=event.at - age_s,
             finished_at=event.at,
+            error_code=_CODES.get(outcome, ""),
         )
 
     def _count_start_failure(self, worker: Lane, reason: str) -> None:
@@ -231,16 +238,19 @@ class Execution:
         """Returns the attempts that wait for nothing more."""
         waiting = self.needs.get(need) or []
         self.needs[need] = None
+        if need[:6] == "stage:":
+            del self.needs[need]  # nobody else will ever ask for it
         for attempt in waiting:
             attempt.missing -= 1
         return [attempt for attempt in waiting if not attempt.missing and attempt.state == "preparing"]
 
-    def need_failed(self, need: str, error: str) -> None:
-        """Gives back what cannot be prepared here."""
+    def need_failed(self, need: str, error: str, *, for_good: bool) -> None:
+        """Gives back what cannot be prepared here, or ends what cannot be prepared anywhere."""
         for attempt in self.needs.pop(need, None) or []:
             if attempt.state == "preparing":
                 attempt.state = "dropped"
-                self.report_unstarted(attempt, "returned", error)
+                code = "bad_inputs" if for_good else ""
+                self.report_unstarted(attempt, "failed" if for_good else "returned", error, code)
 
     # ------------------------------------------------------------ time
 

@@ -16,6 +16,23 @@ from depalma.model import HostFacts, Load, ProcessView
 _SAMPLE_S = 0.9
 
 
+#: What is limited, in the order in which it is shown, and how where no control group does it.
+_LIMITED = {
+    "memory": "measured",
+    "processes": "measured",
+    "cpu time": "measured",
+    "files": "rlimit",
+    "output": "measured",
+    "scratch": "measured",
+    "kill": "process tree",
+}
+
+
+def describe_limits(by_groups: dict[str, str]) -> str:
+    """Returns how tasks are limited here, for people, from what the monitor could get of control groups."""
+    return ", ".join(f"{what}: {by_groups.get(what, other)}" for what, other in _LIMITED.items())
+
+
 def facts(slots: int, gpus: int, address: str) -> HostFacts:
     """Returns what does not change while the agent runs. An empty `address`: that of each connection is told."""
     return HostFacts(

@@ -40,17 +40,22 @@ def become_subreaper() -> None:
 
 def stat(pid: int) -> Stat | None:
     """Returns the state of a process, or None if there is none of that number."""
-    data = _read(f"/proc/{pid}/stat")
+    data = read(f"/proc/{pid}/stat")
     if not data:
         return None
     words = data[data.rindex(b")") + 2 :].split()
     return Stat(words[0].decode(), int(words[1]), int(words[2]), int(words[3]), int(words[19]))
 
 
+def age_s(found: Stat) -> float:
+    """Returns for how long a process has been there."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - found.start / os.sysconf("SC_CLK_TCK")
+
+
 def environment_value(pid: int, name: str) -> str:
     """Returns a variable of the environment the process was started with; empty if unset or not readable."""
     prefix = name.encode() + b"="
-    for item in _read(f"/proc/{pid}/environ").split(b"\0"):
+    for item in read(f"/proc/{pid}/environ").split(b"\0"):
         if item.startswith(prefix):
             return item[len(prefix) :].decode(errors="replace")
     return ""
@@ -65,7 +70,7 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     for thread in threads:
         path = f"/proc/{pid}/task/{thread}/children"
-        data = _read(path)
+        data = read(path)
         if not data and not os.path.exists(path) and os.path.exists(f"/proc/{pid}/task/{thread}"):
             return _children_by_scan(pid)
         found.extend(int(word) for word in data.split())
@@ -164,7 +169,8 @@ def _children_by_scan(pid: int) -> list[int]:
     return [other for other in pids if (now := stat(other)) is not None and now.ppid == pid]
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
+    """Returns what is in a file; nothing if it cannot be read."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

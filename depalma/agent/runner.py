@@ -12,14 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
+from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import printable
+from depalma.agent.nurseries import Nurseries, Nursery
 from depalma.agent.proctree import OWNER
+from depalma.agent.spawning import NURSERY
+from depalma.agent.stage import name_of as name_of_attempt
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
-from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message
+from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of
 from depalma.model import AttemptRef, Report
 
 log = logging.getLogger(__name__)
@@ -53,19 +60,27 @@ class Runner:
     """Processes of attempts. `emit` takes the events that they cause."""
 
     def __init__(
-        self, root: Path, host: str, link: MonitorLink, emit: Callable[[AnyEvent], None], output_limit_bytes: int
+        self,
+        root: Path,
+        host: str,
+        link: MonitorLink,
+        emit: Callable[[AnyEvent], None],
+        output_limit_bytes: int,
+        result_limit_bytes: int,
     ) -> None:
         self.root = root
         self.host = host
         self.link = link
         self.emit = emit
         self.output_limit_bytes = output_limit_bytes
+        self.result_limit_bytes = result_limit_bytes
         self.output = OutputFiles(root)
         self.environment_of: Callable[[int], Path | None] = lambda code_index: None  #: where its packages are
         self.commands: dict[AttemptRef, Command] = {}
         self.slots: dict[int, Line] = {}
         self.workers: dict[int, WorkerHandle] = {}
-        self.keys: dict[int, AttemptRef | WorkerHandle] = {}
+        self.keys: dict[int, AttemptRef | WorkerHandle | Nursery] = {}
+        self.nurseries = Nurseries(link, self._start_nursery, self._spawn_worker)
         self._next_key = 1
         self._argument_files: dict[AttemptRef, str] = {}  #: arguments too large for a message
         self._known_jobs: dict[int, None] = {}
@@ -77,7 +92,7 @@ class Runner:
         for name in ("spool", "scratch", "trash"):
             empty_folder(root / name)
 
-    def _key(self, meaning: AttemptRef | WorkerHandle) -> int:
+    def _key(self, meaning: AttemptRef | WorkerHandle | Nursery) -> int:
         key = self._next_key
         self._next_key += 1
         self.keys[key] = meaning
@@ -97,6 +112,11 @@ class Runner:
             for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
                 del self._known_jobs[old]
                 self.link.send(("environment", old, None))
+
+    def stage_of(self, attempt: Attempt) -> tuple[str, str]:
+        """Returns the folder of an attempt's inputs, and where its scratch folder goes for its outputs; "" = none."""
+        spec, folder = attempt.job.spec, f"{self.root}/staged/{name_of_attempt(attempt.ref)}"
+        return folder if spec.inputs is not None else "", f"{folder}.done" if spec.outputs else ""
 
     def code_dir(self, index: int) -> str:
         """Returns the folder of the tree at a code index."""
@@ -140,7 +160,8 @@ class Runner:
                 b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
                 b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{slot}"),
             }
-            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, slot, False))
+            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
+            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:
         variables = self.job_environment(job)
@@ -178,13 +199,19 @@ class Runner:
         if ref in self.commands:
             self.link.send(("kill", self.commands[ref].key, grace_s))
 
-    def _command_ended(self, ref: AttemptRef, status: int, started: float, ended: float, error: str) -> Report | None:
+    def _command_ended(
+        self, ref: AttemptRef, status: int, started: float, ended: float, error: str, error_code: str
+    ) -> Report | None:
         command = self.commands.pop(ref, None)
         if command is None:
             return None
         self.slots[command.slot].refs.pop(ref, None)
         known, error = command.attempt, printable(error)
         code = os.waitstatus_to_exitcode(status)
+        if error_code:
+            exit_code, number = (None, -code) if code < 0 else (code, None)
+            report = self._report(known, "failed", exit_code, number, error, started, ended)
+            return msgspec.structs.replace(report, error_code=error_code)
         if code < 0:
             return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
         if code:
@@ -204,16 +231,29 @@ class Runner:
         handle = self.workers[number] = WorkerHandle(number, code_index, code_digest)
         self._environment(_WORKERS, {})
         handle.key = self._key(handle)
-        code_dir = self.code_dir(code_index)
+        asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
+        self.nurseries.fork(handle)
+
+    def _spawn_worker(self, handle: WorkerHandle) -> None:
+        """Starts a worker from the beginning."""
+        spool = f">{self.root}/spool/w{handle.number}"
+        program = [worker_program.__file__, str(self.root), str(handle.number)]
+        fd, files = handle.descriptor_for_child(), (f"{spool}.out", f"{spool}.err")
+        self._spawn_python(handle.key, program, handle.code_index, files, -1, fd)
+
+    def _start_nursery(self, nursery: Nursery) -> None:
+        nursery.key = self._key(nursery)
+        program, fd = [forkserver.__file__, str(self.root)], os.dup(nursery.far.fileno())
+        self._spawn_python(nursery.key, program, nursery.code_index, ("", ""), NURSERY, fd)
+
+    def _spawn_python(
+        self, key: int, program: list[str], code_index: int, files: tuple[str, str], slot: int, fd: int
+    ) -> None:
         environment = self.environment_of(code_index)
         python = f"{environment}/bin/python" if environment is not None else sys.executable
-        argv = [python, worker_program.__file__, str(self.root), str(number), code_dir]
-        argv.append(str(self.output_limit_bytes))
-        spool = f">{self.root}/spool/w{number}"
-        files = (f"{spool}.out", f"{spool}.err")
-        message: Message = ("spawn", handle.key, [os.fsencode(w) for w in argv], _WORKERS, {}, "", files, -1, True)
-        self.link.send(message, handle.descriptor_for_child())
-        asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
+        given = (python, *program, self.code_dir(code_index), self.output_limit_bytes, self.result_limit_bytes)
+        words = [os.fsencode(str(word)) for word in given]
+        self.link.send(("spawn", key, words, _WORKERS, {}, "", files, slot, True, (), ("", "")), fd)
 
     def send_tasks(self, number: int, attempts: tuple[Attempt, ...]) -> None:
         """Hands attempts to a worker; what does not fit comes back at once."""
@@ -225,7 +265,7 @@ class Runner:
                 pickled = job.spec.function_pickle
                 path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
                 message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")
-            if not handle.send(attempt, self._argument(attempt), message):
+            if not handle.send(attempt, (*self._argument(attempt), *self.stage_of(attempt)), message):
                 self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:])))
                 return
 
@@ -262,6 +302,7 @@ class Runner:
         """Ends a worker process and everything below it."""
         handle = self.workers.get(number)
         if handle is not None:
+            handle.stopped = True
             self.link.send(("kill", handle.key, grace_s))
 
     def _readable(self, handle: WorkerHandle) -> None:
@@ -304,6 +345,8 @@ class Runner:
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
             self.stop_worker(handle.number, 0.0)
+        for libraries, own in handle.taken_learnt():
+            self.nurseries.learn(handle.code_index, libraries, own)
         return reports
 
     def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
@@ -318,26 +361,12 @@ class Runner:
         if not handle.ready:
             tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
             reason += ": " + tail.decode(errors="replace").strip().rsplit("\n", 1)[-1] if tail.strip() else ""
-        self._salvage(handle)
-        exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
-
-    def _salvage(self, handle: WorkerHandle) -> None:
-        """Keeps what the task that was in the worker had written."""
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
-        for stream in ("stdout", "stderr"):
-            source = self.output.live(f"w{handle.number}", stream)
-            if ref is None or not read_slice(source, 0, 1)[0]:
-                source.unlink(missing_ok=True)
-                continue
-            target = self.output.final(*ref, stream)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            source.rename(target)
-        scratch = self.root / "scratch" / f"w{handle.number}"
-        if scratch.exists():
-            scratch.rename(self.root / "trash" / f"w{handle.number}.{handle.key}")
+        self.output.salvage(f"w{handle.number}", ref, self.root / "trash" / f"w{handle.number}.{handle.key}")
+        exit_code, number = (None, -code) if code < 0 else (code, None)
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -350,20 +379,22 @@ class Runner:
         refs: list[AttemptRef] = []
         for key in keys:
             ref = self.keys.pop(key)
-            assert not isinstance(ref, WorkerHandle)
+            assert not isinstance(ref, WorkerHandle | Nursery)
             self.slots[self.commands.pop(ref).slot].refs.pop(ref)
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
-        for key, status, started, at, error in ended:
+        for key, status, started, at, error, error_code in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
+            elif isinstance(meaning, Nursery):
+                self.nurseries.ended(meaning)
             elif meaning is not None:
-                report = self._command_ended(meaning, status, started, at, error)
+                report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
                     reports.append(report)
         if reports:
@@ -373,6 +404,7 @@ class Runner:
         """Forgets every process: all are dead, or about to be."""
         for handle in self.workers.values():
             self._forget_handle(handle)
+        self.nurseries.forget_all()
         self.workers.clear()
         self.commands.clear()
         self.slots.clear()
@@ -397,7 +429,7 @@ class Runner:
         for key, pids in trees:
             meaning = self.keys.get(key)
             ref = next(iter(meaning.sent), None) if isinstance(meaning, WorkerHandle) else meaning
-            if ref is not None:
+            if ref is not None and not isinstance(ref, Nursery):
                 found.append((f"{ref[0]}.{ref[1]}", pids))
         return found
 

@@ -45,7 +45,7 @@ class Session:
         self.whole = asyncio.Event()  #: clear between a cut-off and the rejoin
         self.whole.set()
         self._core = core
-        self._facts = facts
+        self.facts = facts
         self._host = host
         self._deliver = deliver
         self._on_frame = on_frame
@@ -136,7 +136,7 @@ class Session:
         sent_s = boottime()
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await socket.send_bytes(encode(self._core.hello(self._host, _facts_here(self._facts, socket))))
+            await socket.send_bytes(encode(self._core.hello(self._host, _facts_here(self.facts, socket))))
             self._deliver(Connected(sent_s))
             watch = asyncio.create_task(self._watch(url, sent_s))
             tasks = [

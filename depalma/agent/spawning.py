@@ -7,6 +7,7 @@ it is renamed to the task's own output file; a scratch folder with something in 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -14,11 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from depalma.agent import proctree
+from depalma.agent.cgroups import GROUPS, ControlGroups
+from depalma.agent.limits import Ended, Limits, Watch, shim, watched
 from depalma.agent.proctree import MARKER
 
 #: Signals that Python ignores for itself and that a command must see with their usual meaning.
 _RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESOLVED_FOR_S = 2.0
+#: In place of a slot: the process is no task and no worker, but what workers are forked from.
+NURSERY = -2
 
 
 def marker(key: int) -> str:
@@ -37,11 +43,15 @@ class SpawnError(Exception):
 class Spawned:
     """One process that the monitor started, and what is known to belong to it."""
 
-    __slots__ = ("deadline", "dirty", "ended", "finals", "key", "killed", "orphans", "pid", "slot", "started", "status")
+    __slots__ = (
+        "deadline", "dirty", "ended", "finals", "keep", "key", "killed", "orphans", "over", "pid", "slot", "started",
+        "status", "watch",
+    )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
         self.key = key
         self.slot = slot  #: -1: no spool and no scratch folder of its own
+        self.keep = ""  #: where its scratch folder goes; empty = to the trash
         self.finals = finals  #: where spooled output goes; empty = it went to a file of the user's choice
         self.pid = 0
         self.started = 0.0
@@ -50,7 +60,29 @@ class Spawned:
         self.orphans: set[int] = set()  #: descendants that have become children of the monitor
         self.deadline: float | None = None  #: when SIGTERM has had its grace
         self.killed = False
+        self.watch: Watch | None = None  #: if it has limits
+        self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
+
+    def pids(self) -> list[int]:
+        """Returns every process of it, dead ones that wait to be reaped included."""
+        tops = [self.pid, *self.orphans]
+        return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
+
+    def signal(self, number: int) -> None:
+        """Signals the process group, and what has left it."""
+        own = os.getpid()
+        if self.status is None:
+            below = list(proctree.descendants(self.pid))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+            for pid, parent in below:
+                now = proctree.stat(pid)
+                if now is not None and now.pgrp != self.pid:
+                    proctree.send(pid, parent, number)
+        for pid in list(self.orphans):
+            proctree.send_tree(pid, number)
+            proctree.send(pid, own, number)
 
 
 class Slots:
@@ -74,10 +106,13 @@ class Slots:
             pair = self._open[slot] = [self._new_spool(slot, name) for name in ("out", "err")]
         return pair
 
-    def scratch_of(self, slot: int) -> str:
-        """Returns the scratch folder of a slot, existing and empty."""
+    def scratch_of(self, slot: int, inputs: str = "") -> str:
+        """Returns the scratch folder of a slot, existing and empty; `inputs`: that folder, which it becomes."""
         path = f"{self.scratch}/{slot}"
-        if slot not in self._scratches:
+        if inputs:
+            os.rename(inputs, path)  # over the empty one, if there is one
+            self._scratches.add(slot)
+        elif slot not in self._scratches:
             os.makedirs(path, mode=0o700, exist_ok=True)
             self._scratches.add(slot)
         return path
@@ -92,8 +127,7 @@ class Slots:
                 # Out of use first: whatever fails below, the next task gets new files.
                 del self._open[slot]
                 self._keep(slot, pair, sizes_bytes, spawned.finals)
-        if slot in self._scratches:
-            self._renew_scratch(slot)
+        self.renew_scratch(slot, spawned.keep)
 
     def _keep(self, slot: int, pair: list[int], sizes_bytes: list[int], finals: tuple[str, str]) -> None:
         try:
@@ -113,13 +147,16 @@ class Slots:
             os.unlink(path)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def _renew_scratch(self, slot: int) -> None:
+    def renew_scratch(self, slot: int, keep: str = "") -> None:
+        """Makes the scratch folder of a slot a new one; what is in it goes to `keep`, or to the trash."""
+        if slot not in self._scratches:
+            return
         path = f"{self.scratch}/{slot}"
         try:
             if not os.listdir(path):
                 return
             self._discarded += 1
-            os.rename(path, f"{self.trash}/{os.getpid()}.{self._discarded}")
+            os.rename(path, keep or f"{self.trash}/{os.getpid()}.{self._discarded}")
         except FileNotFoundError:
             pass
         except OSError:
@@ -131,20 +168,23 @@ class Slots:
 class Spawner:
     """Starts processes with posix_spawn: no fork of the monitor, no code of ours between it and the program."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, groups: ControlGroups) -> None:
         self.slots = slots
+        self.groups = groups
         self.environments: dict[int, dict[bytes, bytes]] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._resolved: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
 
     def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
         """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
-        _, key, argv, job, extra, cwd, (out, err), slot, _ = message
+        _, key, argv, job, extra, cwd, (out, err), slot, _, limits, (inputs, spawned.keep) = message
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(key).encode()}
+        if slot < 0:
+            environment[GROUPS.encode()] = self.groups.shared().encode()
         opened: list[int] = []
         try:
             if slot >= 0:
-                scratch = self.slots.scratch_of(slot)
+                scratch = self.slots.scratch_of(slot, inputs)
                 cwd = cwd or scratch
             _enter(cwd)
             files = self._outputs(slot, out, err, opened)
@@ -156,6 +196,10 @@ class Spawner:
             if fd >= 0:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, 3))
             path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
+            if limits:
+                watch = spawned.watch = self._watch(spawned, Limits(*limits), files)
+                argv = shim(watch.limits, watch.group, [path, *argv[1:]])
+                path = argv[0]
             spawned.started = time.time()
             spawned.pid = self._start(path, argv, environment, actions)
         except OSError as error:
@@ -167,6 +211,12 @@ class Spawner:
         finally:
             for handle in opened:
                 os.close(handle)
+
+    def _watch(self, spawned: Spawned, limits: Limits, files: list[int]) -> Watch:
+        outputs = [(f"/proc/self/fd/{fd}", os.fstat(fd).st_size) for fd in files]
+        named = [(os.readlink(path), size_bytes) for path, size_bytes in outputs]
+        scratch = self.slots.scratch_of(spawned.slot) if spawned.slot >= 0 else ""
+        return watched(self.groups, str(spawned.key), limits, scratch, list(dict(named).items()))
 
     def _outputs(self, slot: int, out: str, err: str, opened: list[int]) -> list[int]:
         """Returns the descriptors for standard output and error; a path starting with `>` is a file to append to."""

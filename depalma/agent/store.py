@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from depalma.errors import DepalmaError
-from depalma.model import Report
+from depalma.model import AttemptRef, Report
 
 _HEAD = struct.Struct("<I")
 _COMPACT_BYTES = 8 * 1024 * 1024
@@ -115,6 +115,20 @@ class OutputFiles:
     def live(self, slot: str, stream: str) -> Path:
         """Returns where the output of what runs on a slot (`3`) or in a worker (`w7`) is now."""
         return self.spool / f"{slot}.{'err' if stream == 'stderr' else 'out'}"
+
+    def salvage(self, slot: str, ref: AttemptRef | None, trash: Path) -> None:
+        """Keeps what an attempt had written whose worker died, under its own name."""
+        for stream in ("stdout", "stderr"):
+            source = self.live(slot, stream)
+            if ref is None or not read_slice(source, 0, 1)[0]:
+                source.unlink(missing_ok=True)
+                continue
+            target = self.final(*ref, stream)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            source.rename(target)
+        scratch = self.root.parent / "scratch" / slot
+        if scratch.exists():
+            scratch.rename(trash)
 
     def prune(self, older_than_s: float) -> None:
         """Removes the output of jobs that nobody wrote to for so long (blocks)."""

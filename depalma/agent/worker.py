@@ -1,9 +1,9 @@
 """The process that runs Python functions, task after task, for one code index.
 
-Started by file name as `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`, with its socket to the agent as
-descriptor 3. One message is one task; it is read when the task before it has been answered. So what the agent can take
-back from the socket has not started, and of what was read everything but the last has been answered: a crash costs
-exactly one task.
+Started by file name as `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`, with its socket to
+the agent as descriptor 3. One message is one task; it is read when the task before it has been answered. So what the
+agent can take back from the socket has not started, and of what was read everything but the last has been answered: a
+crash costs exactly one task.
 
 It imports little, because each worker pays for it; cloudpickle only when a value asks for it.
 """
@@ -22,11 +22,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depalma.agent.apart import Apart
 
 _MESSAGE_BYTES = 262_144
 _INLINE_BYTES = 4096  # = model.INLINE_LIMIT_BYTES, which would cost an import of msgspec
 _ERROR_BYTES = 65_536
+_TOLD = 2000
 _JOBS = 256  # many more than the agent believes us to know, see workers.py
 _ITEM = struct.Struct("<2Q")
 
@@ -35,7 +39,7 @@ class Job:
     """What the tasks of a job share in this worker."""
 
     def __init__(self, message: tuple[Any, ...]) -> None:
-        _, self.number, self.reference, self.pickled, self.path, self.environment, self.cwd = message
+        _, self.number, self.reference, self.pickled, self.path, self.environment, self.cwd, self.apart = message
         self._function: Callable[..., Any] | None = None
 
     def function(self) -> Callable[..., Any]:
@@ -63,8 +67,11 @@ def resolve(reference: str) -> Callable[..., Any]:
 class Worker:
     """One worker process."""
 
-    def __init__(self, sock: socket.socket, root: str, number: str, output_limit_bytes: int) -> None:
+    def __init__(
+        self, sock: socket.socket, root: str, number: str, output_limit_bytes: int, result_limit_bytes: int
+    ) -> None:
         self.sock = sock
+        self.result_limit_bytes = result_limit_bytes
         self.root = root
         self.output_limit_bytes = output_limit_bytes
         self.spool = f"{root}/spool/w{number}"
@@ -74,6 +81,10 @@ class Worker:
         self._entered: Job | None = None
         self._restore: dict[str, str | None] = {}
         self._trashed = 0
+        self._known = set(sys.modules)
+        self._modules = len(sys.modules)
+        self._apart: Apart | None = None
+        self._groups = os.environ.pop("DEPALMA_CGROUPS", "")
         os.makedirs(self.scratch, mode=0o700, exist_ok=True)
         os.environ["DEPALMA_SCRATCH"] = self.scratch
 
@@ -96,25 +107,65 @@ class Worker:
                 self._run(message)
 
     def _run(self, task: tuple[Any, ...]) -> None:
-        job, index, attempt = task[:3]
+        number, index, attempt = task[:3]
         started = time.time()
-        inline, digest, size, error = None, "", 0, ""
+        job = self.jobs.get(number)
+        limits = job.apart if job is not None else ()
+        inputs, keep = task[7:]
+        if inputs:
+            os.rename(inputs, self.scratch)  # over the empty one
+        if limits:
+            ending = self._run_apart(task, limits)
+        else:
+            ending = (*self._work(task), None, None, "")
+            if os.getpid() != self.pid:
+                os._exit(0)  # the function forked, and its child came back here
+        self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
+        if len(sys.modules) != self._modules:
+            self._tell_modules()
+        *result, exit_code, signal, code = ending
+        record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
+        self.sock.send(marshal.dumps(record))
+
+    def _tell_modules(self) -> None:
+        """Says what had to be imported: workers that are started later have it from the beginning."""
+        found = new_modules(self._known)
+        self._known = set(sys.modules)
+        self._modules = len(sys.modules)
+        tree = sys.path[0] + "/"
+        libraries = [name for name, file in found[:_TOLD] if not file.startswith(tree)]
+        own = [name for name, file in found[:_TOLD] if file.startswith(tree)]
+        self.sock.send(marshal.dumps(("learnt", libraries, own)))
+
+    def _work(self, task: tuple[Any, ...]) -> tuple[bytes | None, str, int, str]:
+        """Returns the task's value, where it is, its size, and what went wrong."""
         try:
-            value = self._call(task)
-            inline, digest, size = self._pack(value)
+            return (*self._pack(self._call(task)), "")
         except BaseException as problem:  # SystemExit too: it ends the task, not the worker
             if os.getpid() != self.pid:
                 os._exit(1)
             error = describe(problem)
-            inline, digest, size = self._pack_exception(problem, error)
-        if os.getpid() != self.pid:
-            os._exit(0)  # the function forked, and its child came back here
-        self._keep_output(f"{self.root}/output/{job}/{index}.{attempt}")
-        record = (job, index, attempt, inline, digest, size, error, started, time.time())
-        self.sock.send(marshal.dumps(record))
+            return (*self._pack_exception(problem, error), error)
+
+    def _run_apart(self, task: tuple[Any, ...], limits: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Runs a task in a process of its own."""
+        if self._apart is None:
+            # Only workers that need it pay for it.
+            from depalma.agent.apart import Apart
+
+            self._apart = Apart(self._groups)
+
+        def work() -> tuple[Any, ...]:
+            self.pid = os.getpid()
+            return self._work(task)
+
+        outcome = self._apart.run(work, limits, self.scratch, (f"{self.spool}.out", f"{self.spool}.err"))
+        if outcome.record is not None:
+            return (*outcome.record, None, None, "")
+        return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
 
     def _call(self, task: tuple[Any, ...]) -> Any:
-        number, index, attempt, fence, argument, path, item = task
+        number, index, attempt, fence, argument, path, item = task[:7]
         job = self.jobs[number]
         self._enter(job)
         environment = os.environ
@@ -149,6 +200,8 @@ class Worker:
     def _pack(self, value: Any) -> tuple[bytes | None, str, int]:
         """Returns the pickled value, or where it was put if it is large. Errors: RuntimeError that names its type."""
         data = _dumps(value)
+        if len(data) > self.result_limit_bytes:
+            raise RuntimeError(f"the result has {len(data)} bytes pickled; allowed: {self.result_limit_bytes}")
         if len(data) <= _INLINE_BYTES:
             return data, "", len(data)
         digest = hashlib.sha256(data).hexdigest()
@@ -166,7 +219,7 @@ class Worker:
             # The exception cannot travel; one that says the same can.
             return self._pack(RuntimeError(error.rstrip().rsplit("\n", 1)[-1][:2000]))
 
-    def _keep_output(self, target: str) -> None:
+    def _keep_output(self, target: str, keep: str) -> None:
         """Gives what the task printed its own file; the next task gets a new one."""
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             name = "out" if number == 1 else "err"
@@ -186,7 +239,7 @@ class Worker:
             os.close(fd)
         if os.listdir(self.scratch):
             self._trashed += 1
-            os.rename(self.scratch, f"{self.root}/trash/{self.pid}.{self._trashed}")
+            os.rename(self.scratch, keep or f"{self.root}/trash/{self.pid}.{self._trashed}")
             os.mkdir(self.scratch, 0o700)
 
 
@@ -234,9 +287,8 @@ def read_item(path: str, item: int) -> bytes:
         return file.read(end - begin)
 
 
-def main() -> None:
-    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES`."""
-    root, number, code_dir, limit_bytes = sys.argv[1:5]
+def prepare(code_dir: str) -> None:
+    """Makes this interpreter one that runs the functions of a code tree."""
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[0] = code_dir
     if package_root not in sys.path:
@@ -245,10 +297,34 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.enable()
+
+
+def reseed() -> None:
+    """Gives a forked process random numbers of its own, where a library copies its state (random does it by itself)."""
+    for name, seed in (("numpy.random", "seed"), ("torch", "seed")):
+        function = getattr(sys.modules.get(name), seed, None)
+        if function is not None:
+            function()
+
+
+def new_modules(known: set[str]) -> list[tuple[str, str]]:
+    """Returns the modules that are not among the known ones and can be imported by name, each with its file."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if name not in known and name != "__main__" and spec is not None:
+            found.append((name, str(getattr(spec, "origin", "") or "")))
+    return found
+
+
+def main() -> None:
+    """Entry: `worker.py FOLDER NUMBER CODE_DIR OUTPUT_LIMIT_BYTES RESULT_LIMIT_BYTES`."""
+    root, number, code_dir, output_bytes, result_bytes = sys.argv[1:6]
+    prepare(code_dir)
     sock = socket.socket(fileno=3)
     sock.setblocking(True)
     os.set_inheritable(3, False)
-    Worker(sock, root, number, int(limit_bytes)).serve()
+    Worker(sock, root, number, int(output_bytes), int(result_bytes)).serve()
     os._exit(0)
 
 

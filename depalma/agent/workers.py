@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from depalma.agent.events import Attempt, Job
-from depalma.model import AttemptRef, Payload, Report
+from depalma.agent.limits import NOTHING, Limits
+from depalma.model import AttemptRef, JobSpec, Payload, Report
 
 _BUFFER_BYTES = 1024 * 1024
 _MESSAGE_BYTES = 262_144
@@ -33,6 +34,8 @@ class WorkerHandle:
         self.code_index = code_index
         self.code_digest = code_digest
         self.ready = False
+        self.stopped = False  #: it was told to end, maybe before it began
+        self._learnt: list[tuple[list[str], list[str]]] = []
         self.key = 0  #: the monitor's name for it
         self.jobs: dict[int, None] = {}  #: the last few jobs that it was told about
         self.sent: dict[AttemptRef, None] = {}  #: sent and not answered, oldest first
@@ -45,7 +48,9 @@ class WorkerHandle:
         """Returns a descriptor of the worker's end, to be given away."""
         return os.dup(self.far.fileno())
 
-    def send(self, attempt: Attempt, argument: tuple[bytes | None, str, int], job: tuple[Any, ...] | None) -> bool:
+    def send(
+        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str], job: tuple[Any, ...] | None
+    ) -> bool:
         """Hands over one attempt, before it what its job is. Returns whether there was room."""
         try:
             if job is not None:
@@ -86,19 +91,27 @@ class WorkerHandle:
                     self.ready = True
                     yield None
                     continue
+                if record[0] == "learnt":
+                    self._learnt.append((record[1], record[2]))
+                    continue
                 report = self._report(record)
             except (ValueError, EOFError, TypeError) as error:
                 raise Garbled(str(error)) from error
             self.sent.pop((report.job, report.task, report.attempt), None)
             yield report
 
+    def taken_learnt(self) -> list[tuple[list[str], list[str]]]:
+        """Returns the modules that it had to import since this was last asked: of libraries, and of its code."""
+        taken, self._learnt = self._learnt, []
+        return taken
+
     def _report(self, record: tuple[Any, ...]) -> Report:
-        job, task, attempt, inline, digest, size, error, started, finished = record
-        result = Payload(inline=inline, size_bytes=size) if not digest else Payload(digest=digest, size_bytes=size)
+        job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code = record
+        result = Payload(inline=inline or b"", digest=digest, size_bytes=size) if inline is not None or digest else None
         outcome = "failed" if error else "succeeded"
         return Report(
-            job, task, attempt, outcome, None if error else 0, None, error, result, started, finished,
-            self.code_index, self.code_digest,
+            job, task, attempt, outcome, exit_code if error else 0, number, error, result, started, finished,
+            self.code_index, self.code_digest, code,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -111,10 +124,25 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     """Returns what a worker has to know of a job; if that is much, where it is, in a file in `folder`."""
     spec = job.spec
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
-    message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd)
+    # What has limits of its own needs a process of its own: a worker cannot be given them task by task.
+    limits = limits_of(spec)
+    apart = tuple(limits) if spec.isolate or limits != NOTHING else ()
+    message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd, apart)
     data = marshal.dumps(message)
     if len(data) <= ARGUMENT_LIMIT_BYTES:
         return message
     path = folder / f"job.{job.id}"
     path.write_bytes(data)
     return ("job", job.id, str(path))
+
+
+def limits_of(spec: JobSpec) -> Limits:
+    """Returns the limits of each task of a job, apart from its time, which the core holds."""
+    return Limits(
+        spec.memory_bytes,
+        spec.cpu_time_s,
+        spec.max_processes,
+        spec.max_files,
+        spec.max_output_bytes,
+        spec.scratch_bytes,
+    )

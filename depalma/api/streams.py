@@ -190,7 +190,17 @@ def _results(job: Job, cursor: int, room: int) -> list[TaskResult]:
         assert done is not None, f"task {job.id}.{index} is in the order of completion without an outcome"
         payload = done.result
         results.append(
-            TaskResult(index, done.state, done.exit_code, done.signal, done.error, payload, done.host, done.attempt)
+            TaskResult(
+                index,
+                done.state,
+                done.exit_code,
+                done.signal,
+                done.error,
+                payload,
+                done.host,
+                done.attempt,
+                done.error_code,
+            )
         )
         room -= 48 + len(done.error) + (len(payload.inline) + len(payload.digest) if payload is not None else 0)
         if room <= 0:

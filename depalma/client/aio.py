@@ -16,26 +16,26 @@ from typing import Any, TypeVar, Unpack
 import aiohttp
 from yarl import URL
 
-from depalma.client import functions, host_verbs, master_verbs, specs, verbs
+from depalma.client import functions, specs, verbs
+from depalma.client.aio_cluster import AsyncCluster
 from depalma.client.client import Client
 from depalma.client.executor import Executor
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
-from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import TaskOutcome
-from depalma.client.outcome import error_of, value_of
+from depalma.client.outcome import error_of, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
 from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
 from depalma.client.wire import TaskResult
 from depalma.errors import DepalmaError
-from depalma.model import FINAL_STATES, CodeView, EventView, HostView, JobView, MasterView, TaskView
+from depalma.model import FINAL_STATES, CodeView, EventView, JobView, TaskView
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncCluster):
     """A connection to one cluster for asyncio; arguments and guarantees are those of `Client`.
 
     Use it in one event loop, as `async with AsyncClient() as client`.
@@ -160,75 +160,6 @@ class AsyncClient:
         """Returns the code log, oldest entry first."""
         return await self._run(verbs.code())
 
-    async def hosts(self) -> list[HostView]:
-        """Returns the hosts."""
-        return await self._run(verbs.hosts())
-
-    async def host(self, name: str) -> HostView:
-        """Returns one host."""
-        return await self._run(host_verbs.host(name))
-
-    async def add_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
-        """Makes a host known."""
-        return await self._run(host_verbs.add_host(name, options))
-
-    async def set_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
-        """Changes what is given of a host."""
-        return await self._run(host_verbs.set_host(name, options))
-
-    async def remove_host(self, name: str, *, force: bool = False) -> HostRemoval:
-        """Takes a host off the list."""
-        return await self._run(host_verbs.remove_host(name, force))
-
-    async def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
-        """Gives the host no new work."""
-        return await self._run(host_verbs.drain_host(name, deadline_s, reason))
-
-    async def wait_drained(self, name: str, timeout_s: float | None = None) -> HostView:
-        """Returns when nothing of the host's work is left."""
-        return await self._run(host_verbs.wait_drained(name, timeout_s))
-
-    async def undrain_host(self, name: str) -> HostView:
-        """Gives the host work again."""
-        return await self._run(host_verbs.undrain_host(name))
-
-    async def groups(self) -> list[GroupView]:
-        """Returns the groups."""
-        return await self._run(host_verbs.groups())
-
-    async def set_group(self, name: str, hosts: Sequence[str]) -> list[str]:
-        """Makes these the hosts of the group."""
-        return await self._run(host_verbs.set_group(name, hosts))
-
-    async def add_to_group(self, name: str, hosts: Sequence[str]) -> list[str]:
-        """Puts hosts into the group."""
-        return await self._run(host_verbs.add_to_group(name, hosts))
-
-    async def remove_group(self, name: str, hosts: Sequence[str] = (), *, force: bool = False) -> list[str]:
-        """Takes these hosts out of the group, or all."""
-        return await self._run(host_verbs.remove_group(name, hosts, force))
-
-    async def masters(self) -> list[MasterView]:
-        """Returns the masters, those that cannot be reached included."""
-        return await self._run(master_verbs.masters())
-
-    async def add_master(
-        self, master_id: str, host: str, *, port: int = 7070, raft_port: int = 7071, timeout_s: float = 60.0
-    ) -> None:
-        """Adds a master that was started with `--join`; returns when it has caught up and counts.
-
-        Asking again for the same is harmless. Errors: Rejected, with the code not_ready if it took longer.
-        """
-        await self._run(master_verbs.add_master(master_id, host, port, raft_port, timeout_s))
-
-    async def remove_master(self, master_id: str) -> None:
-        """Removes a master; if it leads, another one leads first. Errors: Rejected."""
-        await self._run(master_verbs.remove_master(master_id))
-
-    async def transfer(self, master_id: str) -> None:
-        """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
-        await self._run(master_verbs.transfer(master_id))
-
     async def load(self) -> list[HostLoad]:
         """Returns the measured load of every host."""
         return await self._run(verbs.load())
@@ -341,6 +272,11 @@ class AsyncTaskHandle(TaskOutcome):
     async def result(self) -> Any:
         """Returns what the function returned (a command: its exit code). Errors: see `TaskHandle.result`."""
         return value_of(self.job_id, self._result, await self._data())
+
+    async def outputs(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Returns the folder with the files that the task was asked to keep. See `TaskHandle.outputs`."""
+        data = await self._client._run(verbs.output_files(self.id))
+        return await asyncio.to_thread(unpack_outputs, data, folder)
 
     async def _data(self) -> bytes | None:
         payload = self._result.result

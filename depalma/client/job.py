@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depalma.client import verbs
-from depalma.client.outcome import error_of, payload_data, value_of
+from depalma.client.outcome import error_of, payload_data, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.wire import TaskResult
 from depalma.errors import DepalmaError
@@ -75,6 +77,11 @@ class TaskHandle(TaskOutcome):
         """
         data = payload_data(self._result.result, self._client._fetch)
         return value_of(self.job_id, self._result, data)
+
+    def outputs(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Returns the folder with the files that the task was asked to keep: `folder`, which must be new or empty, or
+        a new temporary one. Errors: Rejected (no_outputs), ArchiveError, FileExistsError."""
+        return unpack_outputs(self._client._run(verbs.output_files(self.id)), folder)
 
 
 class JobHandle:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from depalma.client.wire import TaskResult
@@ -35,7 +38,9 @@ def error_of(job: int, result: TaskResult, data: bytes | None) -> DepalmaError:
     if result.state == "lost":
         return JobLost(f"{where} was lost: {words or 'its host was lost and it may not run twice'}")
     if result.state == "timed_out":
-        return JobTimeout(f"{where} ran longer than its limit")
+        late = JobTimeout(f"{where} ran longer than its limit")
+        late.code = "time_limit"
+        return late
     if data is None and words.startswith("HostMismatch"):
         return HostMismatch(f"{where}: {words}")
     return _failed(where, words, result, data)
@@ -50,6 +55,7 @@ def _failed(where: str, words: str, result: TaskResult, data: bytes | None) -> J
         how = "failed"
     last = words.splitlines()[-1] if words else ""
     error = JobFailed(f"{where} {how}" + (f": {last}" if last else ""))
+    error.code = result.error_code
     error.__cause__ = _remote_exception(data)
     if "\n" in words:
         (error.__cause__ or error).add_note(f"On {result.host or 'its host'}:\n{words}")
@@ -78,6 +84,15 @@ def original_error(error: DepalmaError) -> BaseException:
     error.__cause__ = None
     cause.__cause__ = error
     return cause
+
+
+def unpack_outputs(data: bytes, folder: str | os.PathLike[str] | None) -> Path:
+    """Returns the folder into which an archive of output files was unpacked. Errors: ArchiveError, FileExistsError."""
+    from depalma import staging
+
+    target = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="depalma-outputs-"))
+    staging.unpack(data, target)
+    return target
 
 
 def payload_data(payload: Payload | None, fetch: Fetch) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,15 @@ class JobOptions(TypedDict, total=False):
     on_host: str  #: only this host
     env: Mapping[str, str]
     cpus: float
-    memory: int | str  #: bytes, or like "2G"
+    memory: int | str  #: bytes, or like "2G": what a task needs, and may use
+    cpu_time_s: float  #: of all processes of a task
+    max_processes: int
+    max_files: int  #: open at once in a process
+    max_output: int | str  #: bytes, or like "10M", of stdout and stderr together
+    scratch: int | str  #: bytes, or like "10G", in the scratch folder
+    isolate: bool  #: each task of a function in a process of its own
+    inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
+    outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
     timeout_s: float
@@ -42,6 +51,7 @@ class JobOptions(TypedDict, total=False):
 
 
 _OPTIONS = frozenset(JobOptions.__annotations__)
+_SIZES = {"memory": "memory_bytes", "max_output": "max_output_bytes", "scratch": "scratch_bytes"}
 
 
 def fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,8 +60,12 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}; allowed: {', '.join(sorted(_OPTIONS))}")
     values = {name: value for name, value in options.items() if value is not None}
-    if "memory" in values:
-        values["memory_bytes"] = size_bytes(values.pop("memory"))
+    for name, field in _SIZES.items():
+        if name in values:
+            values[field] = size_bytes(values.pop(name), name)
+    if "outputs" in values:
+        given = values["outputs"]
+        values["outputs"] = (given,) if isinstance(given, str) else tuple(given)
     if "tags" in values:
         tags = values["tags"]
         values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
@@ -72,13 +86,26 @@ def login_name() -> str:
         return str(os.getuid())
 
 
-def size_bytes(size: int | str) -> int:
+def packed_inputs(values: dict[str, Any]) -> bytes:
+    """Takes `inputs` out of the options and returns them packed; nothing if there are none. Errors: ArchiveError."""
+    given = values.pop("inputs", None)
+    if not given:
+        return b""
+    from depalma import staging
+
+    target = io.BytesIO()
+    entries = [given] if isinstance(given, str | os.PathLike) else list(given)
+    staging.pack(staging.input_members(entries), target, staging.INPUT_BYTES)
+    return target.getvalue()
+
+
+def size_bytes(size: int | str, option: str = "memory") -> int:
     """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())
     if not match:
-        raise ValueError(f"memory: {size!r} given; allowed: bytes, or a number with K, M, G or T")
+        raise ValueError(f"{option}: {size!r} given; allowed: bytes, or a number with K, M, G or T")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
@@ -118,6 +145,7 @@ class Work(Struct, frozen=True):
     spec: JobSpec
     function: bytes = b""
     arguments: Sequence[bytes] | None = None
+    inputs: bytes = b""
 
 
 def command_work(
@@ -132,14 +160,15 @@ def command_work(
     if isinstance(argv, str) or not argv:
         raise ValueError(f"argv: {argv!r} given; allowed: a list of the program and its arguments")
     values = fields(options)
+    inputs = packed_inputs(values)
     values.update(argv=tuple(os.fspath(part) for part in argv), cwd=os.fspath(cwd))
     if arguments is not None:
         items = [argument.encode() for argument in arguments]
-        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items)
+        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
-    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values))
+    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values), inputs=inputs)
 
 
 def function_work(
@@ -152,12 +181,13 @@ def function_work(
 ) -> Work:
     """Returns a function job with one task per packed call. Errors: ValueError, pickling errors."""
     values = fields(options)
+    inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))
     values.update(count=len(arguments), open=is_open)
     if isinstance(function, str) or by_reference:
         # Calls that are added to an open job may carry pickled functions whatever the first one was.
         python = functions.python_version() if is_open else ""
         spec = JobSpec(kind="function", function=functions.reference(function), python=python, **values)
-        return Work(spec, arguments=arguments)
+        return Work(spec, arguments=arguments, inputs=inputs)
     spec = JobSpec(kind="function", python=functions.python_version(), **values)
-    return Work(spec, function=functions.dumps(function), arguments=arguments)
+    return Work(spec, function=functions.dumps(function), arguments=arguments, inputs=inputs)

@@ -133,6 +133,11 @@ def store(data: bytes) -> Verb[Payload]:
     """Returns the payload that stands for the bytes, after very large ones are on a majority of masters."""
     if len(data) <= SENT_INLINE_BYTES:
         return Payload(inline=data, size_bytes=len(data))
+    return (yield from store_blob(data))
+
+
+def store_blob(data: bytes) -> Verb[Payload]:
+    """Returns the payload of a blob, once it is on a majority of masters."""
     digest = hashlib.sha256(data).hexdigest()
     yield Request("PUT", f"/v1/blobs/{digest}", data, BYTES, key=new_key())
     return Payload(digest=digest, size_bytes=len(data))
@@ -145,6 +150,8 @@ def submit(work: Work, session: str = "") -> Verb[Submitted]:
         spec = msgspec.structs.replace(spec, arguments=(yield from store(items.pack(work.arguments))))
     if work.function:
         spec = msgspec.structs.replace(spec, function_pickle=(yield from store(work.function)))
+    if work.inputs:
+        spec = msgspec.structs.replace(spec, inputs=(yield from store_blob(work.inputs)))
     headers = (("Depalma-Session", session),) if session else ()
     body = msgspec.msgpack.encode(spec)
     answer = yield Request("POST", "/v1/jobs", body, MSGPACK, headers=headers, key=new_key())
@@ -257,6 +264,14 @@ def blob(payload: Payload) -> Verb[bytes]:
     if hashlib.sha256(answer.body).hexdigest() != payload.digest:
         raise DepalmaError(f"blob {payload.digest[:12]} came damaged ({len(answer.body)} bytes)")
     return answer.body
+
+
+def output_files(task: str) -> Verb[bytes]:
+    """Returns the archive of a task's output files. Errors: Rejected (unknown_task, no_outputs)."""
+    view = yield from _typed(f"/v1/tasks/{segment(task)}", TaskView)
+    if view.outputs is None:
+        raise Rejected(f"task {task} has no output files", code="no_outputs")
+    return (yield from blob(view.outputs))
 
 
 def results_request(session: str, cursors: Mapping[int, int], follow: bool = True) -> Request:

@@ -47,6 +47,7 @@ class TaskResult(Struct, frozen=True, array_like=True, gc=False):
     result: Payload | None = None
     host: str = ""
     attempt: int = 0
+    error_code: str = ""
 
 
 class ResultBatch(Struct, frozen=True, array_like=True):

@@ -27,7 +27,9 @@ class Command(click.Command):
         self.examples = tuple(examples)
         taken = {option for parameter in self.params for option in parameter.opts}
         for option in _shared_options():
-            if not taken & set(option.opts):
+            # Where --output means files, -o alone is the format.
+            option.opts = [name for name in option.opts if name not in taken]
+            if option.opts:
                 self.params.append(option)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -152,7 +154,7 @@ def _shared_options() -> list[click.Option]:
     # The environment is read by the global options only: DEPALMA_OUTPUT, not DEPALMA_JOBS_OUTPUT.
     return [
         click.Option(
-            ["-o", "--output"],
+            ["-o", "--output", "output_format"],
             type=click.Choice(FORMATS),
             metavar="FORMAT",
             expose_value=False,

@@ -115,6 +115,7 @@ def host_show(session: Session, name: str) -> None:
         ("Memory", f"{percent(measured['memory_percent'])} ({size(measured['memory_used_bytes'])})"),
         ("Heard", since_heard(view)),
         ("Address", view.get("address")),
+        ("Limits", view.get("limits")),
         ("Version", f"{view.get('version') or '?'}, Python {view.get('python') or '?'}"),
     ]
     show_value(session, view, [line for line in lines if line[1] not in (None, "")], key="name")

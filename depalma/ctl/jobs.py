@@ -13,7 +13,7 @@ from depalma.ctl import ids
 from depalma.ctl.command import command
 from depalma.ctl.output import Column, plain_table, print_json, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.wording import ago, clean, count, duration, listed, moment
+from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size
 
 STATES = (
     "held", "blocked", "queued", "assigned", "running", "suspended",
@@ -213,6 +213,7 @@ def _show_task(session: Session, task: dict[str, Any]) -> None:
         ("Host", task["host"]),
         ("Attempt", task["attempt"]),
         ("Exit", _how(task)),
+        ("Outputs", _outputs(task)),
         ("Code", f"{task['code_index']} {task['code_digest'][:12]}".strip()),
         ("Started", moment(task["started_at"])),
         ("Finished", moment(task["finished_at"])),
@@ -233,6 +234,12 @@ def _show_task(session: Session, task: dict[str, Any]) -> None:
     if task.get("error"):
         click.echo("")
         click.echo("\n".join(clean(line) for line in task["error"].splitlines()))
+
+
+def _outputs(task: Row) -> str | None:
+    if not task.get("outputs"):
+        return None
+    return f"{size(task['outputs']['size_bytes'])} packed; get them with: depalmactl result {task['id']} --output DIR"
 
 
 def _how(task: Row) -> str | None:

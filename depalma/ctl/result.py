@@ -7,14 +7,16 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from depalma.ctl import failures, ids
 from depalma.ctl.command import command
-from depalma.ctl.output import print_json, print_yaml
+from depalma.ctl.output import Column, print_json, print_yaml, show_rows
 from depalma.ctl.session import Session
+from depalma.ctl.spec import checked_output
 from depalma.ctl.wait import FINAL
 from depalma.ctl.wording import clean
 from depalma.errors import Rejected
@@ -29,19 +31,27 @@ _PAGE = 1000
         "depalmactl result 42.7",
         "depalmactl result last -o json",
         "depalmactl result 42.7 --raw > value.pickle",
+        "depalmactl result 42 --output results/",
     ),
 )
 @click.option("--raw", is_flag=True, help="Write the result's bytes (a pickle) as they are; one task only.")
+@click.option("--output", "folder", metavar="DIR", help="Get the output files instead, into this new folder.")
 @click.argument("target", type=ids.TARGET, metavar="JOB[.TASK]")
 @click.pass_obj
-def result(session: Session, target: ids.Target, raw: bool) -> None:
+def result(session: Session, target: ids.Target, raw: bool, folder: str | None) -> None:
     """Print what a function returned, one line a task (its repr; for programs, JSON where it can be JSON).
+
+    With --output, the files that the job was asked to keep: those of one task into DIR, those of several into
+    DIR/INDEX. Nothing is unpickled then.
 
     Unpickling runs code that the result names: ask only for results of jobs that you trust. Modules are looked for
     in the current folder too.
     """
     job, index = target
     number = ids.job_id(session, job)
+    if folder is not None:
+        _get_files(session, number, index, Path(checked_output(folder)))
+        return
     if raw:
         sys.stdout.buffer.write(_fetch(session, _only_task(session, number, index)))
         sys.stdout.buffer.flush()
@@ -62,6 +72,32 @@ def result(session: Session, target: ids.Target, raw: bool) -> None:
         (print_json if session.output == "json" else print_yaml)(one)
     if bad:
         sys.exit(failures.FAILED)
+
+
+def _get_files(session: Session, job: int, index: int | None, folder: Path) -> None:
+    """Unpacks the outputs of tasks and prints where they are. Errors: Failure if there are none."""
+    from depalma import staging
+    from depalma.archive import ArchiveError
+
+    view = session.get(f"/v1/jobs/{job}")
+    tasks = _tasks(session, job) if index is None else iter([session.get(f"/v1/tasks/{job}.{index}")])
+    alone = index is not None or view["tasks"]["total"] == 1
+    rows = []
+    for task in tasks:
+        if not task.get("outputs"):
+            continue
+        target = folder if alone else folder / str(task["index"])
+        data = session.ask(f"/v1/blobs/{task['outputs']['digest']}").body
+        try:
+            staging.unpack(data, target)
+        except (ArchiveError, OSError) as error:
+            raise failures.Failure(f"{task['id']}: {error}", code="not_unpacked") from error
+        rows.append({"task": task["id"], "folder": str(target)})
+    if not rows:
+        where = f"job {job}" if index is None else f"task {job}.{index}"
+        raise failures.Failure(f"{where} has no output files (submit --output names them)", code="no_outputs")
+    columns = (Column("TASK", lambda row: row["task"]), Column("FOLDER", lambda row: row["folder"]))
+    show_rows(session, rows, columns, key="task")
 
 
 def _only_task(session: Session, job: int, index: int | None) -> str:

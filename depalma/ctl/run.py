@@ -17,7 +17,7 @@ from depalma.ctl.command import command
 from depalma.ctl.follow import follow_task
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, spec_options
+from depalma.ctl.spec import build_spec, spec_options, stage_inputs
 from depalma.ctl.submit import PASS_THROUGH, post_job
 from depalma.ctl.wait import FINAL, exit_code, wait_for
 from depalma.ctl.wording import clean
@@ -52,7 +52,9 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
     own, 128+n for signal n, 125 when Depalma itself failed.
     """
     failures.passes_job_code = True
-    job = post_job(session, build_spec(words, options, default_name=Path(words[0]).name))
+    spec = build_spec(words, options, default_name=Path(words[0]).name)
+    stage_inputs(session, options["inputs"], spec)
+    job = post_job(session, spec)
     session.narrate(f"job {job}")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from depalma.ctl.session import FORMATS, Session
 from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_env
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,7 +21,28 @@ _COMMON = (
     click.option("--group", metavar="GROUP", help="Only on hosts of this group."),
     click.option("--on-host", metavar="HOST", help="Only on this host."),
     click.option("--cpus", type=click.FloatRange(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
-    click.option("--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G."),
+    click.option(
+        "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
+    ),
+    click.option("--cpu-time", type=DURATION, metavar="TIME", help="CPU time a task may use: 90, 15m, 1h30m."),
+    click.option("--max-processes", type=click.IntRange(1), metavar="N", help="Processes a task may have at once."),
+    click.option("--max-files", type=click.IntRange(16), metavar="N", help="Files each of them may have open."),
+    click.option("--max-output", type=SIZE, metavar="SIZE", help="What a task may write to stdout and stderr."),
+    click.option("--scratch", type=SIZE, metavar="SIZE", help="Disk that a task's scratch folder may take."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="PATH[=NAME]",
+        help="A file or folder to put into the scratch folder first. May be repeated.",
+    ),
+    click.option(
+        "--output",
+        "outputs",
+        multiple=True,
+        metavar="GLOB",
+        help="Files of the scratch folder to keep: see result --output. May be repeated.",
+    ),
     click.option("--retries", type=click.IntRange(0), metavar="N", help="Further attempts after a task failed (0)."),
     click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
@@ -82,6 +104,12 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "retries": options.get("retries"),
         "timeout_s": options.get("time_limit"),
         "env": env,
+        "cpu_time_s": options.get("cpu_time"),
+        "max_processes": options.get("max_processes"),
+        "max_files": options.get("max_files"),
+        "max_output_bytes": options.get("max_output"),
+        "scratch_bytes": options.get("scratch"),
+        "outputs": [checked_output(glob) for glob in options.get("outputs") or ()],
         "cwd": os.path.abspath(os.path.expanduser(cwd)) if cwd else None,
         "restartable": False if options.get("not_restartable") else None,
         "hold": options.get("hold") or None,
@@ -93,6 +121,34 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
     if array is not None:
         spec |= {"count": array.tasks, "first_index": array.first, "max_running": array.max_running or None}
     return {name: value for name, value in spec.items() if value not in (None, [], {})}
+
+
+def checked_output(text: str) -> str:
+    """Returns the value of an --output that names files. Errors: click.BadParameter for a word that names a format."""
+    if text in FORMATS:
+        raise click.BadParameter(
+            f"here it names files; the format is -o {text} (for a file of that name: [{text[0]}]{text[1:]})",
+            param_hint="'--output'",
+        )
+    return text
+
+
+def stage_inputs(session: Session, paths: Sequence[str], spec: dict[str, Any]) -> None:
+    """Packs and uploads the input files of a job and names them in its specification. Errors: click.BadParameter."""
+    if not paths:
+        return
+    import io
+
+    from depalma import staging
+    from depalma.archive import ArchiveError
+
+    packed = io.BytesIO()
+    try:
+        digest, size_bytes = staging.pack(staging.input_members(paths), packed, staging.INPUT_BYTES)
+    except (ArchiveError, OSError) as error:
+        raise click.BadParameter(str(error), param_hint="'--input'") from error
+    session.put_blob(digest, packed.getvalue())
+    spec["inputs"] = {"digest": digest, "size_bytes": size_bytes}
 
 
 def _file(name: str | None, cwd: str | None) -> str | None:

@@ -18,13 +18,13 @@ from depalma.ctl.command import ARGUMENTS, command
 from depalma.ctl.output import show_value
 from depalma.ctl.script import ScriptError, directives, script_argv
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, spec_options
+from depalma.ctl.spec import build_spec, spec_options, stage_inputs
 from depalma.ctl.wording import count
 from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
-_REPEATED = ("tags", "env")
+_REPEATED = ("tags", "env", "inputs", "outputs")
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 
@@ -59,7 +59,9 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options:
     else:
         argv, options = _read_script(ctx, script, words[1:], options)
         name = script.name
-    job = post_job(session, build_spec(argv, options, default_name=name))
+    spec = build_spec(argv, options, default_name=name)
+    stage_inputs(session, options["inputs"], spec)
+    job = post_job(session, spec)
     announce(session, job, options["array"].tasks if options.get("array") else 1, waits=wait)
     if wait:
         from depalma.ctl.wait import wait_and_exit
@@ -93,6 +95,7 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **opt
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
     spec |= {"count": len(arguments), "arguments": _payload(session, arguments)}
+    stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     announce(session, job, len(arguments), waits=wait)
     if wait:

@@ -8,15 +8,20 @@ before that (heartbeats are answered only after a read barrier, see sessions.py)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from depalma.lease import LeaseTimes
+from depalma.model import HostFacts
 
 
 class Leases:
     """Soft state of one reign; times are of one monotonic clock that counts suspend (CLOCK_BOOTTIME)."""
 
-    def __init__(self, *, lease_s: float, margin: float, suspect_after_s: float) -> None:
-        self.lost_after_s = lease_s * (1 + margin)
-        self.suspect_after_s = suspect_after_s
+    def __init__(self, times: LeaseTimes) -> None:
+        disorder = times.problem()
+        assert not disorder, disorder  # the cluster file was checked; nothing else may come here
+        self._times = times
+        self.suspect_after_s = times.suspect_s
         self._heard: dict[str, float] = {}
         self._begun = 0.0
 
@@ -42,9 +47,14 @@ class Leases:
         """Returns the silence that counts: since the last heartbeat, or since the reign began."""
         return now - self._heard.get(host, self._begun)
 
-    def over(self, hosts: Iterable[str], now: float) -> list[str]:
-        """Returns those of `hosts` whose work may run elsewhere now."""
-        return [host for host in hosts if self.silent_s(host, now) > self.lost_after_s]
+    def lease_of(self, facts: HostFacts | None) -> float:
+        """Returns the lease that an incarnation was given, in seconds: the log says so, whoever leads now."""
+        return (facts.lease_s if facts is not None else 0.0) or self._times.stop_s
+
+    def over(self, hosts: Mapping[str, HostFacts | None], now: float) -> list[str]:
+        """Returns those of `hosts` whose work may run elsewhere now, by the lease that each was given."""
+        longer = self._times.move_s / self._times.stop_s
+        return [host for host, facts in hosts.items() if self.silent_s(host, now) > self.lease_of(facts) * longer]
 
     def suspects(self, hosts: Iterable[str], now: float) -> list[str]:
         """Returns those of `hosts` that were silent for long enough to get no new work."""

@@ -32,16 +32,11 @@ class Reign:
     """Begins when its master leads with everything applied, ends when it does not lead any more."""
 
     def __init__(self, context: Context) -> None:
-        settings = context.config.settings
         self._context = context
-        self._leases = Leases(
-            lease_s=settings.lease_s,
-            margin=settings.lease_margin,
-            suspect_after_s=max(3 * settings.heartbeat_s, settings.lease_s / 3),
-        )
+        self._leases = Leases(context.config.settings.lease_times)
         self.sessions = Sessions(context, self._leases)
         self._wishes = Wishes(context, self.sessions)
-        self._laggards = Laggards(settings.code_lag_s, settings.code_kick_s)
+        self._laggards = Laggards(context.config.settings.code_lag_s, context.config.settings.code_kick_s)
         self._dispatching = DispatchLoop(context, self.sessions)
         self.sessions.on_room = self._dispatching.wake
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,7 +105,7 @@ class Reign:
             now, wall = self._context.clock(), self._context.wall()
             hosts = self._context.state.hosts
             counted = [name for name, host in hosts.items() if host.state in ("up", "suspect", "draining", "lagging")]
-            over = set(self._leases.over(counted, now))
+            over = set(self._leases.over({name: hosts[name].facts for name in counted}, now))
             for name in over:
                 silent = self._leases.silent_s(name, now)
                 reason = f"silent for {silent:.1f} s, longer than lease and margin"

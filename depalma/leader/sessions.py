@@ -22,6 +22,7 @@ from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.session import AgentSession
+from depalma.lease import RENEWALS
 from depalma.masters import urls
 from depalma.model import AttemptRef, Load, ProcessView, Report
 from depalma.protocol import (
@@ -209,13 +210,15 @@ class Sessions:
     def welcome(self, session: AgentSession) -> None:
         """Tells the agent what holds for it; again when that has changed."""
         settings = self._context.config.settings
-        session.slots_told = self._context.state.hosts[session.host].configured_slots
+        host = self._context.state.hosts[session.host]
+        session.slots_told = host.configured_slots
+        lease_s = self._leases.lease_of(host.facts)
         session.send(
             Welcome(
                 self._context.term,
                 self._context.master_id,
-                settings.lease_s,
-                settings.heartbeat_s,
+                lease_s,
+                min(settings.lease_times.renew_s, lease_s / RENEWALS),
                 tuple(urls(self._context.state, self._context.config).values()),
                 session.slots_told,
                 takes_problems=True,
@@ -246,12 +249,15 @@ class Sessions:
             if silent < context.config.settings.lease_s:
                 raise _Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
+            # What a lease is must not depend on the cluster file of whoever leads when it is over.
+            anew = host.incarnation != hello.incarnation or host.state in ("lost", "down") or host.facts is None
+            lease_s = context.config.settings.lease_s if anew or host.facts is None else host.facts.lease_s
+            facts = msgspec.structs.replace(hello.facts, lease_s=lease_s)
             # Other facts of the same agent: it has another address now, for one.
-            anew = host.incarnation != hello.incarnation or host.facts != hello.facts
-            if anew or host.state in ("lost", "down"):
+            if anew or host.facts != facts:
                 wall = context.wall()
                 self._leases.heard(hello.host, context.clock())  # or it would be lost again as soon as it is up
-                up = HostUp(hello.host, hello.incarnation, hello.facts, wall, hello.code_index, hello.unreported)
+                up = HostUp(hello.host, hello.incarnation, facts, wall, hello.code_index, hello.unreported)
                 await context.execute(up)
             elif host.state == "suspect":
                 await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))

@@ -18,6 +18,7 @@ MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
 MAX_REQUEST = 200
+MAX_GLOBS = 100
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
 _MAX_TEXT_BYTES = 131_072
@@ -96,7 +97,7 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
-    return _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_tasks(spec)
+    return _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec) or _bad_tasks(spec)
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -144,6 +145,10 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
         ("memory_bytes", spec.memory_bytes, 0, 1 << 50),
         ("max_running", spec.max_running, 0, MAX_TASKS),
+        ("cpu_time_s", spec.cpu_time_s, 0, 1e9),
+        ("max_processes", spec.max_processes, 0, 4_000_000),
+        ("max_output_bytes", spec.max_output_bytes, 0, 1 << 50),
+        ("scratch_bytes", spec.scratch_bytes, 0, 1 << 50),
         ("retries", spec.retries, 0, MAX_RETRIES),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),
@@ -152,7 +157,20 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
     ):
         if wrong := bad_range(field, value, low, high):
             return wrong
+    if spec.max_files and not 16 <= spec.max_files <= 1 << 20:
+        return bad_field("max_files", spec.max_files, "0 (the host's own limit), or 16 to 1048576")
     return None
+
+
+def _bad_files(spec: JobSpec) -> Rejected | None:
+    if len(spec.outputs) > MAX_GLOBS or any(not glob or len(glob) > 1000 for glob in spec.outputs):
+        return bad_field("outputs", list(spec.outputs), f"at most {MAX_GLOBS} globs of 1 to 1000 characters")
+    for glob in spec.outputs:
+        if glob.startswith("/") or "\0" in glob or any(part in ("", ".", "..") for part in glob.split("/")):
+            return bad_field("outputs", glob, "paths below the scratch folder, with no '..', '.' or empty part")
+    if spec.inputs is not None and not spec.inputs.digest:
+        return bad_field("inputs", "no digest", "the digest of an archive that is a blob")
+    return bad_payload("inputs", spec.inputs) if spec.inputs is not None else None
 
 
 def _bad_tasks(spec: JobSpec) -> Rejected | None:

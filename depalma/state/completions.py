@@ -29,10 +29,12 @@ class Note(Struct, frozen=True, array_like=True, gc=False):
     code_index: int
     code_digest: str
     reason: str  #: why it was placed there
+    error_code: str = ""
+    outputs: Payload | None = None
 
 
 #: The fields of a Note, in order.
-NoteKey = tuple[int, str, int | None, int | None, str, int, str, str]
+NoteKey = tuple[int, str, int | None, int | None, str, int, str, str, str, Payload | None]
 
 
 class Finished(Struct, frozen=True, gc=False):
@@ -50,6 +52,8 @@ class Finished(Struct, frozen=True, gc=False):
     code_index: int
     code_digest: str
     reason: str
+    error_code: str = ""
+    outputs: Payload | None = None
 
 
 class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
@@ -185,6 +189,8 @@ class Completions(Sequence[int]):
             note.code_index,
             note.code_digest,
             note.reason,
+            note.error_code,
+            note.outputs,
         )
 
     def seal(self) -> None:
@@ -199,8 +205,9 @@ class Completions(Sequence[int]):
         return count
 
     def blobs(self) -> Iterator[str]:
-        """Yields the digests of results that stand beside the log."""
-        return (result.digest for result in self._results if result is not None and result.digest)
+        """Yields the digests of results and outputs that stand beside the log."""
+        yield from (result.digest for result in self._results if result is not None and result.digest)
+        yield from (note.outputs.digest for note in self._table if note.outputs is not None)
 
     def images(self, size: int) -> Iterator[CompletionsImage]:
         """Yields the columns for a snapshot, at most `size` rows and notes at a time; at least one image."""
@@ -242,7 +249,7 @@ class Completions(Sequence[int]):
         self.bulk_count, self.bulk_time = image.bulk_count, image.bulk_time
 
     def _add_note(self, note: Note, key: NoteKey) -> int:
-        if not note.error:  # errors are mostly of one task each: not worth remembering
+        if not note.error and note.outputs is None:  # these are mostly of one task each: not worth remembering
             self._note_ids[key] = len(self._table)
         self._table.append(note)
         return len(self._table) - 1

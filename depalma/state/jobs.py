@@ -285,6 +285,8 @@ class Job:
             report.code_index,
             report.code_digest,
             attempt.reason,
+            report.error_code,
+            report.outputs,
         )
         done.add(index, note, started, at if report.finished_at is None else report.finished_at, report.result)
         if self.started_at is None:
@@ -341,7 +343,7 @@ class Job:
         self.tally[CANCELLED] += 1
         story = self.stories.get(position)
         number = story.last if story else 0
-        self.done.add(self.first + position, (number, "", None, None, "", 0, "", ""), None, at, None)
+        self.done.add(self.first + position, (number, "", None, None, "", 0, "", "", "", None), None, at, None)
 
     def _note_bad(self, index: int, code: int, report: Report) -> None:
         if self.first_bad < 0 and code != CANCELLED:

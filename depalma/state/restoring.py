@@ -63,7 +63,7 @@ def blobs_of_code(state: ClusterState) -> set[str]:
 
 def blobs_of_job(job: Job) -> Iterator[str]:
     """Yields the digests of the blobs that a job names; empty ones among them."""
-    for payload in (job.spec.arguments, job.spec.function_pickle):
+    for payload in (job.spec.arguments, job.spec.function_pickle, job.spec.inputs):
         if payload is not None:
             yield payload.digest
     for _, _, payload in job.chunks:

@@ -156,6 +156,8 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
         error=record.error,
         reason=record.reason or ("" if record.host else "cancelled while it was queued"),
         attempts=_attempts(story, last),
+        error_code=record.error_code,
+        outputs=record.outputs,
     )
 
 
@@ -235,6 +237,7 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         gpus=host.gpus or (facts.gpus if facts else 0),
         since=host.shown_since,
         deadline_at=host.drain.deadline_at if host.drain is not None else None,
+        limits=facts.limits if facts else "",
     )
 
 

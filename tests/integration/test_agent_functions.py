@@ -181,6 +181,37 @@ async def test_a_bad_function_costs_itself_only(
         assert words in report.error
 
 
+async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    async with FakeLeader() as other:
+        process = AgentProcess(tmp_path / "own", [other.url], slots=2, max_blob_bytes=1_000_000)
+        process.start()
+        try:
+            await wait_until(lambda: other.connected, "connection")
+            large = await other.run(function("builtins:bytes"), job=1, argument=call(2_000_000))
+            small = await other.run(function("builtins:bytes"), job=2, argument=call(100))
+        finally:
+            await process.stop()
+
+    assert large.outcome == "failed"
+    assert "the result has 2000" in large.error
+    assert "allowed: 1000000" in large.error
+    assert small.outcome == "succeeded"
+
+
+async def test_endless_output_of_a_function_is_cut(leader: FakeLeader, agent: AgentProcess) -> None:
+    def talks(seconds: float) -> None:
+        import time
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sys.stdout.write("x" * 10_000)
+
+    report = await leader.run(function(talks), argument=call(1.5))
+
+    assert report.outcome == "succeeded"
+    assert (await leader.ask_output((1, 0, 1))).size_bytes == 100_000
+
+
 async def test_what_a_function_prints_is_its_own(leader: FakeLeader, agent: AgentProcess) -> None:
     def talks(x: int) -> None:
         print("number", x)  # noqa: T201

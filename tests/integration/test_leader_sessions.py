@@ -306,3 +306,17 @@ async def test_losing_leadership_sends_the_agents_away(tmp_path: Path) -> None:
         assert await one.closed()
         assert not reign.sessions.by_host
         master._leadership(True, master.term)
+
+
+async def test_an_incarnation_keeps_the_lease_that_it_was_given(tmp_path: Path) -> None:
+    """A master that leads later with another cluster file neither shortens it nor calls its host lost sooner."""
+    async with running_master(tmp_path, lease_s=2.0) as master, agent(master) as one:
+        assert (await one.next(Welcome)).lease_s == 2.0
+    async with running_master(tmp_path, lease_s=0.5) as master, agent(master) as one:
+        welcome = await one.next(Welcome)
+        assert (welcome.lease_s, welcome.heartbeat_s) == (2.0, 0.05)
+        async with agent(master, host="h2", incarnation="new") as other:
+            assert (await other.next(Welcome)).lease_s == 0.5
+            await eventually(lambda: master.state.hosts["h2"].state == "lost")
+            assert master.state.hosts["h1"].state in ("up", "suspect")
+        await eventually(lambda: master.state.hosts["h1"].state == "lost")

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import depalma.monitor
+from depalma.agent.cgroups import own_places
 from depalma.agent.channel import Channel
 from depalma.monitor import boottime
 
@@ -56,7 +57,9 @@ class Supervised:
     def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", **extra: str) -> None:
         files = (f"{self.root}/output/{key}.out", f"{self.root}/output/{key}.err")
         variables = {os.fsencode(name): os.fsencode(value) for name, value in extra.items()}
-        self.say(("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False))
+        self.say(
+            ("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False, (), ("", ""))
+        )
 
     def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
         """Returns the first true value of `look` after each message. Errors: AssertionError."""
@@ -107,6 +110,7 @@ class Supervised:
 def monitor(tmp_path: Path) -> Iterator[Supervised]:
     supervised = Supervised(tmp_path)
     try:
+        supervised.listen(lambda: supervised.heard, "its first word")
         yield supervised
     finally:
         supervised.close()
@@ -135,6 +139,66 @@ def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised)
     assert monitor.exits == {}
     monitor.spawn(9, "true")
     assert monitor.exit(9)[1] == "the host's lease is over"
+
+
+HOPS = """
+import os, time
+if os.fork():
+    time.sleep(3005)
+while True:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+"""
+
+
+def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monitor: Supervised) -> None:
+    monitor.lease()
+    for key in range(1, 4):
+        monitor.spawn(key, sys.executable, "-S", "-c", HOPS, slot=key)
+    monitor.listen(lambda: len(monitor.below()) >= 3, "their first processes")
+
+    monitor.lease(0.2)
+
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    monitor.say(("ping", 1))
+    monitor.listen(lambda: ("pong", 1) in monitor.heard, "an answer: all are dead then", for_s=3.0)
+    assert monitor.below() == []
+
+
+def test_control_groups_are_used_where_they_can_be_and_removed(monitor: Supervised) -> None:
+    ready = monitor.listen(lambda: [message for message in monitor.heard if message[0] == "ready"], "its first word")
+    if "kill" not in ready[0][1]:
+        pytest.skip("this machine lets us make no control group of version 2")
+    own = Path(own_places()["v2"]) / f"depalma-{monitor.process.pid}"
+    assert str(monitor.process.pid) in (own / "tasks" / "cgroup.procs").read_text().split()
+    monitor.lease()
+    monitor.spawn(1, "sleep", "3004")
+    monitor.listen(monitor.below, "process")
+    assert len((own / "tasks" / "cgroup.procs").read_text().split()) == 2
+
+    monitor.channel.close()
+
+    assert monitor.process.wait(5) == 0
+    assert not own.exists()
+
+
+def test_groups_of_a_killed_monitor_are_removed_by_the_next(tmp_path: Path) -> None:
+    if "v2" not in own_places():
+        pytest.skip("this machine has no control groups of version 2")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = Supervised(tmp_path / "a")
+    first.listen(lambda: first.heard, "its first word")
+    first.process.kill()
+    first.close()
+
+    second = Supervised(tmp_path / "b")
+    try:
+        second.listen(lambda: second.heard, "its first word")
+        assert not (Path(own_places()["v2"]) / f"depalma-{first.process.pid}").exists()
+    finally:
+        second.close()
 
 
 def test_renewals_move_the_deadline(monitor: Supervised) -> None:
@@ -282,7 +346,7 @@ def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor: Supervised,
     monitor.lease()
     os.mkfifo(tmp_path / "fifo")
     files = (f">{tmp_path}/fifo", f"{monitor.root}/output/1.err")
-    monitor.say(("spawn", 1, [b"true"], 1, {}, "", files, 0, False))
+    monitor.say(("spawn", 1, [b"true"], 1, {}, "", files, 0, False, (), ("", "")))
 
     code, error = monitor.exit(1)
 
@@ -294,7 +358,7 @@ def test_descriptors_reach_their_process(monitor: Supervised) -> None:
     monitor.lease()
     near, far = socket.socketpair()
     files = (f"{monitor.root}/o", f"{monitor.root}/e")
-    message = ("spawn", 1, [b"sh", b"-c", b"echo hello >&3"], 1, {}, "", files, -1, True)
+    message = ("spawn", 1, [b"sh", b"-c", b"echo hello >&3"], 1, {}, "", files, -1, True, (), ("", ""))
     monitor.say(message, fd=os.dup(far.fileno()))
     far.close()
 
@@ -334,3 +398,41 @@ def test_it_starts_fast_and_imports_little(monitor: Supervised) -> None:
     maps = Path(f"/proc/{monitor.process.pid}/maps").read_text()
     assert "site-packages" not in maps
     assert psutil.Process(monitor.process.pid).memory_info().rss < 40 * 1024 * 1024
+
+
+def test_a_forked_worker_is_adopted_however_soon_it_ends(monitor: Supervised, tmp_path: Path) -> None:
+    """Its end may be seen before anybody has said whose it is."""
+    monitor.lease()
+    program = tmp_path / "forks.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "for code in (3, 4):\n"
+        "    if os.fork() == 0:\n"
+        "        if os.fork() == 0:\n"
+        "            os.setsid()\n"
+        "            start = open('/proc/self/stat').read().rpartition(')')[2].split()[19]\n"
+        "            open(sys.argv[1] + str(code), 'w').write(f'{os.getpid()} {start}')\n"
+        "            if code == 4: time.sleep(0.5)\n"
+        "            os._exit(code)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "time.sleep(60)\n"
+    )
+    monitor.say(("spawn", 1, [os.fsencode(sys.executable), b"-S", os.fsencode(program), os.fsencode(tmp_path / "w")],
+                 1, {}, "", ("", ""), -2, False, (), ("", "")))  # fmt: skip
+    told: dict[int, list[int]] = {}
+
+    def look() -> bool:
+        for code in (3, 4):
+            path = tmp_path / f"w{code}"
+            if path.exists() and len(words := path.read_text().split()) == 2:
+                told[code] = [int(word) for word in words]
+        return len(told) == 2 and not Path(f"/proc/{told[3][0]}").exists()
+
+    monitor.listen(look, "both workers, one of them gone")
+    for key, code in ((10, 3), (11, 4)):
+        monitor.say(("adopt", key, *told[code]))
+
+    assert (monitor.exit(10)[0], monitor.exit(11)[0]) == (3, 4)
+    monitor.say(("adopt", 12, 1, 1))
+    assert monitor.exit(12)[0] == -9  # no child of its own: nothing is known of it, so it counts as killed

@@ -30,6 +30,7 @@ from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
 from depalma.leader.sessions import Sessions
+from depalma.lease import lease_times
 from depalma.loopwatch import LoopWatch
 from depalma.model import HostFacts, JobSpec, Report
 from depalma.protocol import AskOutput, AskProcesses, Hello, Output, Processes
@@ -112,7 +113,7 @@ class OneMaster:
         self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))
         self.clock: Callable[[], float] = time.monotonic
         self.wall: Callable[[], float] = time.time
-        self.sessions = Sessions(self, Leases(lease_s=10, margin=0.25, suspect_after_s=3))
+        self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
         self.barriers = 0
 
     @property

@@ -1,6 +1,7 @@
 """The faults, by their ids in docs/chaos.md."""
 
 from depalma.testing.chaos.scenarios import (
+    agents,
     crash,
     disk,
     hostile,
@@ -17,6 +18,7 @@ from depalma.testing.chaos.scenarios.registry import SCENARIOS, Scenario
 __all__ = [
     "SCENARIOS",
     "Scenario",
+    "agents",
     "crash",
     "disk",
     "hostile",

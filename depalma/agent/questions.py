@@ -1,0 +1,61 @@
+"""What a leader may ask an agent at any time: the processes of its tasks, and what they have written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container
+
+from depalma.agent.link import MonitorLink
+from depalma.agent.measure import ProcessTable
+from depalma.agent.runner import Runner
+from depalma.agent.store import read_slice
+from depalma.model import AttemptRef
+from depalma.protocol import AskOutput, AskProcesses, Output, Processes
+
+_OUTPUT_BYTES = 1024 * 1024
+
+
+class Questions:
+    """Answers them, by way of `send`."""
+
+    def __init__(
+        self,
+        host: str,
+        runner: Runner,
+        link: MonitorLink,
+        live: Container[AttemptRef],
+        send: Callable[[Processes | Output], None],
+    ) -> None:
+        self._runner = runner
+        self._link = link
+        self._live = live
+        self._send = send
+        self._processes = ProcessTable(host)
+        self._asked: dict[int, int | None] = {}
+
+    def ask(self, frame: AskProcesses | AskOutput) -> None:
+        """Takes a question. That for processes goes by the monitor, which knows them."""
+        if isinstance(frame, AskProcesses):
+            self._asked[frame.request] = frame.job
+            self._link.send(("trees", frame.request))
+            self._link.flush()
+        else:
+            self._send(self._read_output(frame))
+
+    async def answer_processes(self, request: int, trees: list[tuple[int, list[int]]]) -> None:
+        """Takes what the monitor knows of a request: process ids, by its keys."""
+        job = self._asked.pop(request, None)
+        tasks = self._runner.tasks_of(trees)
+        if job is not None:
+            tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
+        views = await asyncio.to_thread(self._processes.look, tasks)
+        self._send(Processes(request, tuple(views)))
+
+    def _read_output(self, ask: AskOutput) -> Output:
+        ref = (ask.job, ask.task, ask.attempt)
+        path = self._runner.live_output(ref, ask.stream) or self._runner.output.final(*ref, ask.stream)
+        try:
+            data, size = read_slice(path, max(0, ask.offset), min(max(0, ask.limit_bytes), _OUTPUT_BYTES))
+        except OSError as error:
+            return Output(ask.request, b"", 0, ended=True, error=f"output cannot be read: {error.strerror}")
+        return Output(ask.request, data, size, ended=ref not in self._live)

@@ -1,0 +1,90 @@
+"""What `AsyncClient` can do about the cluster itself: its hosts, groups and masters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar, Unpack
+
+from depalma.client import host_verbs, master_verbs, verbs
+from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
+from depalma.client.verbs import Verb
+from depalma.model import HostView, MasterView
+
+T = TypeVar("T")
+
+
+class AsyncCluster(ABC):
+    """The part of a client that changes the cluster."""
+
+    @abstractmethod
+    async def _run(self, verb: Verb[T]) -> T: ...
+
+    async def hosts(self) -> list[HostView]:
+        """Returns the hosts."""
+        return await self._run(verbs.hosts())
+
+    async def host(self, name: str) -> HostView:
+        """Returns one host."""
+        return await self._run(host_verbs.host(name))
+
+    async def add_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Makes a host known."""
+        return await self._run(host_verbs.add_host(name, options))
+
+    async def set_host(self, name: str, **options: Unpack[HostOptions]) -> HostView:
+        """Changes what is given of a host."""
+        return await self._run(host_verbs.set_host(name, options))
+
+    async def remove_host(self, name: str, *, force: bool = False) -> HostRemoval:
+        """Takes a host off the list."""
+        return await self._run(host_verbs.remove_host(name, force))
+
+    async def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
+        """Gives the host no new work."""
+        return await self._run(host_verbs.drain_host(name, deadline_s, reason))
+
+    async def wait_drained(self, name: str, timeout_s: float | None = None) -> HostView:
+        """Returns when nothing of the host's work is left."""
+        return await self._run(host_verbs.wait_drained(name, timeout_s))
+
+    async def undrain_host(self, name: str) -> HostView:
+        """Gives the host work again."""
+        return await self._run(host_verbs.undrain_host(name))
+
+    async def groups(self) -> list[GroupView]:
+        """Returns the groups."""
+        return await self._run(host_verbs.groups())
+
+    async def set_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Makes these the hosts of the group."""
+        return await self._run(host_verbs.set_group(name, hosts))
+
+    async def add_to_group(self, name: str, hosts: Sequence[str]) -> list[str]:
+        """Puts hosts into the group."""
+        return await self._run(host_verbs.add_to_group(name, hosts))
+
+    async def remove_group(self, name: str, hosts: Sequence[str] = (), *, force: bool = False) -> list[str]:
+        """Takes these hosts out of the group, or all."""
+        return await self._run(host_verbs.remove_group(name, hosts, force))
+
+    async def masters(self) -> list[MasterView]:
+        """Returns the masters, those that cannot be reached included."""
+        return await self._run(master_verbs.masters())
+
+    async def add_master(
+        self, master_id: str, host: str, *, port: int = 7070, raft_port: int = 7071, timeout_s: float = 60.0
+    ) -> None:
+        """Adds a master that was started with `--join`; returns when it has caught up and counts.
+
+        Asking again for the same is harmless. Errors: Rejected, with the code not_ready if it took longer.
+        """
+        await self._run(master_verbs.add_master(master_id, host, port, raft_port, timeout_s))
+
+    async def remove_master(self, master_id: str) -> None:
+        """Removes a master; if it leads, another one leads first. Errors: Rejected."""
+        await self._run(master_verbs.remove_master(master_id))
+
+    async def transfer(self, master_id: str) -> None:
+        """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
+        await self._run(master_verbs.transfer(master_id))
