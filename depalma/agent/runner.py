@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
+from depalma.agent.commands import Command, Line
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
@@ -38,22 +38,6 @@ _WORKERS = -1
 _SECRET = frozenset(["DEPALMA_TOKEN", "DEPALMA_TOKEN_FILE"])
 #: Answers that come soon after others wait for company this long.
 _COALESCE_S = 0.001
-
-
-class Line:
-    """The commands that a slot was given, the first of them running."""
-
-    def __init__(self, lane: int) -> None:
-        self.lane = lane
-        self.refs: dict[AttemptRef, None] = {}
-
-
-class Command(NamedTuple):
-    """One command that the monitor was given."""
-
-    key: int  #: the monitor's name for it
-    attempt: Attempt
-    slot: int
 
 
 class Runner:
