@@ -60,7 +60,11 @@ class BlobKeeper:
         """Looks once at everything. Returns how many blobs came, and how many went."""
         begin_s = time.monotonic()
         version = await self._newest()
-        if version is None or self._state().version < version:
+        if version is None:
+            # Without a leader nothing can be named. An agent that has uploaded a result gets its time when one is back.
+            self._unnamed.clear()
+            return 0, 0
+        if self._state().version < version:
             return 0, 0
         here = set(await self._blobs.store.digests())
         named = await self._named()

@@ -166,3 +166,20 @@ async def test_a_missing_blob_is_said_once(keeping: Keeping, caplog: pytest.LogC
         assert await keeping.keeper.round() == (0, 0)
     assert [record.message for record in caplog.records if "cannot be had" in record.message] != []
     assert sum("cannot be had" in record.message for record in caplog.records) == 1
+
+
+async def test_time_without_a_leader_does_not_count(keeping: Keeping, clock: Clock) -> None:
+    """An agent uploads a result, and its report waits until somebody leads again."""
+    digest = await keeping.put(b"a result")
+    await keeping.keeper.round()
+    clock.now += GRACE_S - 1
+    keeping.newest = None
+    await keeping.keeper.round()
+    keeping.newest = 0
+    clock.now += 2
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += GRACE_S - 1
+    assert await keeping.keeper.round() == (0, 0)
+    clock.now += 2
+    assert await keeping.keeper.round() == (0, 1)
+    assert not keeping.blobs.has(digest)
