@@ -55,7 +55,7 @@ class Aside:
         words = [os.fsencode(word) for word in argv]
         ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._waiting[key] = ended
-        self._link.send(("spawn", key, words, _ENVIRONMENT, extra, str(cwd), files, -1, False))
+        self._link.send(("spawn", key, words, _ENVIRONMENT, extra, str(cwd), files, -1, False, (), ("", "")))
         self._link.flush()
         late = False
         try:
@@ -88,9 +88,9 @@ class Aside:
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in whole.items()}
         self._link.send(("environment", _ENVIRONMENT, encoded))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
         """Takes the ends of processes; others than ours are passed over."""
-        for key, status, _, _, error in ended:
+        for key, status, _, _, error, _ in ended:
             waiting = self._waiting.get(key)
             if waiting is not None and not waiting.done():
                 waiting.set_result((status, error))
