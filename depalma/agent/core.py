@@ -26,6 +26,7 @@ from depalma.agent.events import (
     CutOff,
     Disconnected,
     Ended,
+    EndForkServers,
     Evicted,
     Job,
     KeepReports,
@@ -353,9 +354,12 @@ class AgentCore(Execution):
         self._reset_code(event.reason)
 
     def _on_code_repaired(self, event: CodeRepaired, now: float) -> None:
+        self.out.append(EndForkServers(event.indices))
         for lane in list(self.lanes.lanes.values()):
-            if lane.is_worker and not lane.queue and lane.code_index in event.indices:
-                self.lanes.stop(lane, 0.0, self.out)
+            if lane.is_worker and lane.code_index in event.indices:
+                lane.stale = True
+                if not lane.queue:
+                    self.lanes.stop(lane, 0.0, self.out)
 
     # ------------------------------------------------------------ ends and reports
 

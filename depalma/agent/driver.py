@@ -258,6 +258,7 @@ class Agent:
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
+            ev.EndForkServers: lambda a: self._runner.nurseries.end(a.indices),
             ev.Prepare: lambda a: self._spawn(self._supplies.prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
             ev.KeepReports: self._keep_reports,

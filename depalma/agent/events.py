@@ -254,6 +254,12 @@ class StopWorker(Action, frozen=True):
     grace_s: float
 
 
+class EndForkServers(Action, frozen=True):
+    """Of these code indices: what workers are forked from may have imported what was wrong there."""
+
+    indices: frozenset[int]
+
+
 class Prepare(Action, frozen=True):
     """Get a blob or build a tree; answered by Prepared or Unprepared."""
 
@@ -327,6 +333,7 @@ AnyAction = (
     | SendTasks
     | Recall
     | StopWorker
+    | EndForkServers
     | Prepare
     | Upload
     | KeepReports

@@ -115,7 +115,10 @@ class Execution:
 
     def finished(self, attempt: Attempt, report: Report, now: float) -> None:
         """Takes an attempt off its lane with the outcome that was seen."""
+        lane = self.lanes.lanes[attempt.lane]
         self.lanes.ended(attempt, now)
+        if lane.stale and not lane.queue:
+            self.lanes.stop(lane, 0.0, self.out)
         if report.started_at is not None and report.finished_at is not None:
             learn_duration(attempt.job, report.finished_at - report.started_at)
         if attempt.doomed == "forget":

@@ -22,7 +22,19 @@ COMMANDS = -1
 class Lane:
     """One worker process, or the commands of one slot."""
 
-    __slots__ = ("code_index", "head_s", "hung", "id", "idle_s", "queue", "ready", "recalling", "slot", "stopping")
+    __slots__ = (
+        "code_index",
+        "head_s",
+        "hung",
+        "id",
+        "idle_s",
+        "queue",
+        "ready",
+        "recalling",
+        "slot",
+        "stale",
+        "stopping",
+    )
 
     def __init__(self, number: int, code_index: int) -> None:
         self.id = number
@@ -35,6 +47,7 @@ class Lane:
         self.hung = False  #: it took too long to start
         self.recalling = False
         self.stopping = False
+        self.stale = False  #: what it has imported is no longer what it would import: it ends when it has nothing to do
 
     @property
     def is_worker(self) -> bool:

@@ -56,6 +56,7 @@ class Nurseries:
         self._start = start
         self._spawn = spawn
         self._by_index: dict[int, Nursery] = {}
+        self._ending: list[Nursery] = []
         self._libraries: dict[str, None] = {}  #: modules that are not part of a code tree, in the order of import
         self._failures = 0
         self._own: dict[int, dict[str, None]] = {}  #: those that are, by code index
@@ -140,6 +141,17 @@ class Nurseries:
                     self._link.send(("kill", handle.key, 0.0))
                 self._link.flush()
 
+    def end(self, indices: Iterable[int]) -> None:
+        """Ends the processes of these code indices; new ones are started when they are wanted."""
+        for index in indices:
+            nursery = self._by_index.pop(index, None)
+            self._own.pop(index, None)
+            if nursery is not None:
+                nursery.retired = True
+                self._ending.append(nursery)
+                self._link.send(("kill", nursery.key, 0.0))
+        self._link.flush()
+
     def ended(self, nursery: Nursery) -> None:
         """Takes the end of a process: workers that it owes are started without it."""
         if not nursery.retired:
@@ -149,6 +161,8 @@ class Nurseries:
         if self._by_index.get(nursery.code_index) is nursery:
             del self._by_index[nursery.code_index]
             self._own.pop(nursery.code_index, None)
+        elif nursery in self._ending:
+            self._ending.remove(nursery)
         self._close(nursery)
         owed, nursery.asked = nursery.asked, {}
         for handle in owed.values():
@@ -156,9 +170,10 @@ class Nurseries:
 
     def forget_all(self) -> None:
         """Forgets every process: all are dead, or about to be."""
-        for nursery in self._by_index.values():
+        for nursery in (*self._by_index.values(), *self._ending):
             self._close(nursery)
         self._by_index.clear()
+        self._ending.clear()
 
     @staticmethod
     def _close(nursery: Nursery) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from depalma.agent.events import (
+    CodeRepaired,
     Connected,
     Disconnected,
+    EndForkServers,
     KeepReports,
     Launch,
     Prepared,
@@ -261,6 +263,20 @@ def test_workers_serve_one_code_index_and_make_room(rig_of: Any) -> None:
     assert second.code_index == 1
     assert rig.one(actions, StopWorker) == StopWorker(first, 0.0)
     assert rig.one(actions, StartWorker).code_index == 2
+
+
+def test_whoever_may_have_imported_a_changed_file_ends_when_it_has_been_put_right(rig_of: Any) -> None:
+    rig = rig_of(slots=2)
+    idle, busy = (rig.one(rig.assign((1, n, 1), spec=FUNCTION), StartWorker).worker for n in (0, 1))
+    rig(WorkerReady(idle))
+    rig(WorkerReady(busy))
+    rig.end((1, 0, 1))
+
+    actions = rig(CodeRepaired(frozenset({0})))
+    assert rig.one(actions, EndForkServers).indices == frozenset({0})
+    assert rig.one(actions, StopWorker) == StopWorker(idle, 0.0)
+    assert rig.one(rig.end((1, 1, 1)), StopWorker) == StopWorker(busy, 0.0)
+    assert rig.one(rig.assign((1, 2, 1), spec=FUNCTION), StartWorker).worker not in (idle, busy)
 
 
 def test_a_crash_costs_one_task_and_the_rest_goes_on(rig_of: Any) -> None:
