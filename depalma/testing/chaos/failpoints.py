@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from depalma.consensus.disk import AppendFile, FileDisk
-from depalma.consensus.journal import VoteRecord, read_group
+from depalma.consensus.journal import BaseRecord, VoteRecord, read_group
 
 FAILPOINT = "failpoint"
 
@@ -163,5 +163,8 @@ class DyingFile:
 
 
 def _holds_vote(data: bytes) -> bool:
+    """Whether a vote is given in this group. A new segment repeats the last one, which is not meant."""
     group = read_group(data, 0)
-    return group is not None and any(isinstance(record, VoteRecord) and record.voted_for for record in group[0][:1])
+    if group is None or any(isinstance(record, BaseRecord) for record in group[0]):
+        return False
+    return any(isinstance(record, VoteRecord) and record.voted_for for record in group[0])
