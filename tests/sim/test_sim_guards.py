@@ -386,3 +386,26 @@ def test_fail_over_is_fast_when_the_connection_closes() -> None:
     took.sort()
     assert took[len(took) // 2] < 0.15
     assert took[-1] < 0.6
+
+
+def test_whoever_waits_for_a_command_that_a_snapshot_overtakes_is_told() -> None:
+    """The library installs a snapshot and forgets who waits. The new leader's log no longer has what would answer."""
+    cluster, leader, one, other = started(snapshot_every_entries=5, keep_entries=0, segment_bytes=500)
+    cluster.network.partition([leader], [one, other])
+    answer = cluster.propose(leader, b"cut off")
+    cluster.wait_until(lambda: cluster.leader() in (one, other), within_s=3.0, what="another leader")
+    new = cluster.wait_for_leader()
+    for number in range(30):
+        acknowledged(cluster, new, b"%d" % number)
+    core = cluster.nodes[new].core
+    assert core is not None
+    assert core.journal.log.base_index > 20
+    cluster.network.heal()
+    cluster.run_for(2.0)
+
+    cluster.ensure_same()
+    assert answer.done
+    assert isinstance(answer.error, OutcomeUnknown)
+    machine = cluster.nodes[leader].machine
+    assert machine is not None
+    assert b"cut off" not in machine.entries
