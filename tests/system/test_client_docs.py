@@ -15,7 +15,8 @@ def test_the_page_is_a_program_that_runs(tmp_path: Path) -> None:
     assert len(blocks) >= 9
     program = tmp_path / "page.py"
     program.write_text("\n".join(blocks))
-    done = subprocess.run([sys.executable, "-W", "error", program], capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-W", "error", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)  # it writes files
     assert done.returncode == 0, done.stderr
     for words in (
         "[2, 4, 4]",
