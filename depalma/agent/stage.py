@@ -53,11 +53,13 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, live: Container[AttemptRef]) -> None:
-        """Throws away what belongs to no attempt that is here any more."""
+        """Throws away what belongs to no attempt that is here any more.
+
+        Anything else is what another thread unpacks this moment: it gets its name when it is complete.
+        """
         for folder in list(self._root.iterdir()):
             words = folder.name.removesuffix(".done").split(".")
-            ref = (int(words[0]), int(words[1]), int(words[2])) if len(words) == 3 else None
-            if ref is None or ref not in live:
+            if len(words) == 3 and (int(words[0]), int(words[1]), int(words[2])) not in live:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -319,6 +319,7 @@ async def test_files_that_somebody_changed_are_put_right(
 
     assert await value_of(leader, 2, "pkg:f", 1) == 1
     shutil.rmtree(stored.parent)
+    await wait_until(stored.exists, "the folder")  # a worker that starts before that has nothing to import
     assert await value_of(leader, 3, "pkg:f", 1) == 1
 
 
