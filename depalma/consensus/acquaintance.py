@@ -28,8 +28,11 @@ class Acquaintances:
         self._untold = False
 
     def hear(self, message: Introduce) -> None:
-        """A member says who is in the newest list that it knows to be committed."""
-        if message.roster.number > max(self._introduced.number, self._membership.current.number):
+        """A member says who is in the newest list that it knows to be committed.
+
+        A list in our own log that is not committed says nothing against it: it may be void (seed 341108579).
+        """
+        if message.roster.number > max(self._introduced.number, self._committed.number):
             self._introduced = message.roster
 
     def changed(self, commit_index: int, guests: Members, version: object) -> Members | None:

@@ -10,6 +10,10 @@ from random import Random
 
 #: after the connection to the leader closed, a follower waits a random time in this range
 LEADER_GONE_S = (0.02, 0.12)
+NOT_EACH_OTHER = (
+    "%s and %s do not elect each other: the directory of %s is new and may have replaced one that held acknowledged "
+    "entries. Start the other masters: one that held them has to lead first"
+)
 
 
 @dataclass(slots=True)

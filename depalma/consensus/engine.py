@@ -6,7 +6,8 @@ import logging
 
 from depalma.clock import Clock
 from depalma.consensus.append_filter import Accepted, filter_append
-from depalma.consensus.election import Ballot, Standing, Timing
+from depalma.consensus.election import NOT_EACH_OTHER, Ballot, Standing, Timing
+from depalma.consensus.envelope import NO_OP
 from depalma.consensus.errors import SnapshotDamaged
 from depalma.consensus.journal import Journal
 from depalma.consensus.library import STAND_NOW, Raft
@@ -75,6 +76,8 @@ class Engine:
         self._reign: Reign | None = None
         self._ballot = Ballot()
         self._votes: set[str] = set()
+        #: who has been connected ever since this replica stood
+        self._steady: set[str] = set()
         self._heartbeat_due = False
         self._leader_heard_at = float("-inf")
         self._ticked_at = clock.monotonic()
@@ -163,6 +166,7 @@ class Engine:
         """Messages can go to the peer and come from it."""
         self._raft.enter()
         self.connected_peers.add(peer)
+        self._steady.discard(peer)
         if self._reign is not None:
             self._reign.reconnected(peer)
             self._heartbeat_due = True
@@ -172,6 +176,7 @@ class Engine:
         """The connection is gone. If it was the leader's, that is a hint that the leader is dead."""
         now = self._raft.enter()
         self.connected_peers.discard(peer)
+        self._steady.discard(peer)
         self._raft.disconnected(peer)
         if not self.leading and self._raft.leader == peer:
             self._raft.deadline = min(self._raft.deadline, now + self._timing.leader_gone())
@@ -209,6 +214,8 @@ class Engine:
         if self._reign is not None:
             if self.commit_index >= self._reign.first_index:
                 self._journal.set_joined()
+            if self._reign.wants_entry(self.connected_peers, self.commit_index):
+                self.append(bytes([NO_OP]))
             heartbeat, self._heartbeat_due = self._heartbeat_due, False
             self._reign.replicate(self.connected_peers, self.commit_index, heartbeat=heartbeat, now=now)
 
@@ -234,6 +241,8 @@ class Engine:
                 if message.term == self.term and peer in self._peers and peer not in self._votes:
                     self._votes.add(peer)
                     self._raft.receive_vote(peer, message.term)
+                    if self._reign is not None:
+                        self._reign.elected_by(peer)
 
     # -- elections -----------------------------------------------------------------------------------------------
 
@@ -252,6 +261,7 @@ class Engine:
         """Let the library start an election in this tick."""
         self._ballot.close()
         self._votes.clear()
+        self._steady = set(self.connected_peers)
         self._raft.deadline = STAND_NOW
 
     def _on_pre_vote(self, peer: str, message: PreVote, now: float) -> None:
@@ -269,13 +279,7 @@ class Engine:
             return
         self._told_why_not = True
         new, old = (peer, self._me) if self._journal.joined else (self._me, peer)
-        logger.warning(
-            "%s and %s do not elect each other: the directory of %s is new and may have replaced one that held "
-            "acknowledged entries. Start the other masters: one that held them has to lead first",
-            old,
-            new,
-            new,
-        )
+        logger.warning(NOT_EACH_OTHER, old, new, new)
 
     def _on_pre_vote_reply(self, peer: str, message: PreVoteReply) -> None:
         self._raft.adopt_term(message.term)
@@ -331,23 +335,21 @@ class Engine:
         found = self.filter_append(self._log, self.commit_index, message.prev_index, message.prev_term, message.entries)
         if not isinstance(found, Accepted):
             self._raft.receive_heartbeat(peer, message.term)
-            refusal = AppendReply(self.term, message.round, accepted=False, refused=found.prev_index, hint=found.hint)
+            refusal = AppendReply(
+                self.term,
+                message.round,
+                accepted=False,
+                refused=found.prev_index,
+                hint=found.hint,
+                joined=self._journal.joined,
+            )
             self._owner.send(peer, refusal)
             return
         self._reply_match = found.matched
+        if 0 < message.vouched <= found.matched:
+            self._journal.set_joined()
         self._raft.receive_append(peer, message.term, message.commit_index, found)
         self._follow_members()
-        self._consider_joined(message, found.matched)
-
-    def _consider_joined(self, message: Append, matched: int) -> None:
-        """An entry of its own term that a leader has committed is above all that was committed before."""
-        committed = message.commit_index
-        if (
-            not self._journal.joined
-            and self._log.base_index <= committed <= matched
-            and self._log.term_at(committed) == message.term
-        ):
-            self._journal.set_joined()
 
     def _on_install(self, peer: str, message: Install) -> None:
         self._raft.receive_heartbeat(peer, message.term)
@@ -359,7 +361,8 @@ class Engine:
             offset = self._snapshots.receive_chunk(message.index, message.offset, message.data)
             if offset == message.size:
                 offset, match = 0, self._finish_install()
-        self._owner.send(peer, InstallReply(self.term, message.round, message.index, offset, match))
+        joined = self._journal.joined
+        self._owner.send(peer, InstallReply(self.term, message.round, message.index, offset, match, joined))
 
     def _finish_install(self) -> int:
         """Returns the index up to which everything is here now, 0 if what came is damaged."""
@@ -439,6 +442,7 @@ class Engine:
                 log=self._log,
                 snapshots=self._snapshots,
                 peers=self._peers,
+                founders=None if self._journal.joined else self._votes & self._steady,
                 heartbeat_s=self._timing.heartbeat_s,
                 send=self._owner.send,
                 now=self._clock.monotonic(),

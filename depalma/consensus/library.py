@@ -340,11 +340,12 @@ class Raft:
             self._raft._SyncObj__setState(_FOLLOWER)
             self._raft._SyncObj__raftLeader = None
 
-    def note_response(self, peer: str, match: int, at: float) -> None:
-        """As the leader: a follower was heard, and holds everything up to `match`."""
+    def note_response(self, peer: str, match: int | None, at: float) -> None:
+        """As the leader: a follower was heard, and holds everything up to `match`; None: it does not count."""
         if peer in self._peers:
-            self._raft._SyncObj__lastResponseTime[self._peers[peer]] = at
-            self._raft._SyncObj__raftMatchIndex[self._peers[peer]] = match
+            if match is not None:
+                self._raft._SyncObj__lastResponseTime[self._peers[peer]] = at
+            self._raft._SyncObj__raftMatchIndex[self._peers[peer]] = match or 0
 
     def forgive_silence_before(self, at: float) -> None:
         """As the leader: count every follower as heard at `at` at least."""

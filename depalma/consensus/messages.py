@@ -59,6 +59,8 @@ class Append(_Message, tag=5):
     prev_index: Natural
     prev_term: Natural
     entries: list[tuple[Natural, bytes]]
+    #: whoever holds the log up to here holds what it may have forgotten, and more; 0: that is not known yet
+    vouched: Natural = 0
 
 
 class AppendReply(_Message, tag=6):
@@ -91,6 +93,8 @@ class InstallReply(_Message, tag=8):
     index: Natural
     offset: Natural
     match: Natural = 0
+    #: as in AppendReply
+    joined: bool = False
 
 
 class StandNow(_Message, tag=9):

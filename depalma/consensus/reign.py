@@ -28,6 +28,7 @@ class Reign:
         log: Log,
         snapshots: SnapshotStore,
         peers: tuple[str, ...],
+        founders: Iterable[str] | None,
         heartbeat_s: float,
         send: Callable[[str, Message], None],
         now: float,
@@ -45,6 +46,9 @@ class Reign:
         self._followers: dict[str, Follower] = {}
         self._voters: tuple[str, ...] = ()
         self._learners: frozenset[str] = frozenset()
+        #: who elected this leader of a cluster that begins, on a connection that has held since
+        self._founders = set(founders or ())
+        self._founding = founders is not None
         self.set_voters(peers, now)
 
     @property
@@ -82,30 +86,66 @@ class Reign:
         """Whether a snapshot is on its way to one of these followers."""
         return any(self._followers[peer].transfer is not None for peer in connected if peer in self._followers)
 
+    def elected_by(self, peer: str) -> None:
+        """One more has voted for this leader."""
+        if self._founding:
+            self._founders.add(peer)
+
     def reconnected(self, peer: str) -> None:
         """What was on its way to the follower is lost."""
+        self._founders.discard(peer)
         if peer in self._followers:
             self._followers[peer].reconnected()
 
-    def on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> int:
-        """Take an answer of this term; returns up to where the follower is known to hold the log."""
+    def on_reply(self, peer: str, message: AppendReply | InstallReply, now: float) -> int | None:
+        """Take an answer of this term; returns up to where the follower is known to hold the log.
+
+        None if the answer does not count: the follower may have forgotten what it promised to a later leader.
+        """
         follower = self._followers.get(peer)
         if follower is None:
-            return 0
-        follower.round_answered = max(follower.round_answered, message.round)
+            return None
+        follower.joined = message.joined
+        counts = message.joined or peer in self._founders
+        if counts:
+            follower.came_at, follower.vouched = None, 0
+            follower.round_answered = max(follower.round_answered, message.round)
+        elif follower.came_at is None:
+            follower.came_at = self._log.last_index
         if isinstance(message, InstallReply):
             self._on_install_reply(follower, message, now)
         elif message.accepted:
-            follower.joined = message.joined
             follower.accepted(message.match, now)
         elif follower.refused(message.refused, message.hint, now):
             logger.error("%s has lost entries that it had acknowledged; was its directory replaced?", peer)
-        return follower.match
+        return follower.match if counts else None
+
+    def wants_entry(self, connected: Iterable[str], commit_index: int) -> bool:
+        """Whether a follower waits for one more entry, and only for that, to be counted."""
+        return commit_index == self._log.last_index and any(
+            self._followers[peer].came_at == commit_index <= self._followers[peer].match
+            for peer in self._followers.keys() & set(connected)
+        )
+
+    def _vouch(self, peer: str, follower: Follower, commit_index: int) -> bool:
+        """Find out what a follower has to hold to be counted. Returns whether that is news for it.
+
+        An entry that was appended after it came has been committed by a majority without it: had one of these helped
+        to elect a later leader before, it would have refused that entry. In a cluster that begins, nobody has.
+        """
+        if follower.joined or follower.vouched:
+            return False
+        if peer in self._founders and commit_index >= self.first_index:
+            follower.vouched = self.first_index
+        elif follower.came_at is not None and commit_index > follower.came_at:
+            follower.vouched = commit_index
+        return follower.vouched > 0
 
     def replicate(self, connected: Iterable[str], commit_index: int, *, heartbeat: bool, now: float) -> None:
         """Send each connected follower what it should get now."""
         for peer in sorted(self._followers.keys() & set(connected)):
             follower = self._followers[peer]
+            news = self._vouch(peer, follower, commit_index)
             if follower.waits() and now - follower.moved_at > LOST_AFTER_HEARTBEATS * self._heartbeat_s:
                 follower.lost()
             if not follower.waits():
@@ -116,7 +156,7 @@ class Reign:
             if follower.transfer is not None:
                 self._send_install(peer, follower, heartbeat)
             else:
-                self._send_appends(peer, follower, commit_index, heartbeat, now)
+                self._send_appends(peer, follower, commit_index, heartbeat or news, now)
 
     def _send_appends(self, peer: str, follower: Follower, commit_index: int, heartbeat: bool, now: float) -> None:
         notice = follower.commit_sent < commit_index and now - follower.sent_at >= COMMIT_NOTICE_S

@@ -17,6 +17,8 @@ from depalma.consensus.snapshot import Snapshot
 
 APPEND_BYTES = 1 * MIB
 APPEND_ENTRIES = 512
+#: while it is not known where the logs agree, a message may be for nothing: it carries no more than this
+PROBE_BYTES = 4096
 WINDOW_BYTES = 8 * MIB
 WINDOW_MESSAGES = 256
 #: without an answer for so many heartbeats, what was sent counts as lost
@@ -63,9 +65,14 @@ class Follower:
     transfer: Transfer | None = None
     #: it has said that it once held everything that was committed: it can be elected, and may elect
     joined: bool = False
+    #: the end of the log when it first said, on this connection, that it has not
+    came_at: int | None = None
+    #: what it has to hold to be counted again; 0: not known yet
+    vouched: int = 0
 
     def reconnected(self) -> None:
-        """What was in flight is lost; start again from what is known."""
+        """What was in flight is lost; start again from what is known. It may have been given a new disk meanwhile."""
+        self.came_at, self.vouched = None, 0
         if self.transfer is not None:
             self.transfer.in_flight = False
         else:
@@ -151,7 +158,9 @@ def next_append(
         if follower.probe_in_flight and not empty:
             return None
         if not follower.probe_in_flight:
-            entries = _entries(log, follower.next)
+            entries = _entries(log, follower.next, PROBE_BYTES)
+            if sum(len(command) for _, command in entries) > PROBE_BYTES:
+                entries = []
     else:
         full = follower.window_bytes >= WINDOW_BYTES or len(follower.window) >= WINDOW_MESSAGES
         if not full:
@@ -166,9 +175,10 @@ def next_append(
     follower.probe_in_flight = follower.mode is Mode.PROBE
     follower.round_sent = round_number
     follower.commit_sent = commit_index
-    return Append(term, round_number, commit_index, prev, log.term_at(prev), entries)
+    return Append(term, round_number, commit_index, prev, log.term_at(prev), entries, follower.vouched)
 
 
-def _entries(log: Log, first: int) -> list[tuple[int, bytes]]:
-    found = log.entries(first, APPEND_ENTRIES, APPEND_BYTES)
+def _entries(log: Log, first: int, limit_bytes: int = APPEND_BYTES) -> list[tuple[int, bytes]]:
+    """The next entries; one at least, however large it is."""
+    found = log.entries(first, APPEND_ENTRIES, limit_bytes)
     return [(term, command) for command, _, term in found]

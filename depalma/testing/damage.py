@@ -119,8 +119,8 @@ class Operator:
     """Does what docs/operations.md says about a damaged replica: once all others run and have applied the same, the
     replica's folder is moved away and it starts empty. One replica at a time.
 
-    One who is `hasty` does not wait for that, as no machine that installs itself anew does. `joined` keeps a replica
-    that has forgotten what it acknowledged out of elections, but that is not enough (consensus/DESIGN.md, Limits).
+    One who is `hasty` does not wait for that, as no machine that installs itself anew does. A replica that may have
+    forgotten what it acknowledged is not counted and does not vote (`joined`).
     """
 
     PERIOD_S = 0.1

@@ -8,7 +8,6 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from depalma.consensus.core import Core
 from depalma.consensus.errors import MembershipRefused
 from depalma.testing.cluster import SimCluster
 from depalma.testing.damage import Operator, flip_bit
@@ -28,9 +27,7 @@ class Storm:
         self._ask_for_members = change_members
         self.random = random
         self.faults: Counter[str] = Counter()
-        # A hasty one can lose what was acknowledged (a limit, see consensus/DESIGN.md; seed 510086719 showed it), so it
-        # only serves to find planted bugs.
-        self.operator = Operator(cluster, hasty=random.random() < 0.5 and cluster.core_class is not Core)
+        self.operator = Operator(cluster, hasty=random.random() < 0.5)
         self.raging = True
         #: misfortunes a second
         self._rate = 1.0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from depalma.consensus import ApplyFailed, CommandTooLarge, NotLeader, OutcomeUnknown
 from depalma.consensus.envelope import unpack
-from depalma.consensus.messages import Append, AppendReply, Install, Vote, VoteReply, decode, encode
+from depalma.consensus.messages import Append, AppendReply, Vote, VoteReply, decode, encode
 from depalma.testing import Ledger, SimCluster, Violation, Weather
 
 Cluster = SimCluster[Ledger]
@@ -142,54 +140,6 @@ def test_a_leader_of_the_past_learns_that_it_is() -> None:
     assert [(answer.term, answer.accepted) for answer in answers] == [(core.term, False)]
 
 
-def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The leader and one follower hold a command. The follower loses its disk, the leader is away: the third, which
-    never had the command, must not be elected by the one that has forgotten it."""
-    cluster, leader, one, other = started()
-    cluster.crash(other)
-    number = acknowledged(cluster, leader, b"held by two")
-    cluster.crash(leader)
-    cluster.crash(one)
-    cluster.wipe(one)
-    cluster.restart(one)
-    cluster.restart(other)
-    with caplog.at_level(logging.WARNING):
-        cluster.run_for(8.0)
-    assert cluster.leader() is None
-    assert f"the directory of {one} is new" in caplog.text
-
-    cluster.restart(leader)
-    cluster.wait_for_leader()
-    cluster.run_for(1.0)
-    cluster.ensure_same()
-    machine = cluster.nodes[one].machine
-    assert machine is not None
-    assert isinstance(number, int)
-    assert machine.entries[number - 1] == b"held by two"
-
-
-def test_a_replica_with_a_new_disk_does_not_vote_for_one_that_has_joined() -> None:
-    """Not even if it is asked without having been asked before whether it would."""
-    cluster, leader, one, other = started()
-    for name in cluster.names:
-        cluster.crash(name)
-    cluster.wipe(one)
-    cluster.restart(one)
-    core = cluster.nodes[one].core
-    assert core is not None
-    sent = []
-    core._transmit = lambda peer, frame: sent.append(decode(frame))
-    core.deliver(other, encode(Vote(99, 10**6, 98, True)))
-    core.tick()
-    assert sent == []
-    core.deliver(leader, encode(Vote(99, 1, 0, False)))
-    core.tick()
-
-    assert sent == [VoteReply(99)], "in a new cluster nobody has joined"
-
-
 @pytest.mark.parametrize("lost", range(3))
 def test_any_two_go_on_without_the_third(lost: int) -> None:
     cluster, leader, one, other = started()
@@ -223,23 +173,6 @@ def test_what_a_killed_follower_had_not_synced_is_not_acknowledged_from_memory()
         machine = cluster.nodes[one].machine
         assert machine is not None
         assert machine.entries == [b"first", b"x"]
-
-
-def test_a_replica_with_a_new_disk_is_filled_by_a_snapshot_and_then_votes() -> None:
-    cluster, leader, one, other = started(snapshot_every_entries=20, keep_entries=2, segment_bytes=500)
-    for i in range(100):
-        acknowledged(cluster, leader, b"%d" % i)
-    seen = []
-    cluster.network.on_delivery = lambda at, sender, receiver, frame: seen.append(type(decode(frame)))
-    cluster.crash(one)
-    cluster.wipe(one)
-    cluster.restart(one)
-    cluster.run_for(1.0)
-    assert Install in seen
-    cluster.ensure_same()
-
-    cluster.crash(leader)
-    assert cluster.wait_for_leader() in (one, other)
 
 
 def test_a_follower_far_behind_gets_each_entry_about_once() -> None:

@@ -327,15 +327,15 @@ def test_the_last_member_s_first_entry_is_on_its_disk_before_it_counts(cut_in: i
 
 
 def test_one_that_was_away_lets_in_who_joined_meanwhile_because_a_member_vouches_for_it() -> None:
-    cluster = started(size=2, spares=1)
+    cluster = started(size=3, spares=1)
     leader = cluster.wait_for_leader()
     away = next(name for name in cluster.founders if name != leader)
     acknowledged(cluster, b"second")
     cluster.crash(away)
-    assert not cluster.change_members(leader, ("m1", "m2", "m3"), b"grow").done
-    cluster.wait_until(lambda: cluster.members() == ("m1", "m2", "m3"), within_s=5.0, what="m3 counts")
-    ended(cluster, cluster.hand_over(leader, "m3"))
-    cluster.wait_until(lambda: cluster.leader() == "m3", within_s=2.0, what="the new one leads")
+    assert not cluster.change_members(leader, ("m1", "m2", "m3", "m4"), b"grow").done
+    cluster.wait_until(lambda: cluster.members() == ("m1", "m2", "m3", "m4"), within_s=5.0, what="m4 counts")
+    ended(cluster, cluster.hand_over(leader, "m4"))
+    cluster.wait_until(lambda: cluster.leader() == "m4", within_s=2.0, what="the new one leads")
     cluster.restart(away)
 
     cluster.run_for(2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depalma.consensus.log import Log
 from depalma.consensus.messages import Append
-from depalma.consensus.replication import WINDOW_BYTES, Follower, Mode, next_append
+from depalma.consensus.replication import PROBE_BYTES, WINDOW_BYTES, Follower, Mode, next_append
 
 
 def log_of(count: int, size: int = 1) -> Log:
@@ -93,6 +93,20 @@ def test_a_probe_goes_back_to_what_the_follower_has() -> None:
     assert probe.prev_index == 49
     follower.accepted(49 + len(probe.entries), 2.0)
     assert follower.mode is Mode.STREAM
+
+
+def test_a_guess_carries_little_and_the_rest_follows_once_it_was_right() -> None:
+    """Seed 341108578: two wrong guesses in a row cost half a megabyte each."""
+    for size, carried in ((1000, 4), (PROBE_BYTES, 1), (PROBE_BYTES + 1, 0)):
+        log, follower = log_of(100, size), Follower(next=90)
+
+        (probe,) = sent(follower, log)
+        assert len(probe.entries) == carried
+        follower.refused(89, 50, 1.0)
+        (probe,) = sent(follower, log)
+        assert len(probe.entries) == carried
+        follower.accepted(49 + carried, 1.0)
+        assert sum(len(m.entries) for m in sent(follower, log)) == 101 - 49 - carried
 
 
 def test_a_follower_that_lost_what_it_had_is_noticed_and_no_longer_counted() -> None:
