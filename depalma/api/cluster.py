@@ -128,11 +128,13 @@ async def healthy(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def ready(api: Api, request: web.Request) -> web.StreamResponse:
-    """Says whether this master can serve: it knows a leader and is up to date."""
+    """Says whether this master can serve: it knows a leader, counts in elections and is up to date."""
     replica = api.services.replica
     backlog = replica.commit_index - replica.applied_index
     if replica.leader_id is None:
         return api.reply(request, Health(False, "no leader is known"), status=503)
+    if not replica.has_joined:
+        return api.reply(request, Health(False, "it does not yet hold what the others have committed"), status=503)
     if backlog > READY_BACKLOG:
         return api.reply(request, Health(False, f"{backlog} entries are still to be applied"), status=503)
     return api.reply(request, Health(True))

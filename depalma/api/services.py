@@ -39,6 +39,10 @@ class Replica(Protocol):
         """The last log index that a majority has."""
 
     @property
+    def has_joined(self) -> bool:
+        """Whether it has once held everything that was committed; until then it cannot help to elect."""
+
+    @property
     def applied_index(self) -> int:
         """The last log index that is in the state."""
 

@@ -194,6 +194,11 @@ class Replica:
         return self._core.commit_index if self._running else self._core.applied_index
 
     @property
+    def has_joined(self) -> bool:
+        """Whether this replica has once held everything that was committed: until then it may not elect."""
+        return self._core.journal.joined
+
+    @property
     def applied_index(self) -> int:
         """Number of the last command applied here."""
         return self._core.applied_index

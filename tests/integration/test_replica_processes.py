@@ -31,9 +31,10 @@ async def main(directory, name, *ports):
                        segment_bytes=20_000)
     await cluster.start(name)
     replica = cluster.running[name]
-    replica.add_applied_listener(lambda index: (Path(directory) / f"{name}.formed").touch())
     count = 0
     while not cluster.fatal:
+        if replica.has_joined:
+            (Path(directory) / f"{name}.formed").touch()
         if not replica.is_leader:
             await asyncio.sleep(0.002)
             continue
@@ -99,7 +100,7 @@ class Cluster:
         """Until then two of them may not elect each other (`joined` in DESIGN.md), and no leader may be taken away."""
         deadline = time.monotonic() + within_s
         while missing := [name for name in self.processes if not (self.directory / f"{name}.formed").exists()]:
-            assert time.monotonic() < deadline, f"{missing} have applied nothing within {within_s} s"
+            assert time.monotonic() < deadline, f"{missing} have not joined within {within_s} s"
             time.sleep(0.01)
 
     def leader(self) -> str:

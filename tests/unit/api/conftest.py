@@ -62,6 +62,7 @@ class LoneReplica:
     leader_id: str | None = "m1"
     commit_index: int = 0
     applied_index: int = 0
+    has_joined: bool = True
     directory: Path = Path()
     machine: Machine | None = None
     #: what the members were to become, one after the other
