@@ -236,8 +236,11 @@ def encode(frame: FromAgent | ToAgent) -> bytes:
 
 
 def decode_from_agent(data: bytes) -> FromAgent:
-    """Errors: msgspec.ValidationError, msgspec.DecodeError."""
-    return _from_agent.decode(data)
+    """Errors: msgspec.ValidationError, msgspec.DecodeError; never another, whatever the bytes are."""
+    try:
+        return _from_agent.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_to_agent(data: bytes) -> ToAgent:

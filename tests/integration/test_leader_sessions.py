@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from depalma.codetree import sign, tree_digest
@@ -28,6 +29,7 @@ from depalma.protocol import (
     Reports,
     ReportsCommitted,
     Welcome,
+    decode_from_agent,
 )
 from depalma.state.commands import AddCode, CancelJobs
 from depalma.testing.one_master import agent, beating_until, eventually, running_master, submit, succeeded
@@ -118,11 +120,24 @@ async def test_strangers_are_told_to_stop(tmp_path: Path, host: str, version: in
         assert refused.stop
 
 
-async def test_garbage_closes_the_connection_and_nothing_else(tmp_path: Path) -> None:
+BEAT = b"\x95\xa4beat\x07\xcb" + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\xc1 no frame at all", id="no msgpack"),
+        pytest.param(BEAT + b"\x81\xa1x" + b"\x91" * 100_000, id="nested without end"),
+        pytest.param(b"\x95\xa4\xff\xff\xff\xff", id="no UTF-8"),
+    ],
+)
+async def test_garbage_closes_the_connection_and_nothing_else(tmp_path: Path, data: bytes) -> None:
     async with running_master(tmp_path) as master, agent(master) as one, agent(master, host="h2") as two:
         await one.next(Welcome)
         await two.next(Welcome)
-        await one.websocket.send_bytes(b"\xc1 no frame at all")
+        with pytest.raises(msgspec.DecodeError):
+            decode_from_agent(data)
+        await one.websocket.send_bytes(data)
         assert await one.closed()
         job = await submit(master)
         assert [task.job for task in (await two.next(Assign)).tasks] == [job]
