@@ -131,6 +131,7 @@ class AgentCore(Execution):
             code_index=self.code_index,
             running=tuple(self.attempts),
             unreported=tuple(self.pending),
+            tells_history=True,
         )
 
     @property
