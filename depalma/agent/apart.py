@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.limits import LOOK_S, NOTHING, Ended, Limits, Watch, rlimits, watched
-from depalma.agent.worker import new_modules, reseed
+from depalma.agent.worker import after_fork, new_modules, newest_module
 
 _HEAD = struct.Struct("<Q")
 _RECORD_BYTES = 64 * 1024 * 1024
@@ -129,21 +129,21 @@ def _become(work: Callable[[], tuple[Any, ...]], limits: Limits, watch: Watch, w
     """Is the process of the task; never returns."""
     code = 1
     try:
+        after_fork()
         os.setsid()
         for path in watch.group.procs:
             with contextlib.suppress(OSError), open(path, "w") as file:
                 file.write("0")
         for number, pair in rlimits(limits, watch.group):
             resource.setrlimit(number, pair)
-        reseed()
-        known = set(sys.modules)
+        newest = newest_module()
         pid = os.getpid()
         record = work()
         sys.stdout.flush()
         sys.stderr.flush()
         if os.getpid() != pid:
             os._exit(0)  # the function forked, and its child came back here
-        new = [name for name, _ in new_modules(known)]
+        new = [name for name, _ in new_modules(newest)]
         data = marshal.dumps((record, new))
         os.write(writing, _HEAD.pack(len(data)))
         while data:

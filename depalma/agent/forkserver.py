@@ -19,7 +19,7 @@ if __name__ == "__main__":  # started by file name: the package is found beside 
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from depalma.agent import proctree
-from depalma.agent.worker import Worker, prepare, reseed
+from depalma.agent.worker import Worker, after_fork, prepare
 
 _MESSAGE_BYTES = 262_144
 
@@ -94,7 +94,7 @@ class ForkServer:
                 os.close(spool)
             monitor = os.environ[proctree.MARKER].partition(":")[0]
             os.environ[proctree.MARKER] = f"{monitor}:{key}"
-            reseed()
+            after_fork()
             sock = socket.socket(fileno=fd)
             sock.setblocking(True)
             Worker(sock, self.root, str(number), *self.limits).serve()
