@@ -66,9 +66,13 @@ class _Ring:
     def since(self, begin_s: float, epoch_s: float) -> Iterator[LoadPoint]:
         for step in self._steps:
             if (step.number + 1) * self.step_s > begin_s:
-                mean = (round(total / step.samples, 2) for total in step.sums)
+                mean = (_rounded(total / step.samples) for total in step.sums)
                 at = round(epoch_s + step.number * self.step_s, 3)
                 yield LoadPoint(at, step.samples, LoadFigures(*mean), LoadFigures(*step.highest))
+
+
+def _rounded(value: float) -> float:
+    return round(value, 2 if value < 1000 else 0)
 
 
 class LoadRing:
