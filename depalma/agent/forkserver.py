@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 if __name__ == "__main__":  # started by file name: the package is found beside this file
@@ -42,10 +43,11 @@ class ForkServer:
                 return
             message = marshal.loads(data)
             if message[0] == "import":
+                began_s = time.monotonic()
                 self._import(message[1])
-                self._say("imported")
                 if threading.active_count() > 1:
                     return  # a thread of Python's does not survive a fork, and what it holds stays held
+                self._say("imported", time.monotonic() - began_s)
             else:
                 fds = array.array("i", ancillary[0][2])
                 self._fork(message[1], message[2], fds[0])
