@@ -43,11 +43,11 @@ class ForkServer:
                 return
             message = marshal.loads(data)
             if message[0] == "import":
-                began_s = time.monotonic()
+                began_s = time.process_time()
                 self._import(message[1])
                 if threading.active_count() > 1:
                     return  # a thread of Python's does not survive a fork, and what it holds stays held
-                self._say("imported", time.monotonic() - began_s)
+                self._say("imported", time.process_time() - began_s)
             else:
                 fds = array.array("i", ancillary[0][2])
                 self._fork(message[1], message[2], fds[0])

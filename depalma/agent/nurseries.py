@@ -27,8 +27,8 @@ _FORK_WITHIN_S = 5.0
 _IMPORT_WITHIN_S = 20.0
 _MESSAGE_BYTES = 262_144
 _NAMES = 2000
-#: What takes longer to import is not left to each worker that was there before: a new one is forked in its place.
-_HEAVY_S = 0.05
+#: What takes more processor time to import is not left to each worker that was there before: another is forked for it.
+_HEAVY_S = 0.1
 #: After so many that ended by themselves, or had to be ended, it is done without them: what the tasks import does not
 #: go together with forking (a module that starts threads), and trying again would cost its import each time.
 _FAILURES = 3

@@ -130,8 +130,10 @@ class Worker:
 
     def _tell_modules(self) -> None:
         """Says what had to be imported: workers that are started later have it from the beginning."""
-        found = new_modules(self._newest)
+        self._tell(new_modules(self._newest))
         self._newest = newest_module()
+
+    def _tell(self, found: list[tuple[str, str]]) -> None:
         tree = sys.path[0] + "/"
         libraries = [name for name, file in found[:_TOLD] if not file.startswith(tree)]
         own = [name for name, file in found[:_TOLD] if file.startswith(tree)]
@@ -160,6 +162,8 @@ class Worker:
             return self._work(task)
 
         outcome = self._apart.run(work, limits, self.scratch, (f"{self.spool}.out", f"{self.spool}.err"))
+        if self._apart.learnt:  # at once: this worker imports it before its next task, and may never get one
+            self._tell(self._apart.learnt)
         if outcome.record is not None:
             return (*outcome.record, None, None, "")
         return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
