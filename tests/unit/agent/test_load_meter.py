@@ -23,6 +23,8 @@ from depalma.agent.loadmeter import LoadMeter
 from depalma.model import GpuLoad
 
 TICKS = os.sysconf("SC_CLK_TCK")
+#: What a busy loop uses at least, however busy this machine is and however many CPUs it has, in percent of all.
+SOME = 2.0 / (os.cpu_count() or 1)
 #: Burns time in a child that it waits for, then in itself, and stays.
 BURN = """
 import subprocess, sys, time
@@ -107,7 +109,7 @@ def test_the_load_tells_tasks_from_everything_else(tmp_path: Path) -> None:
         try:
             meter.start()
             wait_until(
-                lambda: min(meter.latest.tasks_cpu_percent, meter.latest.foreign_cpu_percent) > 1, "load of both"
+                lambda: min(meter.latest.tasks_cpu_percent, meter.latest.foreign_cpu_percent) > SOME, "load of both"
             )
             wait_until(lambda: meter.history(60).points, "history")
         finally:
