@@ -183,8 +183,17 @@ class TaskView(Struct, frozen=True, kw_only=True):
     outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
 
 
+class GpuLoad(Struct, frozen=True, gc=False):
+    """Measured load of one GPU."""
+
+    name: str
+    busy_percent: float
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+
+
 class Load(Struct, frozen=True, gc=False):
-    """Measured load of a host, of everything that runs there."""
+    """Measured load of a host, of everything that runs there. Percents of CPU are of all its CPUs together."""
 
     load1: float = 0.0
     load5: float = 0.0
@@ -192,6 +201,60 @@ class Load(Struct, frozen=True, gc=False):
     cpu_percent: float = 0.0
     memory_percent: float = 0.0
     memory_used_bytes: int = 0
+    tasks_cpu_percent: float = 0.0  #: of what the cluster runs here
+    foreign_cpu_percent: float = 0.0  #: of everything else
+    memory_total_bytes: int = 0
+    memory_available_bytes: int = 0
+    swap_total_bytes: int = 0
+    swap_used_bytes: int = 0
+    folder_total_bytes: int = 0  #: the file system of the agent's folder
+    folder_free_bytes: int = 0
+    root_total_bytes: int = 0  #: the file system `/`
+    root_free_bytes: int = 0
+    disk_read_bytes_per_s: float = 0.0
+    disk_written_bytes_per_s: float = 0.0
+    network_received_bytes_per_s: float = 0.0  #: loopback left out
+    network_sent_bytes_per_s: float = 0.0
+    gpus: tuple[GpuLoad, ...] = ()
+
+
+class LoadFigures(Struct, frozen=True, gc=False):
+    """What is kept of a host's load over time. Those of GPUs are of all together."""
+
+    load1: float = 0.0
+    load5: float = 0.0
+    load15: float = 0.0
+    cpu_percent: float = 0.0
+    tasks_cpu_percent: float = 0.0
+    foreign_cpu_percent: float = 0.0
+    memory_percent: float = 0.0
+    memory_used_bytes: float = 0.0
+    swap_used_bytes: float = 0.0
+    folder_free_bytes: float = 0.0
+    root_free_bytes: float = 0.0
+    disk_read_bytes_per_s: float = 0.0
+    disk_written_bytes_per_s: float = 0.0
+    network_received_bytes_per_s: float = 0.0
+    network_sent_bytes_per_s: float = 0.0
+    gpu_busy_percent: float = 0.0
+    gpu_memory_used_bytes: float = 0.0
+
+
+class LoadPoint(Struct, frozen=True, gc=False):
+    """The load over one step: the mean and the highest of its samples, about one a second."""
+
+    at: float  #: begin of the step, seconds since the epoch
+    samples: int
+    mean: LoadFigures
+    max: LoadFigures
+
+
+class LoadHistory(Struct, frozen=True, gc=False):
+    """The load of a host over time, oldest first. Steps without a point: the host slept, or its agent was not there."""
+
+    began_at: float  #: since when the agent measures: what was before its start, nobody knows
+    step_s: float
+    points: tuple[LoadPoint, ...]
 
 
 class HostView(Struct, frozen=True, kw_only=True):

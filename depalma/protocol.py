@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from depalma.codetree import CodeEntry
-from depalma.model import AttemptRef, HostFacts, JobSpec, Load, ProcessView, Report
+from depalma.model import AttemptRef, HostFacts, JobSpec, Load, LoadHistory, ProcessView, Report
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -37,6 +37,7 @@ class Hello(Frame, frozen=True, tag="hello"):
     code_index: int
     running: tuple[AttemptRef, ...]
     unreported: tuple[AttemptRef, ...]
+    tells_history: bool = False  #: AskLoadHistory may be sent
 
 
 class Heartbeat(Frame, frozen=True, tag="beat"):
@@ -83,6 +84,13 @@ class Processes(Frame, frozen=True, tag="processes"):
 
     request: int
     processes: tuple[ProcessView, ...]
+
+
+class LoadTold(Frame, frozen=True, tag="load_history"):
+    """Answers AskLoadHistory."""
+
+    request: int
+    history: LoadHistory
 
 
 class Output(Frame, frozen=True, tag="output"):
@@ -200,6 +208,13 @@ class AskProcesses(Frame, frozen=True, tag="ask_processes"):
     job: int | None = None
 
 
+class AskLoadHistory(Frame, frozen=True, tag="ask_load_history"):
+    """The load of the last `last_s` seconds; only for agents whose hello says that they tell it."""
+
+    request: int
+    last_s: float
+
+
 class AskOutput(Frame, frozen=True, tag="ask_output"):
     request: int
     job: int
@@ -210,20 +225,11 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
     limit_bytes: int
 
 
-FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | Processes | Output
-ToAgent = (
-    Welcome
-    | Masters
-    | Refused
-    | HeartbeatAnswer
-    | Assign
-    | Kill
-    | Forget
-    | ReportsCommitted
-    | CodeLog
-    | AskProcesses
-    | AskOutput
-)
+#: What answers a question, and what is one.
+Answer = Processes | LoadTold | Output
+Question = AskProcesses | AskLoadHistory | AskOutput
+FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | Answer
+ToAgent = Welcome | Masters | Refused | HeartbeatAnswer | Assign | Kill | Forget | ReportsCommitted | CodeLog | Question
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.limits import LOOK_S, NOTHING, Ended, Limits, Watch, rlimits, watched
-from depalma.agent.worker import new_modules, reseed
+from depalma.agent.worker import after_fork, new_modules, newest_module
 
 _HEAD = struct.Struct("<Q")
 _RECORD_BYTES = 64 * 1024 * 1024
@@ -45,14 +45,14 @@ class Apart:
     def __init__(self, groups: str) -> None:
         self._groups = ControlGroups.borrowed(groups)
         self._count = 0
-        self._learnt: list[str] = []
+        self.learnt: list[tuple[str, str]] = []  #: what the last task had to import, each with its file
         self._unimportable: dict[str, str] = {}
         proctree.become_subreaper()  # whatever a task leaves behind becomes a child of ours, and is killed
 
     def prepare(self) -> None:
         """Imports what the task before had to import, before the next one is forked."""
-        names, self._learnt = self._learnt, []
-        for name in names:
+        found, self.learnt = self.learnt, []
+        for name, _ in found:
             if name in self._unimportable:
                 continue
             try:
@@ -117,7 +117,7 @@ class Apart:
         exit_code, number = (None, -code) if code < 0 else (code, None)
         record = _decoded(data)
         if record is not None and code == 0:
-            self._learnt = record[1][:_LEARN]
+            self.learnt = record[1][:_LEARN]
             return Outcome(record[0])
         if over is not None:
             return Outcome(None, over.words, exit_code, number, over.code)
@@ -129,22 +129,21 @@ def _become(work: Callable[[], tuple[Any, ...]], limits: Limits, watch: Watch, w
     """Is the process of the task; never returns."""
     code = 1
     try:
+        after_fork()
         os.setsid()
         for path in watch.group.procs:
             with contextlib.suppress(OSError), open(path, "w") as file:
                 file.write("0")
         for number, pair in rlimits(limits, watch.group):
             resource.setrlimit(number, pair)
-        reseed()
-        known = set(sys.modules)
+        newest = newest_module()
         pid = os.getpid()
         record = work()
         sys.stdout.flush()
         sys.stderr.flush()
         if os.getpid() != pid:
             os._exit(0)  # the function forked, and its child came back here
-        new = [name for name, _ in new_modules(known)]
-        data = marshal.dumps((record, new))
+        data = marshal.dumps((record, new_modules(newest)))
         os.write(writing, _HEAD.pack(len(data)))
         while data:
             data = data[os.write(writing, data) :]
@@ -164,7 +163,7 @@ def _drain(fd: int, data: bytearray) -> bool:
     return True
 
 
-def _decoded(data: bytearray) -> tuple[tuple[Any, ...], list[str]] | None:
+def _decoded(data: bytearray) -> tuple[tuple[Any, ...], list[tuple[str, str]]] | None:
     """Returns the record and the modules, if they are whole."""
     if len(data) < _HEAD.size:
         return None
@@ -172,7 +171,7 @@ def _decoded(data: bytearray) -> tuple[tuple[Any, ...], list[str]] | None:
     if len(data) != _HEAD.size + size:
         return None
     try:
-        record, names = marshal.loads(bytes(data[_HEAD.size :]))
+        record, modules = marshal.loads(bytes(data[_HEAD.size :]))
     except (ValueError, EOFError, TypeError):
         return None
-    return record, names
+    return record, modules

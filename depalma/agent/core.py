@@ -8,7 +8,7 @@ Rules that hold whatever the order of events:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ from depalma.agent.events import (
     KeepReports,
     LeaseLost,
     Leave,
+    Outdone,
     Prepared,
     Reconnect,
     Rejoined,
@@ -44,6 +45,7 @@ from depalma.agent.events import (
     Uploaded,
 )
 from depalma.agent.execution import Execution
+from depalma.agent.lanes import Lane
 from depalma.model import AttemptRef, HostFacts, Report
 from depalma.protocol import (
     PROTOCOL_VERSION,
@@ -97,6 +99,7 @@ class AgentCore(Execution):
             CodeReached: self._on_code_reached,
             CodeDiffers: self._on_code_differs,
             CodeRepaired: self._on_code_repaired,
+            Outdone: self._on_outdone,
             LeaseLost: self._on_lease_lost,
             Rejoined: self._on_rejoined,
             Stopping: self._on_stopping,
@@ -131,6 +134,7 @@ class AgentCore(Execution):
             code_index=self.code_index,
             running=tuple(self.attempts),
             unreported=tuple(self.pending),
+            tells_history=True,
         )
 
     @property
@@ -355,11 +359,16 @@ class AgentCore(Execution):
 
     def _on_code_repaired(self, event: CodeRepaired, now: float) -> None:
         self.out.append(EndForkServers(event.indices))
-        for lane in list(self.lanes.lanes.values()):
-            if lane.is_worker and lane.code_index in event.indices:
-                lane.stale = True
-                if not lane.queue:
-                    self.lanes.stop(lane, 0.0, self.out)
+        self._end_when_idle(lane for lane in self.lanes.lanes.values() if lane.code_index in event.indices)
+
+    def _on_outdone(self, event: Outdone, now: float) -> None:
+        self._end_when_idle(lane for lane in self.lanes.lanes.values() if lane.id in event.workers)
+
+    def _end_when_idle(self, lanes: Iterable[Lane]) -> None:
+        for lane in [lane for lane in lanes if lane.is_worker]:
+            lane.stale = True
+            if not lane.queue:
+                self.lanes.stop(lane, 0.0, self.out)
 
     # ------------------------------------------------------------ ends and reports
 

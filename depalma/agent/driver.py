@@ -29,6 +29,7 @@ from depalma.agent.connection import Finder
 from depalma.agent.core import AgentCore
 from depalma.agent.environments import Environments
 from depalma.agent.link import MonitorLink
+from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import describe_limits, facts, python_version
 from depalma.agent.questions import Questions
 from depalma.agent.runner import Runner
@@ -39,15 +40,7 @@ from depalma.agent.supplies import Supplies
 from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
-from depalma.protocol import (
-    AskOutput,
-    AskProcesses,
-    Masters,
-    Refused,
-    Started,
-    ToAgent,
-    Welcome,
-)
+from depalma.protocol import AskLoadHistory, AskOutput, AskProcesses, Masters, Refused, Started, ToAgent, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +108,18 @@ class Agent:
                 learned=masterlist.read(self._root),
                 on_learned=partial(masterlist.write, self._root),
             )
-            self._session = Session(self._finder, self._core, self._facts, self._host.name, self.deliver, self._receive)
+            self._meter = meter = LoadMeter(str(self._root), lambda: self._link.pid)
+            deliver, receive, name = self.deliver, self._receive, self._host.name
+            self._session = Session(self._finder, self._core, self._facts, name, deliver, receive, lambda: meter.latest)
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
-            self._questions = Questions(self._host.name, self._runner, self._link, core.attempts, session.send)
+            self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
             self._code = self._code_keeper()
             self._supplies = Supplies(self._blobs, self._code.sync, self._stage, core.uses_blob, self.deliver)
             self._adopt_old_reports()
             self._start_monitor()
+            meter.start()
             await self._learn_limits()
             for work in (self._tick_forever(), self._session.beat(), self._session.run(), self._code.watch()):
                 self._spawn(work)
@@ -158,6 +154,7 @@ class Agent:
     async def _end(self) -> None:
         """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
         orderly = self._exit_code == 0
+        self._meter.stop()
         self._aside.forget_all()  # what is ended now has not failed
         self._link.send(("stop", "stopped" if orderly else "the agent left", _STOP_GRACE_S if orderly else 0.0))
         self._link.flush()
@@ -370,7 +367,7 @@ class Agent:
     # ------------------------------------------------------------ the leader
 
     def _receive(self, url: str, frame: ToAgent) -> None:
-        if isinstance(frame, AskProcesses | AskOutput):
+        if isinstance(frame, AskProcesses | AskLoadHistory | AskOutput):
             self._questions.ask(frame)
         elif not isinstance(frame, Masters):  # the session has taken note of these
             if isinstance(frame, Refused):

@@ -120,6 +120,12 @@ class CodeRepaired(Event, frozen=True):
     indices: frozenset[int]
 
 
+class Outdone(Event, frozen=True):
+    """A worker that is forked now has imported at once what takes these long; they go when they have nothing to do."""
+
+    workers: frozenset[int]
+
+
 class LeaseLost(Event, frozen=True):
     """The monitor saw the lease end, or is dead: everything was or has to be killed."""
 
@@ -155,6 +161,7 @@ AnyEvent = (
     | CodeReached
     | CodeDiffers
     | CodeRepaired
+    | Outdone
     | LeaseLost
     | Rejoined
     | Stopping

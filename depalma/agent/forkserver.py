@@ -13,13 +13,14 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 if __name__ == "__main__":  # started by file name: the package is found beside this file
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from depalma.agent import proctree
-from depalma.agent.worker import Worker, prepare, reseed
+from depalma.agent.worker import Worker, after_fork, prepare
 
 _MESSAGE_BYTES = 262_144
 
@@ -42,10 +43,11 @@ class ForkServer:
                 return
             message = marshal.loads(data)
             if message[0] == "import":
+                began_s = time.process_time()
                 self._import(message[1])
-                self._say("imported")
                 if threading.active_count() > 1:
                     return  # a thread of Python's does not survive a fork, and what it holds stays held
+                self._say("imported", time.process_time() - began_s)
             else:
                 fds = array.array("i", ancillary[0][2])
                 self._fork(message[1], message[2], fds[0])
@@ -94,7 +96,7 @@ class ForkServer:
                 os.close(spool)
             monitor = os.environ[proctree.MARKER].partition(":")[0]
             os.environ[proctree.MARKER] = f"{monitor}:{key}"
-            reseed()
+            after_fork()
             sock = socket.socket(fileno=fd)
             sock.setblocking(True)
             Worker(sock, self.root, str(number), *self.limits).serve()

@@ -10,11 +10,7 @@ from collections.abc import Iterable
 import psutil
 
 import depalma
-from depalma.model import HostFacts, Load, ProcessView
-
-#: A sample is good for so long; heartbeats may come more often.
-_SAMPLE_S = 0.9
-
+from depalma.model import HostFacts, ProcessView
 
 #: What is limited, in the order in which it is shown, and how where no control group does it.
 _LIMITED = {
@@ -54,32 +50,6 @@ def python_version() -> str:
 def printable(text: str) -> str:
     """Returns the text with whatever is not Unicode escaped: file names and arguments are bytes, frames are not."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
-
-
-class LoadMeter:
-    """Samples the load of the whole host, at most about once a second."""
-
-    def __init__(self) -> None:
-        psutil.cpu_percent(interval=None)  # the first call only sets the starting point
-        self._load = Load()
-        self._until_s = 0.0
-
-    def load(self) -> Load:
-        """Returns the newest sample."""
-        now = time.monotonic()
-        if now >= self._until_s:
-            memory = psutil.virtual_memory()
-            load1, load5, load15 = os.getloadavg()
-            self._load = Load(
-                load1=round(load1, 2),
-                load5=round(load5, 2),
-                load15=round(load15, 2),
-                cpu_percent=psutil.cpu_percent(interval=None),
-                memory_percent=memory.percent,
-                memory_used_bytes=memory.total - memory.available,
-            )
-            self._until_s = now + _SAMPLE_S
-        return self._load
 
 
 class ProcessTable:

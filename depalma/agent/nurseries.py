@@ -12,6 +12,7 @@ import contextlib
 import logging
 import marshal
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from depalma.agent.link import MonitorLink
@@ -26,6 +27,8 @@ _FORK_WITHIN_S = 5.0
 _IMPORT_WITHIN_S = 20.0
 _MESSAGE_BYTES = 262_144
 _NAMES = 2000
+#: What takes more processor time to import is not left to each worker that was there before: another is forked for it.
+_HEAVY_S = 0.1
 #: After so many that ended by themselves, or had to be ended, it is done without them: what the tasks import does not
 #: go together with forking (a module that starts threads), and trying again would cost its import each time.
 _FAILURES = 3
@@ -40,21 +43,29 @@ class Nursery:
         self.retired = False  #: a newer one took its place
         self.ready = False
         self.taught: set[str] = set()
-        self.importing = 0  #: how often it was told what to import, and has not done it yet
+        self.importing: deque[list[str]] = deque()  #: what it was told to import, and has not said to have done
         self.asked: dict[int, WorkerHandle] = {}
         self.near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.near.setblocking(False)
 
 
 class Nurseries:
-    """All of an agent's. `start` starts the process of one; `spawn` starts a worker without any."""
+    """All of an agent's. `start` starts the process of one; `spawn` starts a worker without any.
+
+    `on_heavy(code_index, names)`: workers that are forked from now on have these modules, which take long to import.
+    """
 
     def __init__(
-        self, link: MonitorLink, start: Callable[[Nursery], None], spawn: Callable[[WorkerHandle], None]
+        self,
+        link: MonitorLink,
+        start: Callable[[Nursery], None],
+        spawn: Callable[[WorkerHandle], None],
+        on_heavy: Callable[[int, list[str]], None],
     ) -> None:
         self._link = link
         self._start = start
         self._spawn = spawn
+        self._on_heavy = on_heavy
         self._by_index: dict[int, Nursery] = {}
         self._ending: list[Nursery] = []
         self._libraries: dict[str, None] = {}  #: modules that are not part of a code tree, in the order of import
@@ -76,6 +87,7 @@ class Nurseries:
         except OSError:
             return False
         nursery.asked[handle.number] = handle
+        handle.imported |= nursery.taught
         within_s = _IMPORT_WITHIN_S if nursery.importing else _FORK_WITHIN_S
         asyncio.get_running_loop().call_later(within_s, self._give_up, nursery, handle.number)
         return True
@@ -113,7 +125,7 @@ class Nurseries:
         with contextlib.suppress(OSError):  # it is full of such messages, or gone
             nursery.near.send(marshal.dumps(("import", names)))
             nursery.taught.update(names)
-            nursery.importing += 1
+            nursery.importing.append(names)
 
     def _readable(self, nursery: Nursery) -> None:
         while True:
@@ -132,7 +144,9 @@ class Nurseries:
                 if self._libraries or self._own.get(nursery.code_index):
                     self._teach(nursery)
             elif message[0] == "imported":
-                nursery.importing -= 1
+                names = nursery.importing.popleft()
+                if message[1] > _HEAVY_S:
+                    self._on_heavy(nursery.code_index, names)
             else:
                 _, number, pid, start = message
                 handle = nursery.asked.pop(number)

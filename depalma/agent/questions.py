@@ -1,16 +1,18 @@
-"""What a leader may ask an agent at any time: the processes of its tasks, and what they have written."""
+"""What a leader may ask an agent at any time: the processes of its tasks, what they have written, the load of late."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
 
 from depalma.agent.link import MonitorLink
+from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import ProcessTable
 from depalma.agent.runner import Runner
 from depalma.agent.store import read_slice
 from depalma.model import AttemptRef
-from depalma.protocol import AskOutput, AskProcesses, Output, Processes
+from depalma.protocol import Answer, AskLoadHistory, AskOutput, AskProcesses, LoadTold, Output, Processes, Question
 
 _OUTPUT_BYTES = 1024 * 1024
 
@@ -24,21 +26,27 @@ class Questions:
         runner: Runner,
         link: MonitorLink,
         live: Container[AttemptRef],
-        send: Callable[[Processes | Output], None],
+        meter: LoadMeter,
+        send: Callable[[Answer], None],
     ) -> None:
         self._runner = runner
         self._link = link
         self._live = live
+        self._meter = meter
         self._send = send
         self._processes = ProcessTable(host)
         self._asked: dict[int, int | None] = {}
+        # Threads of the loop's own pool may all be busy with large files.
+        self._looker = ThreadPoolExecutor(1, "ps")
 
-    def ask(self, frame: AskProcesses | AskOutput) -> None:
+    def ask(self, frame: Question) -> None:
         """Takes a question. That for processes goes by the monitor, which knows them."""
         if isinstance(frame, AskProcesses):
             self._asked[frame.request] = frame.job
             self._link.send(("trees", frame.request))
             self._link.flush()
+        elif isinstance(frame, AskLoadHistory):
+            self._send(LoadTold(frame.request, self._meter.history(frame.last_s)))
         else:
             self._send(self._read_output(frame))
 
@@ -48,7 +56,7 @@ class Questions:
         tasks = self._runner.tasks_of(trees)
         if job is not None:
             tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
-        views = await asyncio.to_thread(self._processes.look, tasks)
+        views = await asyncio.get_running_loop().run_in_executor(self._looker, self._processes.look, tasks)
         self._send(Processes(request, tuple(views)))
 
     def _read_output(self, ask: AskOutput) -> Output:

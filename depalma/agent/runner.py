@@ -17,7 +17,7 @@ from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
 from depalma.agent.commands import Command, Line
-from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Recalled, WorkerEnded, WorkerReady
+from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Outdone, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
 from depalma.agent.measure import printable
@@ -64,7 +64,7 @@ class Runner:
         self.slots: dict[int, Line] = {}
         self.workers: dict[int, WorkerHandle] = {}
         self.keys: dict[int, AttemptRef | WorkerHandle | Nursery] = {}
-        self.nurseries = Nurseries(link, self._start_nursery, self._spawn_worker)
+        self.nurseries = Nurseries(link, self._start_nursery, self._spawn_worker, self._outdo)
         self._next_key = 1
         self._argument_files: dict[AttemptRef, str] = {}  #: arguments too large for a message
         self._known_jobs: dict[int, None] = {}
@@ -224,6 +224,13 @@ class Runner:
         program = [worker_program.__file__, str(self.root), str(handle.number)]
         fd, files = handle.descriptor_for_child(), (f"{spool}.out", f"{spool}.err")
         self._spawn_python(handle.key, program, handle.code_index, files, -1, fd)
+
+    def _outdo(self, code_index: int, names: list[str]) -> None:
+        """Lets go of the workers that would still have to import all that."""
+        handles = [handle for handle in self.workers.values() if handle.code_index == code_index]
+        outdone = {handle.number for handle in handles if handle.ready and not handle.imported.issuperset(names)}
+        if outdone:
+            self.emit(Outdone(frozenset(outdone)))
 
     def _start_nursery(self, nursery: Nursery) -> None:
         nursery.key = self._key(nursery)

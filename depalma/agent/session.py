@@ -13,8 +13,7 @@ import msgspec
 from depalma.agent.connection import Finder, Outbox
 from depalma.agent.core import AgentCore
 from depalma.agent.events import AnyEvent, BeatSent, Connected, Disconnected
-from depalma.agent.measure import LoadMeter
-from depalma.model import HostFacts, Report
+from depalma.model import HostFacts, Load, Report
 from depalma.monitor import boottime
 from depalma.protocol import FromAgent, Heartbeat, Masters, Reports, ToAgent, Welcome, decode_to_agent, encode
 
@@ -40,6 +39,7 @@ class Session:
         host: str,
         deliver: Callable[[AnyEvent], None],
         on_frame: Callable[[str, ToAgent], None],
+        load: Callable[[], Load],
     ) -> None:
         self.finder = finder
         self.whole = asyncio.Event()  #: clear between a cut-off and the rejoin
@@ -57,7 +57,7 @@ class Session:
         self._beat_s = 1.0
         self._unanswered_s: float | None = None  #: when the first was sent of what should have been answered
         self._closing: set[asyncio.Task[Any]] = set()
-        self._meter = LoadMeter()
+        self._load = load
 
     # ------------------------------------------------------------ out
 
@@ -220,7 +220,7 @@ class Session:
             now = boottime()
             self._deliver(BeatSent(self._beat, now))
             self._expect_answer(now)
-            self.send(Heartbeat(self._beat, now, self._meter.load(), self._core.free_slots))
+            self.send(Heartbeat(self._beat, now, self._load(), self._core.free_slots))
 
 
 def _facts_here(facts: HostFacts, socket: Socket) -> HostFacts:

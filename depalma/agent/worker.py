@@ -11,8 +11,10 @@ It imports little, because each worker pays for it; cloudpickle only when a valu
 from __future__ import annotations
 
 import faulthandler
+import gc
 import hashlib
 import importlib
+import itertools
 import marshal
 import os
 import pickle
@@ -81,8 +83,7 @@ class Worker:
         self._entered: Job | None = None
         self._restore: dict[str, str | None] = {}
         self._trashed = 0
-        self._known = set(sys.modules)
-        self._modules = len(sys.modules)
+        self._newest = newest_module()
         self._apart: Apart | None = None
         self._groups = os.environ.pop("DEPALMA_CGROUPS", "")
         os.makedirs(self.scratch, mode=0o700, exist_ok=True)
@@ -121,7 +122,7 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # the function forked, and its child came back here
         self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
-        if len(sys.modules) != self._modules:
+        if newest_module() != self._newest:
             self._tell_modules()
         *result, exit_code, signal, code = ending
         record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
@@ -129,9 +130,10 @@ class Worker:
 
     def _tell_modules(self) -> None:
         """Says what had to be imported: workers that are started later have it from the beginning."""
-        found = new_modules(self._known)
-        self._known = set(sys.modules)
-        self._modules = len(sys.modules)
+        self._tell(new_modules(self._newest))
+        self._newest = newest_module()
+
+    def _tell(self, found: list[tuple[str, str]]) -> None:
         tree = sys.path[0] + "/"
         libraries = [name for name, file in found[:_TOLD] if not file.startswith(tree)]
         own = [name for name, file in found[:_TOLD] if file.startswith(tree)]
@@ -160,6 +162,8 @@ class Worker:
             return self._work(task)
 
         outcome = self._apart.run(work, limits, self.scratch, (f"{self.spool}.out", f"{self.spool}.err"))
+        if self._apart.learnt:  # at once: this worker imports it before its next task, and may never get one
+            self._tell(self._apart.learnt)
         if outcome.record is not None:
             return (*outcome.record, None, None, "")
         return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
@@ -299,22 +303,35 @@ def prepare(code_dir: str) -> None:
     faulthandler.enable()
 
 
-def reseed() -> None:
-    """Gives a forked process random numbers of its own, where a library copies its state (random does it by itself)."""
+def after_fork() -> None:
+    """What a forked process does first. It writes to little of what it has inherited: each page of that is a copy.
+
+    Objects that are there are no garbage, and a collection would write to every one (with scikit-learn: 80 ms). Random
+    numbers are its own, also where a library copies its state (random does it by itself).
+    """
+    gc.freeze()
     for name, seed in (("numpy.random", "seed"), ("torch", "seed")):
         function = getattr(sys.modules.get(name), seed, None)
         if function is not None:
             function()
 
 
-def new_modules(known: set[str]) -> list[tuple[str, str]]:
-    """Returns the modules that are not among the known ones and can be imported by name, each with its file."""
+def newest_module() -> str:
+    """Returns the module that was imported last."""
+    return next(reversed(sys.modules))
+
+
+def new_modules(since: str) -> list[tuple[str, str]]:
+    """Returns the modules imported after this one that can be imported by name, each with its file.
+
+    Older ones are not touched, see `after_fork`.
+    """
     found = []
-    for name, module in list(sys.modules.items()):
-        spec = getattr(module, "__spec__", None)
-        if name not in known and name != "__main__" and spec is not None:
+    for name in list(itertools.takewhile(lambda name: name != since, reversed(sys.modules))):
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if name != "__main__" and spec is not None:
             found.append((name, str(getattr(spec, "origin", "") or "")))
-    return found
+    return found[::-1]
 
 
 def main() -> None:

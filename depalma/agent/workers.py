@@ -35,6 +35,7 @@ class WorkerHandle:
         self.code_digest = code_digest
         self.ready = False
         self.stopped = False  #: it was told to end, maybe before it began
+        self.imported: set[str] = set()  #: that it need not import any more, as far as is known
         self._learnt: list[tuple[list[str], list[str]]] = []
         self.key = 0  #: the monitor's name for it
         self.jobs: dict[int, None] = {}  #: the last few jobs that it was told about
@@ -93,6 +94,7 @@ class WorkerHandle:
                     continue
                 if record[0] == "learnt":
                     self._learnt.append((record[1], record[2]))
+                    self.imported.update(record[1], record[2])
                     continue
                 report = self._report(record)
             except (ValueError, EOFError, TypeError) as error:

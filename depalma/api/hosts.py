@@ -5,17 +5,19 @@ from __future__ import annotations
 from aiohttp import web
 
 from depalma.api.context import Api
-from depalma.api.inputs import query_choice, query_wait_s
+from depalma.api.inputs import duration_s, query_choice, query_wait_s
 from depalma.api.jobs import find_job
 from depalma.api.problems import Problem, shown
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Group, GroupList, HostList, HostLoad, LoadList, ProcessList
 from depalma.leader.hub import HOSTS
-from depalma.model import HostView
+from depalma.model import HostView, LoadHistory
 from depalma.state.hosts import Host
 from depalma.state.views import host_view
 
-ASK_PROCESSES_S = 1.0
+#: A host that does not answer is named within a second, everything around the question included.
+ASK_S = 0.8
+HISTORY_S = 3600.0  #: what agents keep
 
 
 def view_of(api: Api, host: Host) -> HostView:
@@ -80,18 +82,25 @@ async def group(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def load(api: Api, request: web.Request) -> web.StreamResponse:
-    """Shows the measured load of every host."""
-    views = (view_of(api, host) for host in api.state.hosts.values())
-    return api.reply(
-        request, LoadList([HostLoad(view.name, view.state, view.slots, view.running, view.load) for view in views])
-    )
+    """Shows the measured load of every host or of one, now, or also over the last time."""
+    name, last = request.query.get("host"), request.query.get("history")
+    last_s = None if last is None else duration_s(last, "history", most_s=HISTORY_S)
+    hosts = list(api.state.hosts.values()) if name is None else [find_host(api, name)]
+    views = [view_of(api, host) for host in hosts]
+    histories: dict[str, LoadHistory] = {}
+    missing: list[str] = []
+    if last_s is not None:
+        names = [view.name for view in views]
+        histories, missing = await api.services.sessions.questions.load_history(names, last_s, ASK_S)
+    rows = [HostLoad(v.name, v.state, v.slots, v.running, v.load, histories.get(v.name)) for v in views]
+    return api.reply(request, LoadList(rows, missing))
 
 
 async def processes(api: Api, request: web.Request) -> web.StreamResponse:
     """Asks the hosts for the processes of tasks."""
     text = request.query.get("job")
     job = find_job(api, text).id if text is not None else None
-    found, missing = await api.services.sessions.ask_processes(job, ASK_PROCESSES_S)
+    found, missing = await api.services.sessions.questions.processes(job, ASK_S)
     return api.reply(request, ProcessList(found, missing))
 
 
@@ -101,7 +110,8 @@ ROUTES = (
           query=READ_QUERY | {"until"}, returns=HostView),
     Route("GET", "/v1/groups", groups, Mode.READ, "List the groups", query=READ_QUERY, returns=GroupList),
     Route("GET", "/v1/groups/{group}", group, Mode.READ, "Show a group", query=READ_QUERY, returns=Group),
-    Route("GET", "/v1/load", load, Mode.READ, "Show the load of every host", query=READ_QUERY, returns=LoadList),
+    Route("GET", "/v1/load", load, Mode.READ, "Show the load of hosts, now or also over the last time",
+          query=READ_QUERY | {"host", "history"}, returns=LoadList),
     Route("GET", "/v1/ps", processes, Mode.READ, "Show processes of tasks as their hosts see them",
           query=READ_QUERY | {"job"}, returns=ProcessList),
 )  # fmt: skip

@@ -12,9 +12,9 @@ from depalma.blobs import Blobs
 from depalma.config import ClusterConfig, Secrets
 from depalma.consensus import Member
 from depalma.leader.hub import Hub
+from depalma.leader.questions import Questions
 from depalma.loopwatch import LoopWatch
-from depalma.model import AttemptRef, Load, ProcessView, Report
-from depalma.protocol import Output
+from depalma.model import Load, Report
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
 
@@ -83,19 +83,13 @@ class Machine(Protocol):
 class Sessions(Protocol):
     """The agents' connections; only a leader has any."""
 
+    questions: Questions
+
     def load_of(self, host: str) -> Load:
         """Returns the last load that the host told; zeros if it is not connected."""
 
     def last_seen_s(self, host: str) -> float | None:
         """Returns for how long the host has been silent; None if this leader never heard it."""
-
-    async def ask_processes(self, job: int | None, timeout_s: float) -> tuple[list[ProcessView], list[str]]:
-        """Returns the processes on all connected hosts, and the hosts that did not answer in time."""
-
-    async def ask_output(
-        self, host: str, ref: AttemptRef, stream: str, offset: int, limit_bytes: int, timeout_s: float
-    ) -> Output | None:
-        """Returns a piece of an attempt's output, or None if its host is not there or does not answer."""
 
     def retry_code(self, hosts: set[str]) -> list[str]:
         """Makes hosts that are behind the code log (all, if none is named) try again; returns those that were asked."""

@@ -11,6 +11,7 @@ from depalma.model import (
     HostView,
     JobView,
     Load,
+    LoadHistory,
     MasterView,
     Payload,
     ProcessView,
@@ -227,10 +228,12 @@ class HostLoad(Struct, frozen=True):
     slots: int
     running: int
     load: Load
+    history: LoadHistory | None = None  #: if it was asked for, and the host answered
 
 
 class LoadList(Struct, frozen=True):
     hosts: list[HostLoad]
+    missing: list[str] = []  #: hosts that were asked for their history and did not answer in time
 
 
 class ProcessList(Struct, frozen=True):

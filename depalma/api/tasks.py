@@ -163,7 +163,7 @@ class _Reader:
 
     async def _ask(self, host: str, offset: int, limit: int) -> Output:
         ref = (self._job, self._index, self.attempt)
-        output = await self._api.services.sessions.ask_output(host, ref, self._stream, offset, limit, ASK_S)
+        output = await self._api.services.sessions.questions.output(host, ref, self._stream, offset, limit, ASK_S)
         where = f"{self._stream} of task {self._job}.{self._index}, attempt {self.attempt}"
         if output is None:
             raise Problem("log_unavailable", f"{where} is on host {host}, which does not answer now")

@@ -160,9 +160,12 @@ class AsyncClient(AsyncCluster):
         """Returns the code log, oldest entry first."""
         return await self._run(verbs.code())
 
-    async def load(self) -> list[HostLoad]:
-        """Returns the measured load of every host."""
-        return await self._run(verbs.load())
+    async def load(self, host: str | None = None, *, last_s: float | None = None) -> list[HostLoad]:
+        """Returns the measured load of every host, or of one.
+
+        `last_s`: also that of the last so many seconds, 3600 at most, as the agents remember it.
+        """
+        return await self._run(verbs.load(host, last_s))
 
     async def ps(self, job: int | None = None) -> Processes:
         """Returns the processes of running tasks as their hosts see them."""

@@ -265,9 +265,12 @@ class Client:
         """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
         self._run(master_verbs.transfer(master_id))
 
-    def load(self) -> list[HostLoad]:
-        """Returns the measured load of every host."""
-        return self._run(verbs.load())
+    def load(self, host: str | None = None, *, last_s: float | None = None) -> list[HostLoad]:
+        """Returns the measured load of every host, or of one.
+
+        `last_s`: also that of the last so many seconds, 3600 at most, as the agents remember it.
+        """
+        return self._run(verbs.load(host, last_s))
 
     def ps(self, job: int | None = None) -> Processes:
         """Returns the processes of running tasks as their hosts see them."""

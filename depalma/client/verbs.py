@@ -36,6 +36,7 @@ from depalma.model import (
     HostView,
     JobView,
     Load,
+    LoadHistory,
     Payload,
     ProcessView,
     TaskView,
@@ -79,6 +80,7 @@ class HostLoad(Struct, frozen=True):
     slots: int
     running: int
     load: Load
+    history: LoadHistory | None = None  #: if it was asked for, and the host answered within a second
 
 
 class Processes(Struct, frozen=True):
@@ -341,13 +343,14 @@ def hosts() -> Verb[list[HostView]]:
     return (yield from _typed("/v1/hosts", _Page)).hosts
 
 
-def load() -> Verb[list[HostLoad]]:
-    """Returns the load of every host."""
+def load(host: str | None = None, last_s: float | None = None) -> Verb[list[HostLoad]]:
+    """Returns the load of every host or of one; with `last_s` also that of the last seconds."""
 
     class _Page(Struct):
         hosts: list[HostLoad]
 
-    return (yield from _typed("/v1/load", _Page)).hosts
+    params = {"host": host, "history": None if last_s is None else f"{last_s:g}s"}
+    return (yield from _typed("/v1/load", _Page, params)).hosts
 
 
 def ps(job_id: int | None = None) -> Verb[Processes]:

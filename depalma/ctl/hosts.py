@@ -1,4 +1,4 @@
-"""`host`, `group`, `load`, `ps`: the machines and what runs on them."""
+"""`host`, `group`, `ps`: the machines and what runs on them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import click
 
 from depalma.ctl import ids
 from depalma.ctl.command import SubGroup, command
+from depalma.ctl.load import percent
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
 from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size, slots
 
 Row = Mapping[str, Any]
-
-
-def percent(value: float) -> str:
-    """Returns `37%`."""
-    return f"{value:.0f}%"
 
 
 def since_heard(host: Row) -> str:
@@ -44,17 +40,6 @@ _HOST_COLUMNS = (
     Column("VERSION", lambda host: host.get("version", ""), wide=True),
     Column("PYTHON", lambda host: host.get("python", ""), wide=True),
     Column("ADDRESS", lambda host: host.get("address", ""), wide=True),
-)
-_LOAD_COLUMNS = (
-    Column("HOST", lambda row: row["host"]),
-    Column("STATE", lambda row: row["state"]),
-    Column("SLOTS", lambda row: slots(row["running"], row["slots"])),
-    Column("LOAD1", lambda row: f"{row['load']['load1']:.2f}", right=True),
-    Column("LOAD5", lambda row: f"{row['load']['load5']:.2f}", right=True),
-    Column("LOAD15", lambda row: f"{row['load']['load15']:.2f}", right=True),
-    Column("CPU", lambda row: percent(row["load"]["cpu_percent"]), right=True),
-    Column("MEMORY", lambda row: percent(row["load"]["memory_percent"]), right=True),
-    Column("USED", lambda row: size(row["load"]["memory_used_bytes"]), right=True),
 )
 _PROCESS_COLUMNS = (
     Column("TASK", lambda row: row["task"], right=True),
@@ -112,6 +97,7 @@ def host_show(session: Session, name: str) -> None:
         ("Machine", f"{count(view['cpus'], 'CPU')}, {size(view['memory_bytes'])}"),
         ("Load", f"{measured['load1']:.2f} {measured['load5']:.2f} {measured['load15']:.2f}"),
         ("CPU", percent(measured["cpu_percent"])),
+        ("Foreign CPU", percent(measured.get("foreign_cpu_percent", 0.0))),
         ("Memory", f"{percent(measured['memory_percent'])} ({size(measured['memory_used_bytes'])})"),
         ("Heard", since_heard(view)),
         ("Address", view.get("address")),
@@ -137,21 +123,6 @@ def group_ls(session: Session) -> None:
         Column("HOSTS", lambda row: listed(row["hosts"]), cut=True),
     )
     show_rows(session, session.get("/v1/groups")["groups"], columns, key="name")
-
-
-@command("load", examples=("depalmactl load", "depalmactl load h1", "depalmactl load -o json"))
-@click.argument("name", metavar="[HOST]", required=False)
-@click.pass_obj
-def load(session: Session, name: str | None) -> None:
-    """Show the measured load of the hosts: everything that runs there, not only tasks."""
-    rows = session.get("/v1/load")["hosts"]
-    if name is not None:
-        rows = [row for row in rows if row["host"] == name]
-        if not rows:
-            from depalma.client.transport import segment
-
-            session.get(f"/v1/hosts/{segment(name)}")  # refuses an unknown name in the cluster's own words
-    show_rows(session, rows, _LOAD_COLUMNS, key="host")
 
 
 @command(

@@ -247,6 +247,9 @@ def _host_line(host: Row, width: int) -> Text:
     text.append(f" {fit(slots_text(host['running'], host['slots']), 9)}")
     text.append(f"cpu {load['cpu_percent']:3.0f}%", _heat(load["cpu_percent"]))
     text.append(f" mem {load['memory_percent']:3.0f}%", _heat(load["memory_percent"]))
+    gpus = [gpu["busy_percent"] for gpu in load.get("gpus", ())]
+    if gpus:
+        text.append(f" gpu {sum(gpus) / len(gpus):3.0f}%")
     text.append(f"  code {host['code_index']}", "bright_black")
     return text
 

@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, web
 
 from depalma import protocol
 from depalma.model import AttemptRef, HostFacts, Load
-from depalma.protocol import AskOutput, AskProcesses, Output, Processes, Refused, ToAgent
+from depalma.protocol import Answer, Question, Refused, ToAgent
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,13 @@ class AgentSession:
         self.code_sent_whole = False  #: the host's tree was another one, so it was sent everything
         self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
         self.slots_told = 0  #: of its welcome
+        self.tells_history = False  #: of its hello
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
         self._websocket = websocket
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
-        self._answers: dict[int, asyncio.Future[Processes | Output]] = {}
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._next_request = 0
 
     def send(self, frame: ToAgent) -> None:
@@ -79,11 +80,11 @@ class AgentSession:
             await self._websocket.send_bytes(data)
         await self._websocket.close()
 
-    async def ask(self, question: Callable[[int], AskProcesses | AskOutput]) -> Processes | Output:
+    async def ask(self, question: Callable[[int], Question]) -> Answer:
         """Sends `question(request id)` and returns the agent's answer. Errors: ConnectionError when it goes away."""
         self._next_request += 1
         number = self._next_request
-        answer: asyncio.Future[Processes | Output] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             self.send(question(number))
@@ -91,7 +92,7 @@ class AgentSession:
         finally:
             del self._answers[number]
 
-    def answered(self, frame: Processes | Output) -> None:
+    def answered(self, frame: Answer) -> None:
         """Hands an answer to whoever asked; a late one is dropped."""
         waiting = self._answers.get(frame.request)
         if waiting is not None and not waiting.done():

@@ -21,13 +21,12 @@ from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
+from depalma.leader.questions import Questions
 from depalma.leader.session import AgentSession
 from depalma.lease import RENEWALS
 from depalma.masters import urls
-from depalma.model import AttemptRef, Load, ProcessView, Report
+from depalma.model import Load, Report
 from depalma.protocol import (
-    AskOutput,
-    AskProcesses,
     CodeAcknowledged,
     CodeLog,
     CodeProblem,
@@ -36,6 +35,7 @@ from depalma.protocol import (
     Heartbeat,
     HeartbeatAnswer,
     Hello,
+    LoadTold,
     Masters,
     Output,
     Processes,
@@ -84,6 +84,7 @@ class Sessions:
         self._leases = leases
         self.orders = Orders(context)
         self.by_host: dict[str, AgentSession] = {}
+        self.questions = Questions(context, self.by_host)
         self._beats: list[tuple[AgentSession, Heartbeat]] = []
         self._beat_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,42 +100,6 @@ class Sessions:
     def last_seen_s(self, host: str) -> float | None:
         """Returns for how long the host has been silent; None if this leader never heard it."""
         return self._leases.last_seen_s(host, self._context.clock())
-
-    async def ask_processes(self, job: int | None, timeout_s: float) -> tuple[list[ProcessView], list[str]]:
-        """Returns the processes on all connected hosts, and the hosts that did not answer in time."""
-        hosts = list(self.by_host.values())
-        answers = await asyncio.gather(
-            *(self._ask(session, lambda number: AskProcesses(number, job), timeout_s) for session in hosts)
-        )
-        found: list[ProcessView] = []
-        missing = []
-        for session, answer in zip(hosts, answers, strict=True):
-            if isinstance(answer, Processes):
-                found.extend(answer.processes)
-            else:
-                missing.append(session.host)
-        return found, missing
-
-    async def ask_output(
-        self, host: str, ref: AttemptRef, stream: str, offset: int, limit_bytes: int, timeout_s: float
-    ) -> Output | None:
-        """Returns a piece of an attempt's output, or None if its host is not there or does not answer."""
-        session = self.by_host.get(host)
-        if session is None:
-            return None
-        answer = await self._ask(
-            session, lambda number: AskOutput(number, *ref, stream, offset, limit_bytes), timeout_s
-        )
-        return answer if isinstance(answer, Output) else None
-
-    async def _ask(
-        self, session: AgentSession, question: Callable[[int], AskProcesses | AskOutput], timeout_s: float
-    ) -> Processes | Output | None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await session.ask(question)
-        except (TimeoutError, ConnectionError):
-            return None
 
     async def gone(self, host: str, incarnation: str, reason: str, reports: tuple[Report, ...] = ()) -> None:
         """Records that a supervisor killed everything of a dead agent: its work moves at once, no lease to wait for.
@@ -195,6 +160,7 @@ class Sessions:
         if hello.host not in self._context.state.hosts:
             raise _Goodbye(_stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
+        session.tells_history = hello.tells_history
         self.welcome(session)
         # No await between here and the end: commits that come later find the session, earlier ones are in the state.
         earlier = self.by_host.get(hello.host)
@@ -335,7 +301,7 @@ class Sessions:
                 self._code_acknowledged(session, frame)
             case CodeProblem():
                 self._spawn(self._code_failed(session, frame))
-            case Processes() | Output():
+            case Processes() | LoadTold() | Output():
                 session.answered(frame)
             case Hello():
                 log.warning("host %s sent a second hello; closing", session.host)

@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from depalma import protocol as wire
-from depalma.model import AttemptRef, JobSpec, Report
+from depalma.model import AttemptRef, JobSpec, LoadHistory, Report
 
 TOKEN = "t" * 40
 _WAIT_S = 15.0
@@ -58,7 +58,7 @@ class FakeLeader:
         self.report_frames: list[wire.Reports] = []
         self.started: dict[AttemptRef, float] = {}
         self.beats: list[wire.Heartbeat] = []
-        self.answers_to: dict[int, wire.Processes | wire.Output] = {}
+        self.answers_to: dict[int, wire.Answer] = {}
         self.acknowledged: list[wire.CodeAcknowledged] = []
         self.problems: list[wire.CodeProblem] = []
         self.gone: list[dict[str, str]] = []
@@ -175,6 +175,14 @@ class FakeLeader:
         assert isinstance(answer, wire.Processes)
         return answer
 
+    async def ask_load(self, last_s: float) -> LoadHistory:
+        """Asks for the load of the last seconds and returns the answer."""
+        number = next(self._requests)
+        await self.send(wire.AskLoadHistory(number, last_s))
+        answer = await wait_until(lambda: self.answers_to.get(number), "history")
+        assert isinstance(answer, wire.LoadTold)
+        return answer.history
+
     def put(self, data: bytes) -> str:
         """Stores a blob and returns its digest."""
         digest = hashlib.sha256(data).hexdigest()
@@ -230,7 +238,7 @@ class FakeLeader:
                 self.acknowledged.append(frame)
             case wire.CodeProblem():
                 self.problems.append(frame)
-            case wire.Processes() | wire.Output():
+            case wire.Processes() | wire.LoadTold() | wire.Output():
                 self.answers_to[frame.request] = frame
             case _:
                 raise AssertionError(f"unexpected {frame}")

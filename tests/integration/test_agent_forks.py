@@ -62,6 +62,8 @@ def uses(then: str = "") -> tuple[float, int, int]:
     assert slow_to_import.VALUE == 7
     if then == "crash":
         os._exit(1)
+    if then == "rest":
+        time.sleep(0.3)
     return took_s, os.getpid(), os.getppid()
 
 
@@ -112,6 +114,35 @@ async def test_a_new_worker_has_what_an_earlier_one_had_to_import(leader: FakeLe
     _, pid, parent = value(await run(leader, 200))
     assert parent == agent.monitor_pid()  # it is supervised as any other
     assert psutil.Process(pid).children() == []
+
+
+async def test_a_worker_that_was_idle_meanwhile_does_not_import_it_again(
+    leader: FakeLeader, agent: AgentProcess
+) -> None:
+    """Of what takes long to import only the first task pays, not the first one on each worker that was there before."""
+    burns = "import time\nwhile time.process_time() < 0.5: pass\nVALUE = 7\n"  # a process has used little before
+    (agent.root / "code/trees/0/slow_to_import.py").write_text(burns)
+
+    def rests() -> int:
+        time.sleep(0.3)
+        return os.getpid()
+
+    leader.job(1, function(uses))
+    leader.job(2, function(rests))
+    await leader.assign(Assignment(2, 0, 1, 1), Assignment(2, 1, 1, 1))
+    workers = {value(await leader.report((2, index, 1))) for index in (0, 1)}
+    assert len(workers) == 2
+
+    took_s, first, _ = value(await run(leader, 0))
+    assert took_s >= 0.2
+    (idle,) = workers - {first}
+    await wait_until(lambda: not psutil.pid_exists(idle), "end of the worker that has not imported it")
+
+    argument = cloudpickle.dumps((None, ("rest",), {}), 5)
+    await leader.assign(*[Assignment(1, index, 1, 1, argument) for index in (1, 2)])
+    both = [value(await leader.report((1, index, 1))) for index in (1, 2)]
+    assert max(took_s for took_s, _, _ in both) < 0.2
+    assert {pid for _, pid, _ in both} > {first}  # what has imported it stays
 
 
 async def test_forked_workers_are_supervised_as_all_are(leader: FakeLeader, agent: AgentProcess) -> None:

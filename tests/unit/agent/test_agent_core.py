@@ -11,6 +11,7 @@ from depalma.agent.events import (
     EndForkServers,
     KeepReports,
     Launch,
+    Outdone,
     Prepared,
     Recall,
     Recalled,
@@ -277,6 +278,19 @@ def test_whoever_may_have_imported_a_changed_file_ends_when_it_has_been_put_righ
     assert rig.one(actions, StopWorker) == StopWorker(idle, 0.0)
     assert rig.one(rig.end((1, 1, 1)), StopWorker) == StopWorker(busy, 0.0)
     assert rig.one(rig.assign((1, 2, 1), spec=FUNCTION), StartWorker).worker not in (idle, busy)
+
+
+def test_workers_that_lack_what_takes_long_to_import_go_when_they_are_idle(rig_of: Any) -> None:
+    rig = rig_of(slots=3)
+    idle, busy, other = (rig.one(rig.assign((1, n, 1), spec=FUNCTION), StartWorker).worker for n in range(3))
+    for worker in (idle, busy, other):
+        rig(WorkerReady(worker))
+    rig.end((1, 0, 1))
+    rig.end((1, 2, 1))
+
+    assert rig.one(rig(Outdone(frozenset({idle, busy}))), StopWorker) == StopWorker(idle, 0.0)
+    assert rig.one(rig.end((1, 1, 1)), StopWorker) == StopWorker(busy, 0.0)
+    assert rig.one(rig.assign((1, 3, 1), spec=FUNCTION), SendTasks).worker == other
 
 
 def test_a_crash_costs_one_task_and_the_rest_goes_on(rig_of: Any) -> None:

@@ -115,7 +115,7 @@ class World:
         happenings = (
             [self.assign] * 6 + [self.work] * 12 + [self.end_command] * 6 + [self.tick] * 3 + [self.kill]
             + [self.commit] * 3 + [self.crash, self.disconnect, self.beat, self.beat, self.forget, self.repeat]
-            + [self.resize]
+            + [self.resize, self.outdo]
         )  # fmt: skip
         if self.cut:
             self.incarnations += 1
@@ -145,6 +145,10 @@ class World:
     def resize(self) -> None:
         if self.core.connected:
             self.give(Welcome(self.core.term, "m", 5.0, 1.0, (), self.random.choice([0, 1, 2, 5])))
+
+    def outdo(self) -> None:
+        """Some workers would have to import what new ones have from the beginning."""
+        self.give(ev.Outdone(frozenset(worker for worker in self.workers if self.random.random() < 0.5)))
 
     def repeat(self) -> None:
         """A leader sends again what it should not."""

@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from depalma.leader.rates import Rates
 from depalma.leader.sessions import Sessions
 from depalma.lease import lease_times
 from depalma.loopwatch import LoopWatch
-from depalma.model import HostFacts, JobSpec, Report
-from depalma.protocol import AskOutput, AskProcesses, Hello, Output, Processes
+from depalma.model import HostFacts, JobSpec, LoadHistory, Report
+from depalma.protocol import AskLoadHistory, AskOutput, AskProcesses, Hello, LoadTold, Output, Processes
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import (
     AddHost,
@@ -214,7 +215,8 @@ class Agent:
     output: bytes = b""
     ended: bool = False
     processes: tuple[Any, ...] = ()
-    asked: list[AskOutput] = field(default_factory=list)
+    history: LoadHistory | None = None
+    asked: list[AskOutput | AskLoadHistory] = field(default_factory=list)
     silent: bool = False
 
     async def serve(self) -> None:
@@ -224,6 +226,10 @@ class Agent:
                 continue
             if isinstance(frame, AskProcesses):
                 await self._say(Processes(frame.request, self.processes))
+            elif isinstance(frame, AskLoadHistory):
+                self.asked.append(frame)
+                assert self.history is not None
+                await self._say(LoadTold(frame.request, self.history))
             elif isinstance(frame, AskOutput):
                 self.asked.append(frame)
                 data = self.output[frame.offset : frame.offset + frame.limit_bytes]
@@ -260,12 +266,12 @@ async def bench(tmp_path: Path, settings: Settings, others: tuple[MasterConfig, 
     await master.blobs.close()
 
 
-@pytest.fixture
-async def agent(bench: Bench) -> AsyncIterator[Agent]:
-    bench.host_up()
-    headers = {"Authorization": f"Bearer {SECRETS.agent_token}", protocol.HOST_HEADER: "h1"}
+@asynccontextmanager
+async def connect(bench: Bench, host: str = "h1", *, tells_history: bool = True) -> AsyncIterator[Agent]:
+    """An agent that the master has welcomed."""
+    headers = {"Authorization": f"Bearer {SECRETS.agent_token}", protocol.HOST_HEADER: host}
     async with bench.http.ws_connect(f"{bench.url}/v1/agent", headers=headers) as websocket:
-        hello = Hello(protocol.PROTOCOL_VERSION, "h1", "h1-1", FACTS, 0, (), ())
+        hello = Hello(protocol.PROTOCOL_VERSION, host, f"{host}-1", FACTS, 0, (), (), tells_history)
         await websocket.send_bytes(protocol.encode(hello))
         welcome = protocol.decode_to_agent((await websocket.receive()).data)
         assert isinstance(welcome, protocol.Welcome), welcome
@@ -273,6 +279,18 @@ async def agent(bench: Bench) -> AsyncIterator[Agent]:
         serving = asyncio.create_task(agent.serve())
         yield agent
         serving.cancel()
+
+
+@pytest.fixture(name="connect")
+def connect_fixture() -> Callable[..., Any]:
+    return connect
+
+
+@pytest.fixture
+async def agent(bench: Bench) -> AsyncIterator[Agent]:
+    bench.host_up()
+    async with connect(bench) as agent:
+        yield agent
 
 
 async def wait_until(look: Callable[[], Any], timeout_s: float = 5.0) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -185,8 +186,26 @@ async def test_ps_asks_the_hosts(bench: Bench, agent: Agent) -> None:
 
 
 async def test_ps_names_the_hosts_that_do_not_answer(bench: Bench, agent: Agent) -> None:
+    """Also one that is not connected, as long as its tasks may live; not one on which nothing runs."""
+    for host in ("h2", "h3"):
+        bench.host_up(host)
+    job = bench.submit()
+    bench.assign(job, 0, host="h2")
     agent.silent = True
-    assert await bench.get("/v1/ps") == {"processes": [], "missing": ["h1"]}
+    assert await bench.get("/v1/ps") == {"processes": [], "missing": ["h1", "h2"]}
+    assert (await bench.get(f"/v1/ps?job={job}"))["missing"] == ["h1", "h2"]
+    assert (await bench.get(f"/v1/ps?job={bench.submit()}"))["missing"] == ["h1"]
+
+
+async def test_ps_waits_for_a_host_that_is_on_its_way_to_a_new_leader(
+    bench: Bench, connect: Callable[..., Any], wait_until: Callable[..., Any]
+) -> None:
+    bench.host_up()
+    bench.assign(bench.submit(), 0)
+    asked = asyncio.create_task(bench.get("/v1/ps"))
+    await wait_until(lambda: bench.master.barriers)  # it was asked for before the host is there
+    async with connect(bench):
+        assert await asked == {"processes": [], "missing": []}
 
 
 async def test_digest_of_a_large_result_is_what_was_stored(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 from base64 import b64encode
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 
 from depalma.api.app import ROUTES
 from depalma.codetree import sign, tree_at, tree_digest
-from depalma.model import CodeView, EventView, HostView, MasterView, Report
+from depalma.model import CodeView, EventView, HostView, LoadFigures, LoadHistory, LoadPoint, MasterView, Report
 from depalma.state.commands import AckCode
 
 if TYPE_CHECKING:
@@ -39,6 +40,34 @@ async def test_hosts_groups_and_load(bench: Bench) -> None:
     loads = (await bench.get("/v1/load"))["hosts"]
     assert [load["host"] for load in loads] == ["h1", "h2"]
     assert set(loads[0]["load"]) >= {"load1", "cpu_percent", "memory_percent"}
+
+
+async def test_the_load_of_the_last_time_is_asked_of_the_agents(
+    bench: Bench, agent: Agent, connect: Callable[..., Any]
+) -> None:
+    figures = LoadFigures(cpu_percent=50.0)
+    agent.history = LoadHistory(100.0, 5.0, (LoadPoint(105.0, 5, figures, figures),))
+    bench.host_up("h2")
+    bench.host_up("h3")
+    async with connect(bench, "h3", tells_history=False):  # of an older version: it would not understand
+        answer = await bench.get("/v1/load?history=5m")
+    assert answer["missing"] == ["h2", "h3"]
+    histories = {row["host"]: row["history"] for row in answer["hosts"]}
+    assert msgspec.convert(histories.pop("h1"), LoadHistory) == agent.history
+    assert histories == {"h2": None, "h3": None}
+    one = await bench.get("/v1/load?host=h1&history=1h")
+    assert ([row["host"] for row in one["hosts"]], one["missing"]) == (["h1"], [])
+    assert [frame.last_s for frame in agent.asked] == [300.0, 3600.0]
+
+
+@pytest.mark.parametrize(("query", "status", "words"), [
+    ("history=2h", 400, "history: '2h' given; allowed: a duration like 30s"),
+    ("history=", 400, "history: '' given"),
+    ("host=h9", 404, "there is no host 'h9'"),
+])  # fmt: skip
+async def test_load_names_what_is_wrong(bench: Bench, query: str, status: int, words: str) -> None:
+    problem = await bench.get(f"/v1/load?{query}", status)
+    assert words in problem["detail"]
 
 
 async def test_a_supervisor_may_tell_that_an_agent_is_gone(bench: Bench) -> None:

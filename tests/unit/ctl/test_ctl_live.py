@@ -68,6 +68,14 @@ SNAPSHOTS = {
 }
 
 
+def test_a_host_with_gpus_shows_how_busy_they_are() -> None:
+    gpus = [{"name": "A", "busy_percent": 90.0}, {"name": "A", "busy_percent": 30.0}]
+    busy = host(1, load={"cpu_percent": 5.0, "memory_percent": 6.0, "gpus": gpus})
+    picture = lines_of(Snapshot({**overview(0, 1, 0), "hosts": [busy, host(2)]}, [], 2000.0), 100, 20)
+    assert "cpu   5% mem   6% gpu  60%" in next(line for line in picture if " h1 " in line)
+    assert "gpu" not in next(line for line in picture if " h2 " in line)
+
+
 def lines_of(snapshot: Snapshot, width: int, height: int) -> list[str]:
     """Returns the picture as a terminal of that width would show it."""
     console = Console(width=width, height=height, file=io.StringIO(), color_system=None, legacy_windows=False)
