@@ -255,6 +255,8 @@ class Agent:
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
+            ev.Suspend: lambda a: self._runner.restrain("suspend", a.lane, a.reason),
+            ev.Resume: lambda a: self._runner.restrain("resume", a.lane, a.reason),
             ev.EndForkServers: lambda a: self._runner.nurseries.end(a.indices),
             ev.Prepare: lambda a: self._spawn(self._supplies.prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),

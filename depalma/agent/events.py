@@ -261,6 +261,20 @@ class StopWorker(Action, frozen=True):
     grace_s: float
 
 
+class Suspend(Action, frozen=True):
+    """Have what runs on a lane (None: on all, and what comes later) stand still, as long as there is any reason."""
+
+    lane: int | None
+    reason: str
+
+
+class Resume(Action, frozen=True):
+    """Take a reason back."""
+
+    lane: int | None
+    reason: str
+
+
 class EndForkServers(Action, frozen=True):
     """Of these code indices: what workers are forked from may have imported what was wrong there."""
 
@@ -340,6 +354,8 @@ AnyAction = (
     | SendTasks
     | Recall
     | StopWorker
+    | Suspend
+    | Resume
     | EndForkServers
     | Prepare
     | Upload

@@ -262,7 +262,7 @@ class Execution:
         started: list[tuple[int, int, int, float]] = []
         stalled_s = STALLED_AFTER_S / 2 if self.lanes.free else STALLED_AFTER_S
         for lane in list(self.lanes.lanes.values()):
-            if not lane.queue or lane.stopping:
+            if not lane.queue or lane.stopping or lane.suspended:
                 continue
             if not lane.ready:
                 if now - lane.head_s > START_WITHIN_S:
