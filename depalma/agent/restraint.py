@@ -139,6 +139,8 @@ class Restraint:
                 found = proctree.stat(pid)
                 if found is None or found.state in "TtZX":
                     continue  # also what the task itself has stopped: that is not ours to let go
+                if found.state == "D" and self._stopped.get(pid) == (found.start, key):
+                    continue  # it obeys as soon as it can; after a vfork that is when its child goes on
                 if proctree.send_same(pid, found.start, signal.SIGSTOP):
                     self._stopped[pid] = _Stopped(found.start, key)
                     fresh = moved = True

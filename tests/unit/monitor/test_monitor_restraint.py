@@ -43,8 +43,9 @@ def ticks(monitor) -> float:
 
 
 def is_still(monitor) -> bool:
-    seen = states(monitor)
-    return bool(seen) and set(seen) == {psutil.STATUS_STOPPED}
+    """A parent whose child was stopped between vfork and exec waits for it, and is shown as in the disk."""
+    seen = set(states(monitor))
+    return psutil.STATUS_STOPPED in seen and seen <= {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
 
 
 def moves(monitor) -> bool:

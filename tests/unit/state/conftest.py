@@ -226,7 +226,7 @@ class Fuzzer:
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group,
-            self.append_code, self.fail_code, self.lag_code,
+            self.append_code, self.fail_code, self.lag_code, self.set_owner, self.note_owner, self.note_owner,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -437,6 +437,24 @@ class Fuzzer:
         known = self.bench.state.hosts.get(host)
         index = known.code_index if known is not None and self.rng.random() < 0.8 else self.rng.randint(0, 5)
         return c.LagCode(host, self.incarnation(host), index, "slow", self.rng.random() < 0.5, self.bench.now)
+
+    def set_owner(self) -> c.AnyCommand:
+        changes = self.rng.choice(
+            [
+                {"idle_s": 60.0, "hours": "mon-fri 18:00-08:00"}, {"suspend_s": None}, {"requeue_all": True}, {},
+                {"hours": "never"}, {"idle_s": float("nan")}, {"idle_s": "long"}, {"nothing": 1.0}, {"lower_s": 400.0},
+            ]
+        )  # fmt: skip
+        file, anew = self.rng.random() < 0.3, self.rng.random() < 0.3
+        return c.SetOwner(self.request(), self.host_name(), changes, self.bench.now, anew, file)
+
+    def note_owner(self) -> c.AnyCommand:
+        host, rng = self.host_name(), self.rng
+        reason, step = (
+            rng.choice(["", "", "", "input at tty1", "x" * 600]),
+            rng.choice(["", "lowered", "suspended", "?"]),
+        )
+        return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, self.bench.now)
 
 
 @pytest.fixture
