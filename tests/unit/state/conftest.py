@@ -225,8 +225,7 @@ class Fuzzer:
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group,
-            self.append_code, self.fail_code, self.lag_code, self.set_owner, self.note_owner, self.note_owner,
+            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.owner,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -426,11 +425,9 @@ class Fuzzer:
 
     def fail_code(self) -> c.AnyCommand:
         host, state = self.host_name(), self.bench.state
-        index = self.rng.randint(0, state.code_index + 1)
+        index, code = self.rng.randint(0, state.code_index + 1), self.rng.choice([None, 2])
         reason = self.rng.choice(["no space", "no blob"])
-        return c.FailCode(
-            host, self.incarnation(host), index, reason, self.bench.now, self.rng.choice([None, 2]), "out"
-        )
+        return c.FailCode(host, self.incarnation(host), index, reason, self.bench.now, code, "out")
 
     def lag_code(self) -> c.AnyCommand:
         host = self.host_name()
@@ -438,23 +435,13 @@ class Fuzzer:
         index = known.code_index if known is not None and self.rng.random() < 0.8 else self.rng.randint(0, 5)
         return c.LagCode(host, self.incarnation(host), index, "slow", self.rng.random() < 0.5, self.bench.now)
 
-    def set_owner(self) -> c.AnyCommand:
-        changes = self.rng.choice(
-            [
-                {"idle_s": 60.0, "hours": "mon-fri 18:00-08:00"}, {"suspend_s": None}, {"requeue_all": True}, {},
-                {"hours": "never"}, {"idle_s": float("nan")}, {"idle_s": "long"}, {"nothing": 1.0}, {"lower_s": 400.0},
-            ]
-        )  # fmt: skip
-        file, anew = self.rng.random() < 0.3, self.rng.random() < 0.3
-        return c.SetOwner(self.request(), self.host_name(), changes, self.bench.now, anew, file)
-
-    def note_owner(self) -> c.AnyCommand:
-        host, rng = self.host_name(), self.rng
-        reason, step = (
-            rng.choice(["", "", "", "input at tty1", "x" * 600]),
-            rng.choice(["", "lowered", "suspended", "?"]),
-        )
-        return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, self.bench.now)
+    def owner(self) -> c.AnyCommand:
+        host, rng, now = self.host_name(), self.rng, self.bench.now
+        if rng.random() < 0.4:
+            values = rng.choice([{"idle_s": 60.0, "hours": "sat"}, {"hours": "sat 8"}, {"suspend_s": None}, {"x": 1}])
+            return c.SetOwner(self.request(), host, values, now, rng.random() < 0.3, rng.random() < 0.3)
+        reason, step = rng.choice(["", "", "input", "x" * 600]), rng.choice(["", "lowered", "suspended", "?"])
+        return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, now)
 
 
 @pytest.fixture
