@@ -193,10 +193,14 @@ def _nice_of(pid: int) -> int:
 def _set_priority(pid: int, session: int, nice: int, io: int) -> bool:
     """Sets both priorities of every thread, and that of the session. Returns whether the kernel took any."""
     done = False
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            _set_io(int(thread), io)
-            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    for thread in map(int, threads):
+        _set_io(thread, io)
+        with contextlib.suppress(OSError):  # it has ended, or we may not raise it
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
             done = True
     if session == pid:
         # Where the kernel shares the processor by session, niceness counts only within one; this counts between them.

@@ -61,6 +61,8 @@ def note_owner(state: ClusterState, command: NoteOwner) -> Applied | Rejected:
     if presence == before:
         return Applied(None, state.version)
     host.presence = presence
+    if presence is None and host.state == "up":
+        host.turn("up", "", command.at)
     detail: Detail = {"reason": command.reason, "step": command.step} if command.reason else {}
     kind = "host.owner_left" if presence is None else "host.owner_returned" if before is None else "host.making_way"
     state.events.add(kind, command.at, host=host.name, detail=detail)

@@ -78,7 +78,7 @@ def test_a_host_whose_owner_is_there_gets_nothing_and_says_why(bench):
     view = host_view(bench.state, host, Load(), None)
     assert (view.state, view.owner_step, view.reason) == ("owner", "suspended", "input at tty1; tasks stand still")
     bench.ok(note(bench, reason=""))
-    assert (host.shown_state, host.presence) == ("up", None)
+    assert (host.shown_state, host.shown_since, host.presence) == ("up", bench.now, None)
     assert bench.dispatch() == [("h1", (1, 1, 1))]
     kinds = [event.kind for event in bench.events() if event.kind in ("host.making_way",) or "owner" in event.kind]
     assert kinds == ["host.owner_returned", "host.making_way", "host.owner_left"]
