@@ -115,9 +115,9 @@ def _own_terminals() -> set[int]:
     return found
 
 
-def desktop_idle() -> tuple[float, str] | None:
+def desktop_idle(places: str = _SESSIONS) -> tuple[float, str] | None:
     """Returns the last input as logind has it from desktops, now (0) if they are in use; None without any (blocks)."""
-    sessions = [os.path.basename(path) for path in glob.glob(_SESSIONS) if _is_desktop(path)]
+    sessions = [os.path.basename(path) for path in glob.glob(places) if _is_desktop(path)]
     if not sessions or shutil.which("loginctl") is None:
         return None
     words = ["loginctl", "show-session", *sessions, "-p", "IdleHint", "-p", "IdleSinceHint"]

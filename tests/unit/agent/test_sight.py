@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from depalma.agent.sight import ForeignCpu, Input, machine_ticks, own_ticks
+import pytest
+
+from depalma.agent.sight import ForeignCpu, Input, desktop_idle, foreign_gpu_percent, machine_ticks, own_ticks
 
 #: Has a terminal of its own, and reads what is typed there.
 ON_A_TERMINAL = """
@@ -130,6 +132,52 @@ def test_others_are_what_is_not_ours() -> None:
 def ticks_of(pid: int) -> int:
     words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(words[11]) + int(words[12])
+
+
+def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a program first on the path that says what the real one says."""
+    file = folder / name
+    file.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+PMON = """\
+# gpu         pid   type     sm    mem    enc    dec    command
+# Idx           #    C/G      %      %      %      %    name
+    0       1234     C     45     20      -      -    blender
+    0       1235     G      7      1      -      -    Xorg
+    0       OWN     C     90     20      -      -    python
+    1          -     -      -      -      -      -    -
+"""
+
+
+def test_a_gpu_is_used_by_others_as_far_as_not_by_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", PMON.replace("OWN", str(os.getpid())), monkeypatch)
+    assert foreign_gpu_percent() == 52.0
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ("IdleHint=no\nIdleSinceHint=0\n", (0.0, "the desktop")),
+        ("IdleHint=yes\nIdleSinceHint=1795659460000000\n", (1795659460.0, "the desktop")),
+        ("IdleHint=yes\nIdleSinceHint=5000000\n\nIdleHint=yes\nIdleSinceHint=9000000\n", (9.0, "the desktop")),
+        ("IdleHint=yes\nIdleSinceHint=5000000\n\nIdleHint=no\nIdleSinceHint=0\n", (0.0, "the desktop")),
+        ("", None),
+    ],
+)
+def test_desktops_say_whether_they_are_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, seen: object
+) -> None:
+    program(tmp_path, "loginctl", said, monkeypatch)
+    assert desktop_idle(f"{tmp_path}/sessions/*") is None, "there is no session"
+    (tmp_path / "sessions").mkdir()
+    (tmp_path / "sessions" / "1").write_text("UID=1000\nTYPE=tty\nCLASS=user\nSTATE=active\n")
+    (tmp_path / "sessions" / "c1").write_text("UID=120\nTYPE=wayland\nCLASS=greeter\nSTATE=active\n")
+    assert desktop_idle(f"{tmp_path}/sessions/*") is None, "a terminal and a greeter are no desktop"
+    (tmp_path / "sessions" / "2").write_text("UID=1000\nTYPE=wayland\nCLASS=user\nSTATE=active\n")
+    assert desktop_idle(f"{tmp_path}/sessions/*") == seen
 
 
 def test_a_machine_that_says_nothing_has_no_last_input() -> None:
