@@ -225,7 +225,7 @@ class Fuzzer:
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.owner,
+            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -440,7 +440,7 @@ class Fuzzer:
         if rng.random() < 0.4:
             values = rng.choice([{"idle_s": 60.0, "hours": "sat"}, {"hours": "sat 8"}, {"suspend_s": None}, {"x": 1}])
             return c.SetOwner(self.request(), host, values, now, rng.random() < 0.3, rng.random() < 0.3)
-        reason, step = rng.choice(["", "", "input", "x" * 600]), rng.choice(["", "lowered", "suspended", "?"])
+        reason, step = rng.choice(["", "", "", "", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
         return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, now)
 
 
