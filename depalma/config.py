@@ -16,6 +16,7 @@ from msgspec import Struct
 from depalma.certificates import AUTHORITY_FILE, member_file
 from depalma.errors import ConfigError
 from depalma.lease import LeaseTimes, lease_times
+from depalma.ownership import BadPolicy, OwnerPolicy, check
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _NAME_RULE = "letters, digits, '.', '_', '-', at most 63, no leading sign"
@@ -52,6 +53,7 @@ class HostConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     priority: int = 0
     gpus: int = 0
     dir: str = ""  #: the agent's folder; empty = ~/.local/state/depalma/agent-NAME
+    owner: OwnerPolicy = OwnerPolicy()  #: when the machine may work, and how tasks make way for its owner
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -168,6 +170,11 @@ def _problem(config: ClusterConfig) -> str:
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             return f"{field}: {doubles[0]!r} is given twice"
+    for host in config.hosts:
+        try:
+            check(host.owner)
+        except BadPolicy as wrong:
+            return f"hosts[{host.name}].{wrong}"
     endpoints = [(m.host, port) for m in config.masters for port in (m.port, m.raft_port)]
     for endpoint in endpoints:
         if not 1 <= endpoint[1] <= 65535:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from depalma.ownership import OwnerPolicy
+
 #: Payloads and results up to this size travel in the log; larger ones go beside it, as blobs.
 INLINE_LIMIT_BYTES = 4096
 #: Most tasks one job may have.
@@ -21,7 +23,7 @@ TaskState = Literal[
     "succeeded", "failed", "cancelled", "timed_out", "lost",
 ]  # fmt: skip
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "timed_out", "lost"})
-HostState = Literal["up", "suspect", "lost", "draining", "drained", "lagging", "kicked", "down"]
+HostState = Literal["up", "suspect", "lost", "draining", "drained", "lagging", "kicked", "owner", "down"]
 
 #: (job, task index, attempt number): names one execution, and is what every write about it believes.
 AttemptRef = tuple[int, int, int]
@@ -278,6 +280,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     since: float = 0.0  #: when the state began
     deadline_at: float | None = None  #: of a drain: what still runs then is moved; None = nothing is moved
     limits: str = ""  #: how its tasks are limited: `memory: cgroup v2, …`
+    owner_policy: OwnerPolicy = OwnerPolicy()  #: when its owner lets it work
+    owner_step: str = ""  #: while the owner is there: how far its tasks made way
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

@@ -29,6 +29,7 @@ from depalma.agent import proctree
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
 from depalma.agent.limits import LOOK_S, Ended
+from depalma.agent.restraint import Restraint
 from depalma.agent.spawning import NURSERY, Slots, Spawned, Spawner, SpawnError, marker
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
@@ -54,6 +55,7 @@ class Monitor:
         self.groups = groups
         self.slots = Slots(root, output_limit_bytes)
         self.spawner = Spawner(self.slots, groups)
+        self.restraint = Restraint(groups)
         self._children = proctree.OwnChildren()
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
@@ -74,6 +76,9 @@ class Monitor:
             "adopt": self._adopt,
             "recall": self._recall,
             "kill": self._kill,
+            "suspend": self._suspend,
+            "resume": self._resume,
+            "lower": lambda message: self.restraint.lower(message[1]),
             "lease": self._lease,
             "environment": self._environment,
             "identity": self._identity,
@@ -117,8 +122,9 @@ class Monitor:
             return _KILL_AGAIN_S
         if any(spawned.watch is not None for spawned in self.by_key.values()):
             return LOOK_S
+        now = boottime()
         if self.lease_until:
-            return min(_LOOK_S, max(0.0, self.lease_until - boottime()))
+            return min(_LOOK_S, self.restraint.wait_s(now), max(0.0, self.lease_until - now))
         return _LOOK_S if self.unknown else 5.0
 
     def tick(self) -> None:
@@ -128,25 +134,18 @@ class Monitor:
             self._expire()
         for spawned in list(self.by_key.values()):
             if spawned.deadline is not None and now >= spawned.deadline:
-                spawned.killed = True
                 spawned.signal(signal.SIGKILL)
         if now >= self._look_s:
             self._look_s = now + LOOK_S
-            self._look_at_limits()
+            for spawned in self.by_key.values():
+                spawned.look_at_limits()
         waiting = self.unknown or any(spawned.status is not None for spawned in self.by_key.values())
         if waiting or now >= self._sweep_s:
             self.sweep()
             self._sweep_s = now + _SWEEP_S
-
-    def _look_at_limits(self) -> None:
-        for spawned in self.by_key.values():
-            if spawned.watch is None or spawned.over is not None or spawned.status is not None:
-                continue
-            spawned.over = spawned.watch.look(spawned.pids)
-            if spawned.over is not None:
-                spawned.deadline = 0.0  # again and again, until nothing is left
-                spawned.watch.group.kill()
-                spawned.signal(signal.SIGKILL)
+        if self.restraint.due(now):
+            self.sweep()
+            self.restraint.look(self.by_key.values(), self.unknown, now)
 
     def _unwatch(self, spawned: Spawned) -> None:
         if spawned.watch is not None:
@@ -156,7 +155,7 @@ class Monitor:
 
     def _spawn(self, message: tuple[Any, ...]) -> None:
         slot, has_fd = message[7:9]
-        if slot in self.running:
+        if slot in self.running or (slot >= 0 and self.restraint.holds_all):
             self.lines.setdefault(slot, deque()).append(message)
             return
         self._start(message, self.channel.received_fds.popleft() if has_fd else -1)
@@ -180,11 +179,12 @@ class Monitor:
             if fd >= 0:
                 os.close(fd)
         self.by_pid[spawned.pid] = self.by_key[key] = spawned
+        self.restraint.look_soon()
         if slot >= 0:
             self.running[slot] = key
 
     def _adopt(self, message: tuple[Any, ...]) -> None:
-        """Takes on a worker that was forked for us: it is our child, but nobody has told us its key yet."""
+        """Takes on a worker that was forked for us: it is our child, but nobody told us its key before."""
         _, key, pid, start = message
         spawned = Spawned(key, -1, ("", ""))
         spawned.started = time.time()
@@ -198,12 +198,13 @@ class Monitor:
         for other in self.by_key.values():
             other.orphans.discard(pid)
         self.by_pid[pid] = self.by_key[key] = spawned
+        self.restraint.look_soon()
 
     def _start_next(self, slot: int) -> None:
         """Starts the next command of a slot that is free now."""
         self.running.pop(slot, None)
         line = self.lines.get(slot)
-        while line and slot not in self.running:
+        while line and slot not in self.running and not self.restraint.holds_all:
             self._start(line.popleft(), -1)
         if slot not in self.running:
             self._prompt = True
@@ -218,14 +219,19 @@ class Monitor:
     def _kill(self, message: tuple[Any, ...]) -> None:
         _, key, grace_s = message
         spawned = self.by_key.get(key)
-        if spawned is None or spawned.deadline is not None:
-            return
-        spawned.deadline = boottime() + grace_s
-        if grace_s > 0:
-            spawned.signal(signal.SIGTERM)
-            spawned.signal(signal.SIGCONT)
-        else:
-            spawned.signal(signal.SIGKILL)
+        if spawned is not None and spawned.deadline is None:
+            spawned.end(boottime() + grace_s, polite=grace_s > 0)
+
+    def _suspend(self, message: tuple[Any, ...]) -> None:
+        """Has one key, or (None) every task, stand still for a reason, also what starts later."""
+        _, key, reason = message
+        if key is None or key in self.by_key:
+            self.restraint.suspend(key, reason)
+
+    def _resume(self, message: tuple[Any, ...]) -> None:
+        self.restraint.resume(message[1], message[2], self.by_key.values())
+        for slot in self.lines.keys() - self.running.keys():
+            self._start_next(slot)
 
     def _lease(self, message: tuple[Any, ...]) -> None:
         if message[1] > boottime():
@@ -258,6 +264,7 @@ class Monitor:
         self.lines.clear()
         if self.by_key or self.unknown:
             proctree.send_tree(os.getpid(), signal.SIGTERM)
+            proctree.send_tree(os.getpid(), signal.SIGCONT)  # what stands still could not obey
             end = boottime() + grace_s
             while self.by_key and boottime() < min(end, self.lease_until):
                 time.sleep(0.01)
@@ -343,7 +350,8 @@ class Monitor:
 
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
-        problem = self._keep_output(spawned)
+        self.restraint.forget(spawned.key)
+        problem = self.slots.kept(spawned)
         self._unwatch(spawned)
         over = spawned.over or Ended("", "")
         self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
@@ -351,15 +359,6 @@ class Monitor:
             self._start_next(spawned.slot)
         else:
             self._prompt = True
-
-    def _keep_output(self, spawned: Spawned) -> str:
-        """Puts what a task wrote in its place; returns what went wrong."""
-        try:
-            if spawned.slot >= 0:
-                self.slots.finish(spawned)
-        except OSError as error:
-            return f"output could not be kept: {error.strerror}: {error.filename}"
-        return ""
 
     def _expire(self) -> None:
         late = boottime() - self.lease_until
@@ -378,10 +377,11 @@ class Monitor:
         for spawned in self.by_key.values():
             spawned.dirty = True
             self._unwatch(spawned)
-            if problem := self._keep_output(spawned):
+            if problem := self.slots.kept(spawned):
                 say(f"a killed task: {problem}")
         for known in (self.by_pid, self.by_key, self.unknown, self.running, self.lines, self._exits):
             known.clear()
+        self.restraint.forget()
 
 
 def say(text: str) -> None:

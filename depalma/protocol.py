@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from depalma.codetree import CodeEntry
 from depalma.model import AttemptRef, HostFacts, JobSpec, Load, LoadHistory, ProcessView, Report
+from depalma.ownership import OwnerPolicy
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -103,6 +104,15 @@ class Output(Frame, frozen=True, tag="output"):
     error: str = ""
 
 
+class OwnerNews(Frame, frozen=True, tag="owner"):
+    """Whether the owner of the machine uses it (`reason`; empty: no), and how far tasks made way; only for leaders
+    whose welcome says what they know of it."""
+
+    reason: str = ""
+    step: str = ""  #: lowered, suspended, warned, requeued; the last one that was taken
+    suspended: bool = False  #: what was not told to end stands still
+
+
 # ---------------------------------------------------------------- leader → agent
 
 
@@ -116,6 +126,8 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     masters: tuple[str, ...]  #: base URLs of all masters
     slots: int = 0  #: what the cluster says that the host has; 0 = what the agent says
     takes_problems: bool = False  #: CodeProblem may be sent
+    owner_policy: OwnerPolicy = OwnerPolicy()  #: when the machine may work
+    owner_known: OwnerNews | None = None  #: what the cluster knows of its owner; None = it does not want to
 
 
 class Masters(Frame, frozen=True, tag="masters"):
@@ -228,7 +240,7 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
 #: What answers a question, and what is one.
 Answer = Processes | LoadTold | Output
 Question = AskProcesses | AskLoadHistory | AskOutput
-FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | Answer
+FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | OwnerNews | Answer
 ToAgent = Welcome | Masters | Refused | HeartbeatAnswer | Assign | Kill | Forget | ReportsCommitted | CodeLog | Question
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,6 +33,7 @@ from depalma.agent.events import (
     LeaseLost,
     Leave,
     Outdone,
+    OwnerStands,
     Prepared,
     Reconnect,
     Rejoined,
@@ -120,7 +121,7 @@ class AgentCore(Execution):
         self.out = out
         if self.lease_until and now >= self.lease_until:
             self._cut_off(f"no leader was heard for {self.lease_s:g} s", must_rejoin=False)
-        if self.incarnation or type(event) is Rejoined:
+        if self.incarnation or type(event) in (Rejoined, OwnerStands):
             self._handlers[type(event)](event, now)
         return out
 
@@ -253,8 +254,8 @@ class AgentCore(Execution):
             job.live += 1
             if job.problem:
                 self.report_unstarted(attempt, "failed", job.problem)
-            elif self.stopping:
-                self.report_unstarted(attempt, "returned", "the agent is stopping")
+            elif self.closed:
+                self.report_unstarted(attempt, "returned", self.closed)
             else:
                 self._await_needs(attempt)
         self._flush(now)
@@ -409,7 +410,7 @@ class AgentCore(Execution):
         self.stopping = True
         for attempt in list(self.attempts.values()):
             if attempt.state in ("preparing", "waiting"):
-                self.end(attempt, "returned", "the agent is stopping")
+                self.end(attempt, "returned", self.closed)
         self._flush(now)
 
     def _on_tick(self, event: Tick, now: float) -> None:
@@ -419,7 +420,7 @@ class AgentCore(Execution):
     def _flush(self, now: float) -> None:
         """Ends every event: removes what was ended, starts what can start, keeps and sends what is to be reported."""
         self.settle()
-        if not self.stopping:
+        if not self.closed:
             self.lanes.dispatch(now, self.out)
         if not self.ready_reports:
             return

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from depalma import pausing
 from depalma.agent import events as ev
 from depalma.agent import masterlist, proctree
 from depalma.agent.aside import Aside
@@ -31,6 +32,7 @@ from depalma.agent.environments import Environments
 from depalma.agent.link import MonitorLink
 from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import describe_limits, facts, python_version
+from depalma.agent.owner import Owner
 from depalma.agent.questions import Questions
 from depalma.agent.runner import Runner
 from depalma.agent.session import Session
@@ -94,6 +96,7 @@ class Agent:
         asyncio.get_running_loop().set_exception_handler(self._failed)
         self._lock = await asyncio.to_thread(lock_folder, self._root, _LOCK_WAIT_S)
         await asyncio.to_thread(self._kill_strays)
+        pausing.name_folder(self._root, self._host.name)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
         limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
@@ -116,12 +119,14 @@ class Agent:
             core, session = self._core, self._session
             self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
             self._code = self._code_keeper()
+            self._owner = Owner(self._root, self.deliver, session.send)
             self._supplies = Supplies(self._blobs, self._code.sync, self._stage, core.uses_blob, self.deliver)
             self._adopt_old_reports()
             self._start_monitor()
             meter.start()
             await self._learn_limits()
-            for work in (self._tick_forever(), self._session.beat(), self._session.run(), self._code.watch()):
+            await self._owner.look()  # a pause holds from the first moment on
+            for work in (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch()):
                 self._spawn(work)
             log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
             await self._exit.wait()
@@ -188,6 +193,8 @@ class Agent:
     def _start_monitor(self) -> None:
         self._link.start(self._root, self._lock, self._settings.output_limit_bytes)
         self._unanswered_pings = 0
+        for order in self._owner.orders():
+            self._link.send(order)
         self._tell_identity()
 
     async def _learn_limits(self) -> None:
@@ -255,6 +262,9 @@ class Agent:
             ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
+            ev.Suspend: lambda a: self._runner.restrain("suspend", a.lane, a.reason),
+            ev.Resume: lambda a: self._runner.restrain("resume", a.lane, a.reason),
+            ev.Lower: lambda a: self._link.send(("lower", a.lowered)),
             ev.EndForkServers: lambda a: self._runner.nurseries.end(a.indices),
             ev.Prepare: lambda a: self._spawn(self._supplies.prepare(a.need)),
             ev.Upload: lambda a: self._uploads.update({a.attempt: self._spawn(self._upload(a))}),
@@ -375,6 +385,7 @@ class Agent:
             self.deliver(frame)
             if isinstance(frame, Welcome):
                 self._code.welcomed(frame.takes_problems)
+                self._owner.welcomed(frame)
                 self._tell_identity()
 
     # ------------------------------------------------------------ time

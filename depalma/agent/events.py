@@ -142,6 +142,18 @@ class Stopping(Event, frozen=True):
     """The agent was told to stop."""
 
 
+class OwnerStands(Event, frozen=True):
+    """Whether the owner of the machine is there (`reason`), and what that means for what runs here."""
+
+    reason: str = ""  #: empty: nobody is
+    step: str = ""  #: for people: the last one of ownership.STEPS that is taken
+    lower: bool = False  #: it runs at the lowest priority
+    suspend: bool = False  #: it stands still
+    end: bool = False  #: it is to end, and runs elsewhere, if it is restartable
+    grace_s: float = 0.0  #: and has this long for it
+    end_all: bool = False  #: also if it is not
+
+
 class Tick(Event, frozen=True):
     """Some time has passed (about 0.1 s while anything is there)."""
 
@@ -165,6 +177,7 @@ AnyEvent = (
     | LeaseLost
     | Rejoined
     | Stopping
+    | OwnerStands
     | Tick
     | Welcome
     | Refused
@@ -201,7 +214,7 @@ class Attempt:
     """One attempt that this host knows and that has not been reported."""
 
     __slots__ = (
-        "announced", "argument", "assigned_s", "doomed", "job", "lane", "missing", "reason", "ref", "state",
+        "announced", "argument", "assigned_s", "doomed", "grace_s", "job", "lane", "missing", "reason", "ref", "state",
     )  # fmt: skip
 
     def __init__(self, ref: AttemptRef, job: Job, argument: Assignment, assigned_s: float) -> None:
@@ -215,6 +228,7 @@ class Attempt:
         self.announced = False  #: the leader was told that it runs
         self.doomed = ""  #: the outcome to report once it is dead; `forget` = report nothing
         self.reason = ""
+        self.grace_s: float = job.spec.grace_s  #: between SIGTERM and SIGKILL
 
 
 class Action(Struct, frozen=True, gc=False):
@@ -259,6 +273,26 @@ class Recall(Action, frozen=True):
 class StopWorker(Action, frozen=True):
     worker: int
     grace_s: float
+
+
+class Suspend(Action, frozen=True):
+    """Have what runs on a lane (None: on all, and what comes later) stand still, as long as there is any reason."""
+
+    lane: int | None
+    reason: str
+
+
+class Resume(Action, frozen=True):
+    """Take a reason back."""
+
+    lane: int | None
+    reason: str
+
+
+class Lower(Action, frozen=True):
+    """Have everything run at the lowest priority, or as usual again."""
+
+    lowered: bool
 
 
 class EndForkServers(Action, frozen=True):
@@ -340,6 +374,9 @@ AnyAction = (
     | SendTasks
     | Recall
     | StopWorker
+    | Suspend
+    | Resume
+    | Lower
     | EndForkServers
     | Prepare
     | Upload

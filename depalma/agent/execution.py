@@ -11,10 +11,14 @@ from depalma.agent.events import (
     Announce,
     AnyAction,
     Attempt,
+    Lower,
+    OwnerStands,
     Prepare,
     Recall,
     Recalled,
+    Resume,
     StopCommand,
+    Suspend,
     Upload,
     WorkerEnded,
     WorkerReady,
@@ -32,6 +36,8 @@ STALLED_AFTER_S = 0.1
 START_WITHIN_S = 60.0
 #: Workers of one code index that may die before they are ready, until a task pays for it.
 START_FAILURES = 3
+#: Why what the owner of the machine does not want to run stands still.
+OWNER = "owner"
 #: What an outcome that we brought about is called by programs.
 _CODES = {"timed_out": "time_limit"}
 
@@ -47,11 +53,24 @@ class Execution:
         self.ready_reports: list[Report] = []
         self.out: list[AnyAction] = []
         self.stopping = False
+        self.owner = OwnerStands()
         self._start_failures: dict[int, int] = {}
         self._unqueued: list[Attempt] = []
 
     def _execution_handlers(self) -> dict[type, Callable[[Any, float], None]]:
-        return {Recalled: self._on_recalled, WorkerReady: self._on_worker_ready, WorkerEnded: self._on_worker_ended}
+        return {
+            Recalled: self._on_recalled,
+            WorkerReady: self._on_worker_ready,
+            WorkerEnded: self._on_worker_ended,
+            OwnerStands: self._on_owner,
+        }
+
+    @property
+    def closed(self) -> str:
+        """Returns why nothing may start here; empty when it may."""
+        if self.stopping:
+            return "the agent is stopping"
+        return f"its owner uses the machine: {self.owner.reason}" if self.owner.reason else ""
 
     def forget_execution(self) -> None:
         """Forgets every attempt and worker: they are killed by other means."""
@@ -105,7 +124,7 @@ class Execution:
             if fresh or outcome == "forget":
                 attempt.doomed, attempt.reason = outcome, reason
             if fresh:
-                self.out.append(StopCommand(attempt.ref, attempt.job.spec.grace_s))
+                self.out.append(StopCommand(attempt.ref, attempt.grace_s))
 
     def settle(self) -> None:
         """Takes out of the queue what was ended while it waited."""
@@ -164,9 +183,9 @@ class Execution:
         if lane.queue and lane.queue[-1].doomed:
             last = lane.queue[-1]
             if lane.is_worker:
-                self.lanes.stop(lane, last.job.spec.grace_s, self.out)
+                self.lanes.stop(lane, last.grace_s, self.out)
             else:
-                self.out.append(StopCommand(last.ref, last.job.spec.grace_s))
+                self.out.append(StopCommand(last.ref, last.grace_s))
         self._flush(now)
 
     def _take_back(self, lane: Lane, refs: tuple[AttemptRef, ...], now: float) -> None:
@@ -177,9 +196,9 @@ class Execution:
         for attempt in back:
             if attempt.doomed:
                 self.report_unstarted(attempt, attempt.doomed, attempt.reason)
-            elif self.stopping:
+            elif self.closed:
                 attempt.state = "waiting"
-                self.end(attempt, "returned", "the agent is stopping")
+                self.end(attempt, "returned", self.closed)
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
         worker = self.lanes.lanes.get(event.worker)
@@ -255,14 +274,41 @@ class Execution:
                 code = "bad_inputs" if for_good else ""
                 self.report_unstarted(attempt, "failed" if for_good else "returned", error, code)
 
+    # ------------------------------------------------------------ the owner of the machine
+
+    def _on_owner(self, event: OwnerStands, now: float) -> None:
+        before, self.owner = self.owner, event
+        if event.reason and not before.reason:
+            for attempt in list(self.attempts.values()):
+                self.end(attempt, "returned", self.closed)
+        if event.lower != before.lower:
+            self.out.append(Lower(event.lower))
+        if event.suspend != before.suspend:
+            for lane in self.lanes.lanes.values():
+                (lane.suspend if event.suspend else lane.resume)(OWNER, now)
+            self.out.append((Suspend if event.suspend else Resume)(None, OWNER))
+        self._make_way()
+        self._flush(now)
+
+    def _make_way(self) -> None:
+        """Ends what has been in the owner's way for long enough. What may not run elsewhere goes on standing still."""
+        owner = self.owner
+        if not owner.end:
+            return
+        for attempt in list(self.attempts.values()):
+            if attempt.state == "sent" and not attempt.doomed and (attempt.job.spec.restartable or owner.end_all):
+                attempt.grace_s = owner.grace_s
+                self.end(attempt, "moved", self.closed)
+
     # ------------------------------------------------------------ time
 
     def look(self, now: float, *, announce: bool) -> None:
         """Looks at everything that depends on time."""
+        self._make_way()
         started: list[tuple[int, int, int, float]] = []
         stalled_s = STALLED_AFTER_S / 2 if self.lanes.free else STALLED_AFTER_S
         for lane in list(self.lanes.lanes.values()):
-            if not lane.queue or lane.stopping:
+            if not lane.queue or lane.stopping or lane.suspended:
                 continue
             if not lane.ready:
                 if now - lane.head_s > START_WITHIN_S:

@@ -34,6 +34,8 @@ class Lane:
         "slot",
         "stale",
         "stopping",
+        "suspended",
+        "suspended_s",
     )
 
     def __init__(self, number: int, code_index: int) -> None:
@@ -47,7 +49,22 @@ class Lane:
         self.hung = False  #: it took too long to start
         self.recalling = False
         self.stopping = False
+        self.suspended: set[str] = set()  #: why it stands still
+        self.suspended_s = 0.0  #: since when
         self.stale = False  #: what it has imported is no longer what it would import: it ends when it has nothing to do
+
+    def suspend(self, reason: str, now: float) -> None:
+        """Stops its clock: time in which it stands still is none that a task has used."""
+        if not self.suspended:
+            self.suspended_s = now
+        self.suspended.add(reason)
+
+    def resume(self, reason: str, now: float) -> None:
+        """Takes a reason back; with the last one its clock goes on."""
+        if self.suspended:
+            self.suspended.discard(reason)
+            if not self.suspended:
+                self.head_s += now - max(self.suspended_s, self.head_s)
 
     @property
     def is_worker(self) -> bool:

@@ -128,6 +128,24 @@ def send(pid: int, parent: int, number: int) -> bool:
         os.close(handle)
 
 
+def send_same(pid: int, start: int, number: int) -> bool:
+    """Signals `pid` if it is still the process that began at `start`, whoever its parent is. Returns whether it was."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        now = stat(pid)
+        if now is None or now.start != start:
+            return False
+        signal.pidfd_send_signal(handle, number)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
 def send_tree(pid: int, number: int) -> int:
     """Signals everything below `pid` (not itself). Returns how many were signalled."""
     return sum(send(child, parent, number) for child, parent in descendants(pid))

@@ -296,6 +296,14 @@ class Runner:
             handle.stopped = True
             self.link.send(("kill", handle.key, grace_s))
 
+    def restrain(self, order: str, number: int | None, reason: str) -> None:
+        """Has what runs on a lane (None: on all, also later) stand still for a reason, or not: `suspend`, `resume`."""
+        heads = [next(iter(line.refs)) for line in self.slots.values() if line.lane == number and line.refs]
+        keys = [self.commands[ref].key for ref in heads]
+        keys += [self.workers[number].key] if number in self.workers else []
+        for key in [None] if number is None else keys:
+            self.link.send((order, key, reason))
+
     def _readable(self, handle: WorkerHandle) -> None:
         now = time.monotonic()
         if now - self._drained_s > 2 * _COALESCE_S:

@@ -44,7 +44,7 @@ class Spawned:
     """One process that the monitor started, and what is known to belong to it."""
 
     __slots__ = (
-        "deadline", "dirty", "ended", "finals", "keep", "key", "killed", "orphans", "over", "pid", "slot", "started",
+        "deadline", "dirty", "ended", "finals", "keep", "key", "orphans", "over", "pid", "slot", "started",
         "status", "watch",
     )  # fmt: skip
 
@@ -59,7 +59,6 @@ class Spawned:
         self.status: int | None = None  #: wait status, once the main process is reaped
         self.orphans: set[int] = set()  #: descendants that have become children of the monitor
         self.deadline: float | None = None  #: when SIGTERM has had its grace
-        self.killed = False
         self.watch: Watch | None = None  #: if it has limits
         self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
@@ -68,6 +67,25 @@ class Spawned:
         """Returns every process of it, dead ones that wait to be reaped included."""
         tops = [self.pid, *self.orphans]
         return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
+
+    def look_at_limits(self) -> None:
+        """Kills it if it uses more than it may."""
+        if self.watch is None or self.over is not None or self.status is not None:
+            return
+        self.over = self.watch.look(self.pids)
+        if self.over is not None:
+            self.deadline = 0.0  # again and again, until nothing is left
+            self.watch.group.kill()
+            self.signal(signal.SIGKILL)
+
+    def end(self, deadline: float, *, polite: bool) -> None:
+        """Asks it to end, also when it stands still, and kills it at the deadline; at once if it is not `polite`."""
+        self.deadline = deadline
+        if polite:
+            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)
+        else:
+            self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         """Signals the process group, and what has left it."""
@@ -128,6 +146,15 @@ class Slots:
                 del self._open[slot]
                 self._keep(slot, pair, sizes_bytes, spawned.finals)
         self.renew_scratch(slot, spawned.keep)
+
+    def kept(self, spawned: Spawned) -> str:
+        """Does the same; returns what went wrong."""
+        try:
+            if spawned.slot >= 0:
+                self.finish(spawned)
+        except OSError as error:
+            return f"output could not be kept: {error.strerror}: {error.filename}"
+        return ""
 
     def _keep(self, slot: int, pair: list[int], sizes_bytes: list[int], finals: tuple[str, str]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
 from depalma.api.context import Api, now
@@ -9,7 +10,7 @@ from depalma.api.hosts import find_host, view_of
 from depalma.api.inputs import Body, idempotency_key, query_flag
 from depalma.api.problems import Problem, bad_field
 from depalma.api.route import Mode, Route
-from depalma.api.shapes import DrainToBegin, GroupChanged, GroupHosts, HostChange, HostRemoved, HostToAdd
+from depalma.api.shapes import DrainToBegin, GroupChanged, GroupHosts, HostChange, HostRemoved, HostToAdd, OwnerChange
 from depalma.model import HostView
 from depalma.state.checks import bad_range
 from depalma.state.commands import (
@@ -21,6 +22,7 @@ from depalma.state.commands import (
     RemoveHost,
     SetGroup,
     SetHost,
+    SetOwner,
     UndrainHost,
 )
 from depalma.state.groups import members
@@ -30,6 +32,7 @@ _ADD = Body(HostToAdd)
 _CHANGE = Body(HostChange)
 _DRAIN = Body(DrainToBegin)
 _HOSTS = Body(GroupHosts)
+_OWNER = Body(OwnerChange)
 
 
 async def add(api: Api, request: web.Request) -> web.StreamResponse:
@@ -59,6 +62,20 @@ async def change(api: Api, request: web.Request) -> web.StreamResponse:
         )
     )  # fmt: skip
     return _host(api, request, name, applied)
+
+
+async def set_owner(api: Api, request: web.Request) -> web.StreamResponse:
+    """Changes what the owner of a host allows."""
+    name = request.match_info["host"]
+    wanted: OwnerChange = _OWNER.decode(request, await api.body(request))
+    changes = {field: value for field, value in msgspec.structs.asdict(wanted).items() if value is not msgspec.UNSET}
+    return _host(api, request, name, await api.execute(SetOwner(idempotency_key(request), name, changes, now())))
+
+
+async def reset_owner(api: Api, request: web.Request) -> web.StreamResponse:
+    """The machine has no owner to look after any more."""
+    name = request.match_info["host"]
+    return _host(api, request, name, await api.execute(SetOwner(idempotency_key(request), name, {}, now(), anew=True)))
 
 
 async def remove(api: Api, request: web.Request) -> web.StreamResponse:
@@ -145,6 +162,10 @@ ROUTES = (
     Route("POST", "/v1/hosts/{host}/drain", drain, Mode.WRITE, "Stop giving work to a host", body=_DRAIN,
           returns=HostView),
     Route("POST", "/v1/hosts/{host}/undrain", undrain, Mode.WRITE, "Give a host work again", returns=HostView),
+    Route("PATCH", "/v1/hosts/{host}/owner", set_owner, Mode.WRITE, "Change what the owner of a host allows",
+          body=_OWNER, returns=HostView),
+    Route("DELETE", "/v1/hosts/{host}/owner", reset_owner, Mode.WRITE, "Forget what the owner of a host allows",
+          returns=HostView),
     Route("PUT", "/v1/groups/{group}", set_group, Mode.WRITE, "Say which hosts a group has", body=_HOSTS,
           returns=GroupChanged),
     Route("POST", "/v1/groups/{group}/hosts", add_to_group, Mode.WRITE, "Put hosts into a group", body=_HOSTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from depalma.model import (
     CodeView,
@@ -144,6 +144,20 @@ class HostChange(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int | None = None
     slots: int | None = None
     gpus: int | None = None
+
+
+class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Fields of OwnerPolicy; what is not given stays. A step that is null is not taken."""
+
+    idle_s: float | UnsetType = UNSET
+    cpu_percent: float | UnsetType = UNSET
+    gpu_percent: float | UnsetType = UNSET
+    hours: str | UnsetType = UNSET
+    lower_s: float | UnsetType | None = UNSET
+    suspend_s: float | UnsetType | None = UNSET
+    warn_s: float | UnsetType | None = UNSET
+    requeue_s: float | UnsetType | None = UNSET
+    requeue_all: bool | UnsetType = UNSET
 
 
 class DrainToBegin(Struct, frozen=True, forbid_unknown_fields=True):

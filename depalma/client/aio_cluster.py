@@ -40,6 +40,10 @@ class AsyncCluster(ABC):
         """Takes a host off the list."""
         return await self._run(host_verbs.remove_host(name, force))
 
+    async def set_owner(self, name: str, **fields: float | str | bool | None) -> HostView:
+        """Changes what the owner of a host allows: fields of OwnerPolicy. Errors: Rejected, nothing is changed."""
+        return await self._run(host_verbs.set_owner(name, fields))
+
     async def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
         """Gives the host no new work."""
         return await self._run(host_verbs.drain_host(name, deadline_s, reason))

@@ -213,6 +213,10 @@ class Client:
         no more work, and is removed once they are surely dead; they run elsewhere."""
         return self._run(host_verbs.remove_host(name, force))
 
+    def set_owner(self, name: str, **fields: float | str | bool | None) -> HostView:
+        """Changes what the owner of a host allows: fields of OwnerPolicy. Errors: Rejected, nothing is changed."""
+        return self._run(host_verbs.set_owner(name, fields))
+
     def drain_host(self, name: str, *, deadline_s: float | None = None, reason: str = "") -> HostView:
         """Gives the host no new work. What runs may end; after `deadline_s` it is told to stop, and moved."""
         return self._run(host_verbs.drain_host(name, deadline_s, reason))

@@ -57,6 +57,11 @@ def set_host(name: str, options: HostOptions) -> Verb[HostView]:
     return (yield from _host("PATCH", f"/v1/hosts/{segment(name)}", _plain(options)))
 
 
+def set_owner(name: str, changes: Mapping[str, Any]) -> Verb[HostView]:
+    """Changes what the owner of a host allows."""
+    return (yield from _host("PATCH", f"/v1/hosts/{segment(name)}/owner", dict(changes)))
+
+
 def remove_host(name: str, force: bool) -> Verb[HostRemoval]:
     """Takes a host off the list."""
     path = with_query(f"/v1/hosts/{segment(name)}", {"force": force, "by": login_name()})

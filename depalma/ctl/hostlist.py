@@ -10,12 +10,13 @@ import click
 from depalma.ctl import failures
 from depalma.ctl.hosts import Row, group, host
 from depalma.ctl.output import show_value
+from depalma.ctl.owners import owner_fields, pause, unpause
 from depalma.ctl.session import Session
 from depalma.ctl.spec import login_name
 from depalma.ctl.values import DURATION
 from depalma.ctl.wording import clean, count, listed
 
-__all__ = ["group", "host"]
+__all__ = ["group", "host", "pause", "unpause"]
 
 #: One blocking read; waiting goes on with another one.
 _SLICE_S = 5.0
@@ -93,6 +94,8 @@ def host_add(
         "depalmactl host set h1 --slots 8",
         "depalmactl host set h1 --label disk=ssd --remove-label old --priority 20",
         "depalmactl host set h1 --group render --group night    # these groups, and no other",
+        "depalmactl host set h1 --owner idle_s=15m --owner cpu_percent=20 --owner suspend_s=0",
+        "depalmactl host set h1 --owner 'hours=mon-fri 18:00-08:00, sat-sun' --owner suspend_s=never",
     ),
 )
 @_GROUPS
@@ -102,6 +105,15 @@ def host_add(
 @_PRIORITY
 @_SLOTS
 @_GPUS
+@click.option(
+    "--owner",
+    "owner",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    callback=owner_fields,
+    help="When its owner lets it work, and how tasks make way (docs/configuration.md); repeatable.",
+)
+@click.option("--no-owner", is_flag=True, help="It has no owner to look after.")
 @_NAME
 @click.pass_context
 def host_set(
@@ -114,6 +126,8 @@ def host_set(
     priority: int | None,
     slots: int | None,
     gpus: int | None,
+    owner: dict[str, Any],
+    no_owner: bool,
 ) -> None:
     """Change what is given of a host; the rest stays.
 
@@ -131,6 +145,16 @@ def host_set(
         body["groups"] = groups
     if labels or dropped:
         body["labels"] = {**dict.fromkeys(dropped), **labels}
+    if owner or no_owner:
+        if body or (owner and no_owner):
+            raise click.UsageError("--owner and --no-owner are changes of their own: give nothing else with one", ctx)
+        view = (
+            session.send("PATCH", _path(name, "owner"), owner)
+            if owner
+            else session.send("DELETE", _path(name, "owner"))
+        )
+        _show(session, view, f"set {listed(owner)}" if owner else "has no owner to look after")
+        return
     if not body:
         raise click.UsageError("nothing to change: give one of the options", ctx)
     _show(session, session.send("PATCH", _path(name), body), f"set {listed(body)}")

@@ -89,6 +89,7 @@ def host_show(session: Session, name: str) -> None:
         ("Since", f"{moment(view['since'])} ({ago(view['since'])})"),
         ("Reason", view.get("reason")),
         ("Moves at", moment(view["deadline_at"]) if view.get("deadline_at") else None),
+        ("Owner", _owner_rules(view)),
         ("Slots", slots(view["running"], view["slots"])),
         ("Groups", listed(view["groups"])),
         ("Labels", listed(f"{key}={value}" for key, value in view["labels"].items())),
@@ -105,6 +106,16 @@ def host_show(session: Session, name: str) -> None:
         ("Version", f"{view.get('version') or '?'}, Python {view.get('python') or '?'}"),
     ]
     show_value(session, view, [line for line in lines if line[1] not in (None, "")], key="name")
+
+
+def _owner_rules(view: Row) -> str:
+    """Returns what its owner allows; nothing if that was never said."""
+    import msgspec
+
+    from depalma.ownership import OwnerPolicy, described
+
+    policy = msgspec.convert(view.get("owner_policy") or {}, OwnerPolicy)
+    return "" if policy == OwnerPolicy() else described(policy)
 
 
 @click.group("group", cls=SubGroup, examples=("depalmactl group ls", "depalmactl group add render h3"))

@@ -36,7 +36,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "top": ("depalma.ctl.top:top", "Live view of the whole cluster"),
         "events": ("depalma.ctl.events:events", "Print what happened, one line an event"),
         "load": ("depalma.ctl.load:load", "Show the load of hosts, now or over the last hour"),
-        "host": ("depalma.ctl.hostlist:host", "Hosts: ls, show, add, remove, drain, undrain, set"),
+        "host": ("depalma.ctl.hostlist:host", "Hosts: ls, show, add, remove, drain, undrain, set, pause, unpause"),
         "group": ("depalma.ctl.hostlist:group", "Groups of hosts: ls, set, add, remove"),
         "master": ("depalma.ctl.masters:master", "Masters: ls, add, remove, transfer"),
         "code": ("depalma.ctl.code:code", "The code log: add, ls, show, status"),

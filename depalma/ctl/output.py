@@ -25,7 +25,7 @@ STATE_STYLES = {
     "ok": "green", "warn": "yellow", "fail": "red",
     "succeeded": "green", "up": "green", "leader": "green", "running": "cyan", "assigned": "cyan",
     "failed": "red", "timed_out": "red", "lost": "red", "kicked": "red", "unreachable": "red", "down": "red",
-    "suspect": "yellow", "lagging": "yellow", "draining": "yellow", "drained": "yellow",
+    "suspect": "yellow", "lagging": "yellow", "draining": "yellow", "drained": "yellow", "owner": "yellow",
     "cancelled": "yellow", "candidate": "yellow",
     "queued": "blue", "held": "magenta", "blocked": "magenta", "suspended": "magenta",
 }  # fmt: skip

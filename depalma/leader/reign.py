@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
+from depalma.config import HostConfig
 from depalma.consensus import MembershipRefused, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.leader.context import Context
@@ -18,8 +21,9 @@ from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
+from depalma.ownership import OwnerPolicy
 from depalma.state.cluster_state import Changes
-from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect, LagCode
+from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect, LagCode, SetOwner
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +151,15 @@ class Reign:
                         self._context.wall(),
                     )
                 )
+            await self._know_owner(host)
+
+    async def _know_owner(self, listed: HostConfig) -> None:
+        """What the cluster file says of a host's owner holds until somebody says otherwise."""
+        host = self._context.state.hosts.get(listed.name)
+        if host is not None and not host.owner_given and listed.owner != OwnerPolicy():
+            changes = msgspec.structs.asdict(listed.owner)
+            request = f"cluster-file-owner:{listed.name}:{self._context.state.version}"
+            await self._try(SetOwner(request, listed.name, changes, self._context.wall(), from_file=True))
 
     async def _know_masters(self) -> None:
         """From the first leader on, the log says who the masters are, and no cluster file can."""

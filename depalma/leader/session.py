@@ -11,12 +11,21 @@ from aiohttp import WSCloseCode, web
 
 from depalma import protocol
 from depalma.model import AttemptRef, HostFacts, Load
+from depalma.ownership import OwnerPolicy
 from depalma.protocol import Answer, Question, Refused, ToAgent
 
 log = logging.getLogger(__name__)
 
 #: An agent that does not read for so many bytes of frames is cut off rather than remembered in memory.
 OUTBOX_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+class Goodbye(Exception):
+    """The agent is not admitted; the frame says why."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
 
 
 class AgentSession:
@@ -34,6 +43,7 @@ class AgentSession:
         self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
         self.slots_told = 0  #: of its welcome
         self.tells_history = False  #: of its hello
+        self.policy_told = OwnerPolicy()  #: of its welcome
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
         self._websocket = websocket
         self._outbox: list[bytes] = []

@@ -22,7 +22,7 @@ from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.questions import Questions
-from depalma.leader.session import AgentSession
+from depalma.leader.session import AgentSession, Goodbye
 from depalma.lease import RENEWALS
 from depalma.masters import urls
 from depalma.model import Load, Report
@@ -38,6 +38,7 @@ from depalma.protocol import (
     LoadTold,
     Masters,
     Output,
+    OwnerNews,
     Processes,
     Refused,
     Reports,
@@ -54,6 +55,7 @@ from depalma.state.commands import (
     HostLost,
     HostRecovered,
     HostUp,
+    NoteOwner,
     StartTasks,
 )
 
@@ -62,14 +64,6 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 5.0
 #: After an agent gave waiting tasks back it gets none ahead for so long.
 NO_AHEAD_S = 5.0
-
-
-class _Goodbye(Exception):
-    """The agent is not admitted; the frame says why."""
-
-    def __init__(self, refusal: Refused) -> None:
-        super().__init__(refusal.reason)
-        self.refusal = refusal
 
 
 def _stranger(host: str) -> Refused:
@@ -120,7 +114,7 @@ class Sessions:
         try:
             hello = await self._hello(websocket, host)
             session = await self._admit(hello, websocket)
-        except _Goodbye as goodbye:
+        except Goodbye as goodbye:
             log.info("agent of host %s refused: %s", host, goodbye.refusal.reason)
             await websocket.send_bytes(protocol.encode(goodbye.refusal))
             await websocket.close()
@@ -141,24 +135,24 @@ class Sessions:
                 message = await websocket.receive()
             frame = protocol.decode_from_agent(message.data) if message.type is WSMsgType.BINARY else None
         except TimeoutError:
-            raise _Goodbye(Refused(f"no hello within {HELLO_TIMEOUT_S} s")) from None
+            raise Goodbye(Refused(f"no hello within {HELLO_TIMEOUT_S} s")) from None
         except msgspec.MsgspecError as error:
-            raise _Goodbye(Refused(f"the hello cannot be read: {error}", stop=True)) from error
+            raise Goodbye(Refused(f"the hello cannot be read: {error}", stop=True)) from error
         if not isinstance(frame, Hello):
-            raise _Goodbye(Refused("the first frame must be a hello"))
+            raise Goodbye(Refused("the first frame must be a hello"))
         if frame.protocol != protocol.PROTOCOL_VERSION:
             wanted = protocol.PROTOCOL_VERSION
-            raise _Goodbye(Refused(f"protocol {frame.protocol} given; this master speaks {wanted}", stop=True))
+            raise Goodbye(Refused(f"protocol {frame.protocol} given; this master speaks {wanted}", stop=True))
         if frame.host != host:
-            raise _Goodbye(Refused(f"the hello names host {frame.host!r}, the request {host!r}", stop=True))
+            raise Goodbye(Refused(f"the hello names host {frame.host!r}, the request {host!r}", stop=True))
         return frame
 
     async def _admit(self, hello: Hello, websocket: web.WebSocketResponse) -> AgentSession:
         await self._take_up(hello)
         if not self._context.leading:
-            raise _Goodbye(Refused("this master does not lead any more"))
+            raise Goodbye(Refused("this master does not lead any more"))
         if hello.host not in self._context.state.hosts:
-            raise _Goodbye(_stranger(hello.host))
+            raise Goodbye(_stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
         session.tells_history = hello.tells_history
         self.welcome(session)
@@ -177,7 +171,8 @@ class Sessions:
         """Tells the agent what holds for it; again when that has changed."""
         settings = self._context.config.settings
         host = self._context.state.hosts[session.host]
-        session.slots_told = host.configured_slots
+        session.slots_told, session.policy_told = host.configured_slots, host.owner_policy
+        known = host.presence
         lease_s = self._leases.lease_of(host.facts)
         session.send(
             Welcome(
@@ -188,6 +183,8 @@ class Sessions:
                 tuple(urls(self._context.state, self._context.config).values()),
                 session.slots_told,
                 takes_problems=True,
+                owner_policy=session.policy_told,
+                owner_known=OwnerNews(known.reason, known.step, known.suspended) if known else OwnerNews(),
             )
         )
 
@@ -205,15 +202,15 @@ class Sessions:
         if host is None:
             listed = any(listed.name == hello.host for listed in context.config.hosts)
             if listed and hello.host not in context.state.removed:
-                raise _Goodbye(Refused("the hosts of the cluster file are not recorded yet"))  # first moments
-            raise _Goodbye(_stranger(hello.host))
+                raise Goodbye(Refused("the hosts of the cluster file are not recorded yet"))  # first moments
+            raise Goodbye(_stranger(hello.host))
         if host.removing:
-            raise _Goodbye(Refused(f"host {hello.host} is being removed from the cluster", stop=True))
+            raise Goodbye(Refused(f"host {hello.host} is being removed from the cluster", stop=True))
         current = self.by_host.get(hello.host)
         if current is not None and current.incarnation != hello.incarnation:
             silent = self._leases.silent_s(hello.host, context.clock())
             if silent < context.config.settings.lease_s:
-                raise _Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
+                raise Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
             # What a lease is must not depend on the cluster file of whoever leads when it is over.
             anew = host.incarnation != hello.incarnation or host.state in ("lost", "down") or host.facts is None
@@ -231,9 +228,9 @@ class Sessions:
                 # A welcome begins a lease, so only one who leads for certain may say it: see heartbeats.
                 await context.barrier()
         except Rejected as refusal:
-            raise _Goodbye(Refused(str(refusal), restart_incarnation=True)) from refusal
+            raise Goodbye(Refused(str(refusal), restart_incarnation=True)) from refusal
         except (NotLeader, OutcomeUnknown) as error:
-            raise _Goodbye(Refused(f"this master could not record the host: {error}")) from error
+            raise Goodbye(Refused(f"this master could not record the host: {error}")) from error
 
     def _reconcile(self, session: AgentSession, hello: Hello) -> None:
         """Makes agent and state agree: what never arrived is sent again, what is no longer the host's is ended."""
@@ -301,6 +298,9 @@ class Sessions:
                 self._code_acknowledged(session, frame)
             case CodeProblem():
                 self._spawn(self._code_failed(session, frame))
+            case OwnerNews(reason, step, suspended):
+                told = NoteOwner(session.host, session.incarnation, reason, step, suspended, self._context.wall())
+                self._spawn(self._propose(session, told))
             case Processes() | LoadTold() | Output():
                 session.answered(frame)
             case Hello():
@@ -370,7 +370,7 @@ class Sessions:
         await self._propose(session, command)
 
     async def _propose(
-        self, session: AgentSession, command: FinishTasks | StartTasks | AckCode | FailCode | HostRecovered
+        self, session: AgentSession, command: FinishTasks | StartTasks | AckCode | FailCode | HostRecovered | NoteOwner
     ) -> object:
         """Proposes what an agent said; if it cannot be recorded the agent is made to connect and say it again."""
         try:

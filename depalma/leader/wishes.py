@@ -53,7 +53,7 @@ class Wishes:
         if host is None or host.removing:
             self._sessions.dismiss(session, Refused(f"host {name} was removed from the cluster", stop=True))
             return
-        if session.slots_told != host.configured_slots:
+        if (session.slots_told, session.policy_told) != (host.configured_slots, host.owner_policy):
             self._sessions.welcome(session)
         if host.drain is not None and host.attempts:
             self._empty(session, host, host.drain)

@@ -137,7 +137,7 @@ class LocalCluster:
             return missing
         try:
             # One that lags is there: what it lacks may be a command that fails.
-            there = ("up", "lagging", "kicked", "draining", "drained")
+            there = ("up", "lagging", "kicked", "draining", "drained", "owner")
             up = {host.name for host in client.hosts() if host.state in there}
         except (NoLeader, Rejected):
             return [entry.id for entry in wanted]

@@ -53,6 +53,8 @@ def _host_refusal(state: ClusterState, command: AssignTasks) -> str:
         return "stale_incarnation"
     if host.state != "up":
         return "host_not_up"
+    if host.presence is not None:
+        return "host_owner"
     return "" if host.takes_work else "host_draining"
 
 

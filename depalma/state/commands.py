@@ -293,6 +293,29 @@ class LagCode(Command, frozen=True, tag="code.lag"):
     at: float
 
 
+class SetOwner(Command, frozen=True, tag="host.set_owner"):
+    """Changes what the owner of a host allows: fields of OwnerPolicy by name, the others stay; with `anew` those have
+    their defaults. `from_file`: the cluster file says so; refused if anybody has said so before."""
+
+    request: str
+    host: str
+    changes: dict[str, bool | float | str | None]
+    at: float
+    anew: bool = False
+    from_file: bool = False
+
+
+class NoteOwner(Command, frozen=True, tag="host.note_owner"):
+    """The owner of a host uses it (`reason`), or does not any more (empty); how far its tasks made way."""
+
+    host: str
+    incarnation: str
+    reason: str
+    step: str
+    suspended: bool
+    at: float
+
+
 AnyCommand = (
     SubmitJob
     | AddTasks
@@ -320,6 +343,8 @@ AnyCommand = (
     | AppendCode
     | FailCode
     | LagCode
+    | SetOwner
+    | NoteOwner
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -32,6 +32,9 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     lines.append(f"attempt {attempt.number} {verb} {'on' if word == 'running' else 'to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
+    host = state.hosts[attempt.host]
+    if host.suspends(restartable=job.spec.restartable):
+        lines.append(f"stands still: {host.shown_reason}")
     if job.cancelled:
         lines.append(_cancel_line(job))
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, HostState
+from depalma.ownership import OwnerPolicy
 from depalma.state.jobs import Attempt
 
 #: Incarnations that are over, remembered so that a late message of one is not taken for a new agent.
@@ -13,6 +14,12 @@ KEEP_OVER = 16
 KEEP_ACKNOWLEDGEMENTS = 1000
 #: Ends of host-wide commands kept a host.
 KEEP_RUNS = 20
+_STEP_WORDS = {
+    "lowered": "run at the lowest priority",
+    "suspended": "stand still",
+    "warned": "were told to end",
+    "requeued": "move elsewhere",
+}
 
 
 class CodeLag(Struct, frozen=True, array_like=True, gc=False):
@@ -42,6 +49,15 @@ class Drain(Struct, array_like=True, gc=False):
     done_at: float | None = None  #: since when nothing of the host's work is left
 
 
+class Presence(Struct, frozen=True, array_like=True, gc=False):
+    """The owner uses the machine: no new work, and what runs makes way."""
+
+    since: float
+    reason: str
+    step: str = ""  #: how far: one of the words of ownership.STEPS
+    suspended: bool = False  #: what was not told to end stands still
+
+
 class Host:
     """A host. Only commands change it.
 
@@ -69,6 +85,9 @@ class Host:
         "lag",
         "name",
         "over",
+        "owner_given",
+        "owner_policy",
+        "presence",
         "priority",
         "reason",
         "removing",
@@ -112,6 +131,10 @@ class Host:
         self.drain: Drain | None = None
         self.removing = ""  #: why it goes as soon as nothing of it can live; empty = it stays
 
+        self.owner_policy = OwnerPolicy()
+        self.owner_given = False  #: somebody has said what it is
+        self.presence: Presence | None = None  #: the agent's word, until it or its next life says more
+
     @property
     def slots(self) -> int:
         """Returns its room for tasks; 0 while neither the cluster file nor an agent has said."""
@@ -123,13 +146,23 @@ class Host:
     def takes_work(self) -> bool:
         """Returns whether it may be given tasks."""
         kicked = self.lag is not None and self.lag.kicked
-        return self.state == "up" and self.drain is None and not self.removing and not kicked
+        free = self.drain is None and not self.removing and self.presence is None
+        return self.state == "up" and free and not kicked
+
+    def suspends(self, *, restartable: bool) -> bool:
+        """Returns whether tasks that run there stand still; those that were told to end do not."""
+        presence = self.presence
+        if presence is None or not presence.suspended:
+            return False
+        return presence.step not in ("warned", "requeued") or not (restartable or self.owner_policy.requeue_all)
 
     @property
     def shown_state(self) -> HostState:
         """Returns the word for people: what is wrong with the agent comes before what was asked for."""
         if self.state == "up" and (self.drain is not None or self.removing):
             return "drained" if self.drain is not None and self.drain.done_at is not None else "draining"
+        if self.state == "up" and self.presence is not None:
+            return "owner"
         if self.state == "up" and self.lag is not None:
             return "kicked" if self.lag.kicked else "lagging"
         return self.state
@@ -140,6 +173,9 @@ class Host:
         wanted = self.removing
         if self.drain is not None and not wanted:
             wanted = (self.drain.reason or "drained") + (f" (by {self.drain.by})" if self.drain.by else "")
+        if self.state == "up" and self.presence is not None and not wanted:
+            step = _STEP_WORDS.get(self.presence.step)
+            return self.presence.reason + (f"; tasks {step}" if step else "")
         if self.state == "up":
             return wanted or (self.lag.reason if self.lag is not None else self.reason)
         return "; ".join(text for text in (self.reason, wanted) if text)
@@ -149,6 +185,8 @@ class Host:
         """Returns since when it is as it is shown."""
         if self.shown_state in ("lagging", "kicked") and self.lag is not None:
             return self.lag.since
+        if self.shown_state == "owner" and self.presence is not None:
+            return self.presence.since
         if self.shown_state == self.state or self.drain is None:
             return self.since
         return self.drain.at if self.drain.done_at is None else self.drain.done_at

@@ -8,8 +8,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from depalma.model import HostFacts, HostState, JobSpec, Payload
+from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
-from depalma.state.hosts import CodeLag, CodeRun, Drain, Host
+from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
 from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import FIRST_FINAL, WORDS
 
@@ -61,6 +62,9 @@ class HostImage(Struct, array_like=True, gc=False):
     removing: str = ""
     lag: CodeLag | None = None
     runs: dict[int, CodeRun] = {}
+    owner_policy: OwnerPolicy = OwnerPolicy()
+    owner_given: bool = False
+    presence: Presence | None = None
 
 
 def job_image(
@@ -131,6 +135,9 @@ def host_image(host: Host) -> HostImage:
         host.removing,
         host.lag,
         host.runs,
+        host.owner_policy,
+        host.owner_given,
+        host.presence,
     )
 
 
@@ -142,4 +149,5 @@ def host_of(image: HostImage) -> Host:
     host.facts, host.code_index, host.acknowledgements = image.facts, image.code_index, image.acknowledgements
     host.from_file, host.drain, host.removing = image.from_file, image.drain, image.removing
     host.lag, host.runs = image.lag, image.runs
+    host.owner_policy, host.owner_given, host.presence = image.owner_policy, image.owner_given, image.presence
     return host

@@ -134,6 +134,7 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(not host.removing or bool(live), f"{name}: is being removed with nothing to wait for")
     _must((host.state == "down") == (not host.incarnation), f"{name}: {host.state} as {host.incarnation!r}")
     _must(0 <= host.code_index <= state.code_index, f"{name}: code index {host.code_index} is not in the log")
+    _must(host.presence is None or bool(host.presence.reason), f"{name}: its owner is there for no reason")
     lag = host.lag
     _must(lag is None or host.code_index < lag.index <= state.code_index, f"{name}: lags as {lag}")
 

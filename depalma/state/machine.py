@@ -24,6 +24,7 @@ from depalma.state import (
     inventory,
     masters,
     membership,
+    owners,
     restoring,
     submissions,
 )
@@ -60,6 +61,8 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.AppendCode: codelog.append_code,
     commands.FailCode: codelog.fail_code,
     commands.LagCode: codelog.lag_code,
+    commands.SetOwner: owners.set_owner,
+    commands.NoteOwner: owners.note_owner,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

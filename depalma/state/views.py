@@ -92,6 +92,8 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         return _view(
             job, index, word, story.last if story else 0, reason=waiting_reason(state, job) or reason, story=story
         )
+    if word == "running" and state.hosts[attempt.host].suspends(restartable=job.spec.restartable):
+        word = "suspended"
     return TaskView(
         id=f"{job.id}.{index}",
         job=job.id,
@@ -238,6 +240,8 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         since=host.shown_since,
         deadline_at=host.drain.deadline_at if host.drain is not None else None,
         limits=facts.limits if facts else "",
+        owner_policy=host.owner_policy,
+        owner_step=host.presence.step if host.presence is not None else "",
     )
 
 

@@ -22,6 +22,7 @@ from aiohttp import WSMsgType, web
 
 from depalma import protocol as wire
 from depalma.model import AttemptRef, JobSpec, LoadHistory, Report
+from depalma.ownership import OwnerPolicy
 
 TOKEN = "t" * 40
 _WAIT_S = 15.0
@@ -52,6 +53,8 @@ class FakeLeader:
         self.leader_url = ""  #: what it answers with 421 when it does not lead
         self.answers = True  #: heartbeats are answered
         self.commits = True  #: reports are committed as they come
+        self.owner_policy = OwnerPolicy()
+        self.owner: list[wire.OwnerNews] = []
         self.refusal: wire.Refused | None = None
         self.hellos: list[wire.Hello] = []
         self.reports: dict[AttemptRef, Report] = {}
@@ -210,14 +213,25 @@ class FakeLeader:
             await socket.close()
             return socket
         self._told.clear()
-        masters = tuple(self.masters or [self.url])
-        welcome = wire.Welcome(self.term, "fake", self.lease_s, self.heartbeat_s, masters, takes_problems=True)
-        await socket.send_bytes(wire.encode(welcome))
+        await socket.send_bytes(wire.encode(self._welcome()))
         self._socket = socket
         async for message in socket:
             if message.type is WSMsgType.BINARY:
                 await self._frame(socket, wire.decode_from_agent(message.data))
         return socket
+
+    def _welcome(self) -> wire.Welcome:
+        masters = tuple(self.masters or [self.url])
+        known = self.owner[-1] if self.owner else wire.OwnerNews()
+        return wire.Welcome(
+            self.term, "fake", self.lease_s, self.heartbeat_s, masters,
+            takes_problems=True, owner_policy=self.owner_policy, owner_known=known,
+        )  # fmt: skip
+
+    async def set_owner(self, **fields: Any) -> None:
+        """Says that the owner allows something else."""
+        self.owner_policy = OwnerPolicy(**fields)
+        await self.send(self._welcome())
 
     async def _frame(self, socket: web.WebSocketResponse, frame: wire.FromAgent) -> None:
         match frame:
@@ -236,6 +250,8 @@ class FakeLeader:
                 self.started.update({(job, task, attempt): at for job, task, attempt, at in frame.tasks})
             case wire.CodeAcknowledged():
                 self.acknowledged.append(frame)
+            case wire.OwnerNews():
+                self.owner.append(frame)
             case wire.CodeProblem():
                 self.problems.append(frame)
             case wire.Processes() | wire.LoadTold() | wire.Output():

@@ -104,6 +104,10 @@ def every_command() -> list[commands.AnyCommand]:
         commands.SetGroup("r", "g", ("h",), 1.0),
         commands.AddToGroup("r", "g", ("h",), 1.0),
         commands.RemoveGroup("r", "g", (), True, 1.0),
+        commands.SetOwner(
+            "r", "h", {"idle_s": 1.0, "hours": "sat", "warn_s": None, "requeue_all": True}, 1.0, True, True
+        ),
+        commands.NoteOwner("h", "i", "why", "lowered", True, 1.0),
     ]
 
 
@@ -119,8 +123,9 @@ def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
         "code.ack", "code.add", "code.append", "code.fail", "code.lag", "group.add", "group.remove", "group.set",
-        "host.add", "host.drain", "host.lost", "host.recovered", "host.remove", "host.set", "host.suspect",
-        "host.undrain", "host.up", "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
+        "host.add", "host.drain", "host.lost", "host.note_owner", "host.recovered", "host.remove", "host.set",
+        "host.set_owner", "host.suspect", "host.undrain", "host.up",
+        "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
         "master.change", "task.assign", "task.finish", "task.start",
     ]  # fmt: skip
 

@@ -39,6 +39,7 @@ class World:
         self.workers: dict[int, deque[AttemptRef]] = {}
         self.current: dict[int, AttemptRef | None] = {}
         self.doomed_workers: set[int] = set()
+        self.still = False  #: nothing moves, for the owner of the machine
         self.cut = False
         self.term = 0
         self.incarnations = 0
@@ -55,7 +56,7 @@ class World:
 
     def act(self, action: Any) -> ev.AnyEvent | None:
         match action:
-            case ev.Launch() | ev.StopCommand():
+            case ev.Launch() | ev.StopCommand() | ev.Suspend() | ev.Resume():
                 self.inbox.append(action)
             case ev.StartWorker(worker):
                 assert worker not in self.workers
@@ -84,6 +85,7 @@ class World:
         return None
 
     def start(self, ref: AttemptRef) -> None:
+        assert not self.still, f"{ref} started while nothing may move"
         self.started[ref] += 1
         assert self.started[ref] == 1, f"{ref} started twice"
         assert ref not in self.reported, f"{ref} started after it was reported"
@@ -99,6 +101,9 @@ class World:
 
     def cut_off(self) -> None:
         self.cut = True
+        for order in self.inbox:
+            if isinstance(order, ev.Suspend | ev.Resume):
+                self.still = isinstance(order, ev.Suspend)
         self.inbox.clear()
         self.outbox.clear()
         self.lines.clear()
@@ -115,7 +120,7 @@ class World:
         happenings = (
             [self.assign] * 6 + [self.work] * 12 + [self.end_command] * 6 + [self.tick] * 3 + [self.kill]
             + [self.commit] * 3 + [self.crash, self.disconnect, self.beat, self.beat, self.forget, self.repeat]
-            + [self.resize, self.outdo]
+            + [self.resize, self.outdo, self.owner]
         )  # fmt: skip
         if self.cut:
             self.incarnations += 1
@@ -160,7 +165,7 @@ class World:
 
     def work(self) -> None:
         """A worker reads, or answers and reads the next."""
-        for worker in list(self.workers):
+        for worker in [] if self.still else list(self.workers):
             if worker not in self.workers:
                 continue  # cut off in between
             ref = self.current[worker]
@@ -193,7 +198,7 @@ class World:
             if self.inbox:
                 self.monitor(self.inbox.popleft())
         for line in self.lines.values():
-            if line and self.random.random() < 0.5:
+            if line and not self.still and self.random.random() < 0.5:
                 self.end_first(line, "succeeded")
         for _ in range(self.random.choice([0, 1, 99])):
             if self.outbox:
@@ -202,7 +207,7 @@ class World:
     def end_first(self, line: deque[AttemptRef], outcome: str) -> None:
         took_s = self.random.choice([0.001, 0.01, 1.0])
         self.outbox.append(ev.Ended((Report(*line.popleft(), outcome, started_at=0.0, finished_at=took_s),)))
-        if line:
+        if line and not self.still:
             self.start(line[0])
 
     def monitor(self, order: Any) -> None:
@@ -212,19 +217,34 @@ class World:
                 line = self.lines.setdefault(slot, deque())
                 for attempt in attempts:
                     line.append(attempt.ref)
-                    if len(line) == 1:
+                    if len(line) == 1 and not self.still:
                         self.start(attempt.ref)
+            case ev.Suspend(None):
+                self.still = True
+            case ev.Resume(None):
+                self.still = False
+                for line in self.lines.values():
+                    if line and not self.started[line[0]]:
+                        self.start(line[0])
             case ev.StopCommand(ref):
                 for line in self.lines.values():
                     assert ref not in list(line)[1:], "told to stop what has not started"
-                    if line and line[0] == ref and self.random.random() < 0.5:
-                        self.end_first(line, "failed")
+                    if line and line[0] == ref:
+                        assert self.started[ref], "told to stop what has not started"
+                        if self.still or self.random.random() < 0.5:
+                            self.end_first(line, "failed")
             case ev.Recall(lane):
                 line = self.lines[self.lane_slots[lane]]
-                back = tuple(list(line)[1:])
-                while len(line) > 1:
-                    line.pop()
+                back = tuple(ref for ref in line if not self.started[ref])
+                for ref in back:
+                    line.remove(ref)
                 self.outbox.append(ev.Recalled(lane, back))
+
+    def owner(self) -> None:
+        """The owner of the machine comes, stays, or goes."""
+        here = self.random.random() < 0.6
+        suspend, end = here and self.random.random() < 0.7, here and self.random.random() < 0.3
+        self.give(ev.OwnerStands("here" if here else "", "", here, suspend, end, 1.0))
 
     def tick(self) -> None:
         self.give(ev.Tick())
@@ -258,6 +278,7 @@ class World:
 
     def settle(self) -> None:
         """Lets everything come to its end."""
+        self.give(ev.OwnerStands())
         for _ in range(3000):
             self.now += 0.01
             if not self.core.connected:

@@ -73,6 +73,8 @@ ALONE = {
     "context rm",
     "context ls",
     "config check",
+    "host pause",
+    "host unpause",
     "master recover",
     "snapshot inspect",
     "snapshot restore",

@@ -11,12 +11,14 @@ from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo
 
 from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings
+from depalma.ownership import OwnerPolicy
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 SECTIONS: dict[str, type[Struct]] = {
     "The file": ClusterConfig,
     "A master": MasterConfig,
     "A host": HostConfig,
+    "The owner of a host": OwnerPolicy,
     "Settings": Settings,
 }
 
@@ -34,7 +36,7 @@ def default_of(field: FieldInfo) -> str:
         default = field.default_factory()
     if default is NODEFAULT:
         return "required"
-    if isinstance(default, Settings):
+    if isinstance(default, Settings | OwnerPolicy):
         return "all defaults"
     if default == "":
         return "empty"

@@ -225,8 +225,7 @@ class Fuzzer:
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group,
-            self.append_code, self.fail_code, self.lag_code,
+            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -426,17 +425,23 @@ class Fuzzer:
 
     def fail_code(self) -> c.AnyCommand:
         host, state = self.host_name(), self.bench.state
-        index = self.rng.randint(0, state.code_index + 1)
+        index, code = self.rng.randint(0, state.code_index + 1), self.rng.choice([None, 2])
         reason = self.rng.choice(["no space", "no blob"])
-        return c.FailCode(
-            host, self.incarnation(host), index, reason, self.bench.now, self.rng.choice([None, 2]), "out"
-        )
+        return c.FailCode(host, self.incarnation(host), index, reason, self.bench.now, code, "out")
 
     def lag_code(self) -> c.AnyCommand:
         host = self.host_name()
         known = self.bench.state.hosts.get(host)
         index = known.code_index if known is not None and self.rng.random() < 0.8 else self.rng.randint(0, 5)
         return c.LagCode(host, self.incarnation(host), index, "slow", self.rng.random() < 0.5, self.bench.now)
+
+    def owner(self) -> c.AnyCommand:
+        host, rng, now = self.host_name(), self.rng, self.bench.now
+        if rng.random() < 0.4:
+            values = rng.choice([{"idle_s": 60.0, "hours": "sat"}, {"hours": "sat 8"}, {"suspend_s": None}, {"x": 1}])
+            return c.SetOwner(self.request(), host, values, now, rng.random() < 0.3, rng.random() < 0.3)
+        reason, step = rng.choice(["", "", "", "", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
+        return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, now)
 
 
 @pytest.fixture

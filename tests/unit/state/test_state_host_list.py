@@ -412,7 +412,7 @@ def test_a_repeated_request_changes_nothing_and_gets_the_same_answer(bench, make
 def test_the_fuzzer_reaches_all_of_it(make_bench, make_fuzzer):
     """Or the random runs would prove little about it."""
     seen = set()
-    for seed in range(200, 215):
+    for seed in range(200, 230):
         bench = make_bench()
         fuzzer = make_fuzzer(bench, random.Random(seed))
         for _ in range(300):
@@ -422,5 +422,5 @@ def test_the_fuzzer_reaches_all_of_it(make_bench, make_fuzzer):
 
     assert seen >= {
         "host.changed", "host.draining", "host.drained", "host.undrained", "host.removing", "host.removed",
-        "group.changed", "moved",
+        "group.changed", "moved", "host.owner_returned", "host.making_way", "host.owner_left",
     }  # fmt: skip

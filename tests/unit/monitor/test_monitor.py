@@ -2,121 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-import depalma.monitor
 from depalma.agent.cgroups import own_places
-from depalma.agent.channel import Channel
-from depalma.monitor import boottime
-
-LIMIT = 1000
 
 
-class Supervised:
-    """The other end of a monitor: what an agent says and hears."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        near, far = socket.socketpair()
-        self.lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
-        argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(self.lock), str(root)]
-        self.process = subprocess.Popen(
-            [*argv, str(LIMIT)], pass_fds=(far.fileno(), self.lock), stderr=subprocess.PIPE, start_new_session=True
-        )
-        far.close()
-        os.close(self.lock)
-        self.channel = Channel(near)
-        self.heard: list[tuple[Any, ...]] = []
-        self.exits: dict[int, tuple[Any, ...]] = {}
-        environment = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
-        self.say(("environment", 1, environment))
-
-    def say(self, *messages: tuple[Any, ...], fd: int = -1) -> None:
-        for message in messages:
-            self.channel.queue(message, fd)
-        assert self.channel.flush()
-
-    def lease(self, seconds: float = 60.0) -> None:
-        self.say(("lease", boottime() + seconds))
-
-    def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", **extra: str) -> None:
-        files = (f"{self.root}/output/{key}.out", f"{self.root}/output/{key}.err")
-        variables = {os.fsencode(name): os.fsencode(value) for name, value in extra.items()}
-        self.say(
-            ("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False, (), ("", ""))
-        )
-
-    def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
-        """Returns the first true value of `look` after each message. Errors: AssertionError."""
-        end = time.monotonic() + for_s
-        while not (seen := look()):
-            left_s = end - time.monotonic()
-            assert left_s > 0, f"after {for_s} s no {what}; heard {self.heard[-5:]}, exits {self.exits}"
-            if select.select([self.channel.sock], [], [], min(0.02, left_s))[0]:
-                for message in self.channel.receive():
-                    self.heard.append(message)
-                    if message[0] == "exits":
-                        self.exits.update({ended[0]: ended for ended in message[1]})
-        return seen
-
-    def exit(self, key: int) -> tuple[int, str]:
-        """Returns exit code (negative: signal) and error of a process, once it has ended."""
-        ended = self.listen(lambda: self.exits.get(key), f"end of {key}")
-        return os.waitstatus_to_exitcode(ended[1]), ended[4]
-
-    def below(self) -> list[psutil.Process]:
-        living = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    living.append(child)
-        return living
-
-    def sleeping(self) -> int:
-        """Returns how many processes below it are `sleep`."""
-        names = []
-        for child in self.below():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                names.append(child.name())
-        return names.count("sleep")
-
-    def close(self) -> None:
-        self.channel.close()
-        try:
-            self.process.wait(10)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            if self.process.stderr is not None:
-                self.process.stderr.close()
-
-
-@pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Supervised]:
-    supervised = Supervised(tmp_path)
-    try:
-        supervised.listen(lambda: supervised.heard, "its first word")
-        yield supervised
-    finally:
-        supervised.close()
-
-
-def test_nothing_starts_without_a_lease(monitor: Supervised) -> None:
+def test_nothing_starts_without_a_lease(monitor) -> None:
     monitor.spawn(1, "true")
     assert monitor.exit(1) == (126, "the host's lease is over")
 
@@ -125,7 +26,7 @@ def test_nothing_starts_without_a_lease(monitor: Supervised) -> None:
     assert monitor.exit(2) == (0, "")
 
 
-def test_the_deadline_kills_although_the_agent_says_nothing(monitor: Supervised) -> None:
+def test_the_deadline_kills_although_the_agent_says_nothing(monitor) -> None:
     monitor.lease()
     hides = "trap '' TERM; setsid sleep 3001 & (setsid env -i sleep 3001 &); while :; do sleep 3001; done"
     for slot in range(3):
@@ -152,7 +53,7 @@ while True:
 """
 
 
-def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monitor: Supervised) -> None:
+def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monitor) -> None:
     monitor.lease()
     for key in range(1, 4):
         monitor.spawn(key, sys.executable, "-S", "-c", HOPS, slot=key)
@@ -166,7 +67,7 @@ def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monito
     assert monitor.below() == []
 
 
-def test_control_groups_are_used_where_they_can_be_and_removed(monitor: Supervised) -> None:
+def test_control_groups_are_used_where_they_can_be_and_removed(monitor) -> None:
     ready = monitor.listen(lambda: [message for message in monitor.heard if message[0] == "ready"], "its first word")
     if "kill" not in ready[0][1]:
         pytest.skip("this machine lets us make no control group of version 2")
@@ -183,17 +84,17 @@ def test_control_groups_are_used_where_they_can_be_and_removed(monitor: Supervis
     assert not own.exists()
 
 
-def test_groups_of_a_killed_monitor_are_removed_by_the_next(tmp_path: Path) -> None:
+def test_groups_of_a_killed_monitor_are_removed_by_the_next(supervise, tmp_path: Path) -> None:
     if "v2" not in own_places():
         pytest.skip("this machine has no control groups of version 2")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first = Supervised(tmp_path / "a")
+    first = supervise(tmp_path / "a")
     first.listen(lambda: first.heard, "its first word")
     first.process.kill()
     first.close()
 
-    second = Supervised(tmp_path / "b")
+    second = supervise(tmp_path / "b")
     try:
         second.listen(lambda: second.heard, "its first word")
         assert not (Path(own_places()["v2"]) / f"depalma-{first.process.pid}").exists()
@@ -201,7 +102,7 @@ def test_groups_of_a_killed_monitor_are_removed_by_the_next(tmp_path: Path) -> N
         second.close()
 
 
-def test_renewals_move_the_deadline(monitor: Supervised) -> None:
+def test_renewals_move_the_deadline(monitor) -> None:
     monitor.lease(1.0)
     monitor.spawn(1, "sleep", "1.5")
     end = time.monotonic() + 1.4
@@ -213,7 +114,7 @@ def test_renewals_move_the_deadline(monitor: Supervised) -> None:
     assert monitor.exit(1) == (0, "")
 
 
-def test_a_deadline_in_the_past_is_one(monitor: Supervised) -> None:
+def test_a_deadline_in_the_past_is_one(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3002")
     monitor.listen(monitor.below, "process")
@@ -223,7 +124,7 @@ def test_a_deadline_in_the_past_is_one(monitor: Supervised) -> None:
     monitor.listen(lambda: not monitor.below(), "end", for_s=2.0)
 
 
-def test_the_agents_death_kills_frees_the_lock_and_ends(monitor: Supervised) -> None:
+def test_the_agents_death_kills_frees_the_lock_and_ends(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "trap '' TERM; (setsid sleep 3003 &); while :; do sleep 3003; done")
     processes = monitor.listen(lambda: monitor.sleeping() == 2 and monitor.below(), "tree")
@@ -239,7 +140,7 @@ def test_the_agents_death_kills_frees_the_lock_and_ends(monitor: Supervised) -> 
     assert monitor.process.wait(5) == 0
 
 
-def test_commands_of_one_slot_run_one_after_the_other(monitor: Supervised, tmp_path: Path) -> None:
+def test_commands_of_one_slot_run_one_after_the_other(monitor, tmp_path: Path) -> None:
     monitor.lease()
     log = tmp_path / "log"
     for key in range(1, 20):
@@ -250,7 +151,7 @@ def test_commands_of_one_slot_run_one_after_the_other(monitor: Supervised, tmp_p
     assert log.read_text().split() == ["begin", "end"] * 19
 
 
-def test_a_recall_takes_back_what_has_not_started(monitor: Supervised) -> None:
+def test_a_recall_takes_back_what_has_not_started(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3004")
     monitor.spawn(2, "true")
@@ -265,7 +166,7 @@ def test_a_recall_takes_back_what_has_not_started(monitor: Supervised) -> None:
     assert not {2, 3} & monitor.exits.keys()
 
 
-def test_ends_are_told_before_the_answer_to_a_recall(monitor: Supervised) -> None:
+def test_ends_are_told_before_the_answer_to_a_recall(monitor) -> None:
     monitor.lease()
     for key in range(1, 30):
         monitor.spawn(key, "true")
@@ -279,7 +180,7 @@ def test_ends_are_told_before_the_answer_to_a_recall(monitor: Supervised) -> Non
     assert len(later) <= 1  # the one that was running
 
 
-def test_a_grace_is_given_and_ends(monitor: Supervised) -> None:
+def test_a_grace_is_given_and_ends(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done", slot=0)
     monitor.spawn(2, "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done", slot=1)
@@ -292,7 +193,7 @@ def test_a_grace_is_given_and_ends(monitor: Supervised) -> None:
     assert 0.5 <= time.monotonic() - begun < 5.0
 
 
-def test_a_stopped_process_hears_its_sigterm(monitor: Supervised) -> None:
+def test_a_stopped_process_hears_its_sigterm(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3005")
     # Not before it has become `sleep`: a child that is stopped before its exec holds up who started it (vfork).
@@ -305,7 +206,7 @@ def test_a_stopped_process_hears_its_sigterm(monitor: Supervised) -> None:
     assert monitor.exit(1) == (-signal.SIGTERM, "")
 
 
-def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(monitor: Supervised) -> None:
+def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sleep", "3006", slot=0)
     monitor.spawn(2, "sh", "-c", "env -i setsid sh -c 'sleep 3007 &'", slot=1)
@@ -318,18 +219,18 @@ def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(m
     monitor.listen(lambda: not monitor.below(), "end of both", for_s=3.0)
 
 
-def test_output_goes_to_its_place_and_is_cut(monitor: Supervised) -> None:
+def test_output_goes_to_its_place_and_is_cut(monitor) -> None:
     monitor.lease()
-    monitor.spawn(1, "sh", "-c", f"head -c {3 * LIMIT} /dev/zero; echo e >&2")
+    monitor.spawn(1, "sh", "-c", f"head -c {3 * monitor.limit_bytes} /dev/zero; echo e >&2")
     monitor.spawn(2, "true")
     monitor.exit(2)
 
-    assert (monitor.root / "output/1.out").stat().st_size == LIMIT
+    assert (monitor.root / "output/1.out").stat().st_size == monitor.limit_bytes
     assert (monitor.root / "output/1.err").read_bytes() == b"e\n"
     assert sorted(path.name for path in (monitor.root / "output").iterdir()) == ["1.err", "1.out"]
 
 
-def test_output_of_a_killed_task_is_kept(monitor: Supervised) -> None:
+def test_output_of_a_killed_task_is_kept(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "echo so far; exec sleep 3008")
     monitor.listen(monitor.sleeping, "sleep")
@@ -342,7 +243,7 @@ def test_output_of_a_killed_task_is_kept(monitor: Supervised) -> None:
     assert monitor.exits == {}
 
 
-def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor: Supervised, tmp_path: Path) -> None:
+def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor, tmp_path: Path) -> None:
     monitor.lease()
     os.mkfifo(tmp_path / "fifo")
     files = (f">{tmp_path}/fifo", f"{monitor.root}/output/1.err")
@@ -354,7 +255,7 @@ def test_a_fifo_that_nobody_reads_does_not_hold_up_the_rest(monitor: Supervised,
     assert "fifo" in error
 
 
-def test_descriptors_reach_their_process(monitor: Supervised) -> None:
+def test_descriptors_reach_their_process(monitor) -> None:
     monitor.lease()
     near, far = socket.socketpair()
     files = (f"{monitor.root}/o", f"{monitor.root}/e")
@@ -368,7 +269,7 @@ def test_descriptors_reach_their_process(monitor: Supervised) -> None:
     near.close()
 
 
-def test_children_get_the_usual_signals_and_no_foreign_descriptors(monitor: Supervised) -> None:
+def test_children_get_the_usual_signals_and_no_foreign_descriptors(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status; ls /proc/self/fd | wc -l")
     monitor.exit(1)
@@ -379,7 +280,7 @@ def test_children_get_the_usual_signals_and_no_foreign_descriptors(monitor: Supe
     assert int(lines[4]) <= 5  # 0, 1, 2, the folder that ls reads, the pipe
 
 
-def test_it_answers_and_shows_trees(monitor: Supervised) -> None:
+def test_it_answers_and_shows_trees(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "sleep 3009 & (setsid sleep 3009 &) ; wait")
     monitor.listen(lambda: monitor.sleeping() == 2 and len(monitor.below()) == 3, "tree")
@@ -391,7 +292,7 @@ def test_it_answers_and_shows_trees(monitor: Supervised) -> None:
     assert {pid for _, pids in trees[2] for pid in pids} == {process.pid for process in monitor.below()}
 
 
-def test_it_starts_fast_and_imports_little(monitor: Supervised) -> None:
+def test_it_starts_fast_and_imports_little(monitor) -> None:
     monitor.say(("ping", 1))
     monitor.listen(lambda: ("pong", 1) in monitor.heard, "first word", for_s=5.0)
 
@@ -400,7 +301,7 @@ def test_it_starts_fast_and_imports_little(monitor: Supervised) -> None:
     assert psutil.Process(monitor.process.pid).memory_info().rss < 40 * 1024 * 1024
 
 
-def test_a_forked_worker_is_adopted_however_soon_it_ends(monitor: Supervised, tmp_path: Path) -> None:
+def test_a_forked_worker_is_adopted_however_soon_it_ends(monitor, tmp_path: Path) -> None:
     """Its end may be seen before anybody has said whose it is."""
     monitor.lease()
     program = tmp_path / "forks.py"
