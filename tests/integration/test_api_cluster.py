@@ -41,6 +41,11 @@ class Cluster:
     def leader(self) -> Master | None:
         return next((master for master in self.masters.values() if master.leading), None)
 
+    def formed(self) -> bool:
+        """Whether all have applied what the leader began with, and can help to elect another."""
+        replicas = [master.replica for master in self.masters.values()]
+        return all(replica.has_joined and replica.applied_index for replica in replicas)
+
     async def elected(self) -> Master:
         await eventually(lambda: self.leader() and all(master.replica.leader_id for master in self.masters.values()))
         leader = self.leader()
@@ -92,6 +97,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
             await master.start()
         cluster = Cluster(masters, http)
         await cluster.elected()
+        await eventually(cluster.formed)
         yield cluster
     for master in list(cluster.masters.values()):
         assert not master.failed.done(), master.failed.result()
@@ -120,8 +126,9 @@ async def test_one_key_is_one_job_whichever_master_is_asked(cluster: Cluster) ->
 
 async def test_a_stale_read_is_answered_by_the_one_that_was_asked(cluster: Cluster) -> None:
     (follower, _) = await cluster.followers()
+    before = follower.replica.applied_index
     await cluster.ask(follower, "POST", "/v1/jobs", json=BODY)
-    path = "/v1/jobs/1?consistency=stale&wait=10s&index=0"
+    path = f"/v1/jobs/1?consistency=stale&wait=10s&index={before}"
     status, job, headers = await cluster.ask(follower, "GET", path)
     assert (status, job["id"], headers["Depalma-Master"]) == (200, 1, follower.master_id)
 
