@@ -28,6 +28,7 @@ from depalma.api import (
     results,
     snapshot,
     tasks,
+    webhooks,
 )
 from depalma.api.context import Api
 from depalma.api.forward import FORWARDED, Forwarder
@@ -60,6 +61,7 @@ ROUTES: tuple[Route, ...] = (
     *hosts.ROUTES,
     *masters.ROUTES,
     *inventory.ROUTES,
+    *webhooks.ROUTES,
     *cluster.ROUTES,
     *events.ROUTES,
     *snapshot.ROUTES,

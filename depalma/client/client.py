@@ -23,6 +23,7 @@ from depalma.client.specs import JobOptions
 from depalma.client.stream import ResultStream
 from depalma.client.transport import Answer, Endpoints, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
+from depalma.client.webhook_methods import WebhookMethods
 from depalma.errors import DepalmaError
 from depalma.model import CodeView, EventView, HostView, JobView, MasterView, Payload
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client:
+class Client(WebhookMethods):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that

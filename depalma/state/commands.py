@@ -12,10 +12,15 @@ import msgspec
 from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
-
-
-class Command(Struct, frozen=True, array_like=True, gc=False):
-    """Base of all commands."""
+from depalma.state.command import Command
+from depalma.state.webhook_commands import (
+    AddWebhook,
+    DeliverWebhooks,
+    RemoveWebhook,
+    ReplayWebhook,
+    SetWebhook,
+    TryWebhook,
+)
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -189,7 +194,7 @@ class SetHost(Command, frozen=True, tag="host.set"):
     priority: int | None = None
     slots: int | None = None
     gpus: int | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     drop_labels: tuple[str, ...] = ()
 
 
@@ -345,6 +350,12 @@ AnyCommand = (
     | LagCode
     | SetOwner
     | NoteOwner
+    | AddWebhook
+    | SetWebhook
+    | RemoveWebhook
+    | ReplayWebhook
+    | TryWebhook
+    | DeliverWebhooks
 )
 
 _encoder = msgspec.msgpack.Encoder()

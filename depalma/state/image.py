@@ -22,6 +22,7 @@ from depalma.state.completions import CompletionsImage
 from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
+from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
 
 #: Raised when an older version could not read what this one writes.
@@ -103,6 +104,16 @@ class MastersPiece(_Piece, tag="masters"):
     masters: list[MasterAddress]
 
 
+class WebhooksPiece(_Piece, tag="webhooks"):
+    webhooks: list[Webhook]
+
+
+class OutboxPiece(_Piece, tag="outbox"):
+    """Entries, each with the name of its webhook."""
+
+    entries: list[tuple[str, Outgoing]]
+
+
 class EndPiece(_Piece, tag="end"):
     """The last one: without it something is missing."""
 
@@ -120,6 +131,8 @@ AnyPiece = (
     | OlderPiece
     | EventsPiece
     | MastersPiece
+    | WebhooksPiece
+    | OutboxPiece
     | EndPiece
 )
 
@@ -152,6 +165,8 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("older", state.answers.older.items()),
         _batches("events", state.events.records),
         _batches("masters", state.masters.values()),
+        _batches("webhooks", state.webhooks.by_name.values()),
+        _batches("outbox", state.webhooks.all_entries()),
     ):
         yield data
         pieces += 1
@@ -277,6 +292,13 @@ class _Reader:
                 state.events.records.extend(piece.events)
             case MastersPiece():
                 state.masters.update((each.id, each) for each in piece.masters)
+            case WebhooksPiece():
+                state.events.fresh = []
+                for webhook in piece.webhooks:
+                    state.webhooks.add(webhook)
+            case OutboxPiece():
+                for name, entry in piece.entries:
+                    state.webhooks.outboxes[name].put(entry, state.webhooks.by_name[name].keep)
 
 
 def _settle(state: ClusterState, job: Job) -> None:

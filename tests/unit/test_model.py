@@ -9,7 +9,7 @@ import pytest
 
 from depalma import model
 from depalma.model import FINAL_STATES, JobSpec, JobView, MasterAddress, Payload, Report, TaskCounts, TaskState
-from depalma.state import commands
+from depalma.state import commands, webhook_commands
 
 
 def test_an_unknown_field_is_refused_by_name():
@@ -108,6 +108,12 @@ def every_command() -> list[commands.AnyCommand]:
             "r", "h", {"idle_s": 1.0, "hours": "sat", "warn_s": None, "requeue_all": True}, 1.0, True, True
         ),
         commands.NoteOwner("h", "i", "why", "lowered", True, 1.0),
+        webhook_commands.AddWebhook("r", "w", "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, 1.0, "ann"),
+        webhook_commands.SetWebhook("r", "w", 1.0, "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, "ann"),
+        webhook_commands.RemoveWebhook("r", "w", 1.0, "ann"),
+        webhook_commands.ReplayWebhook("r", "w", 3, True, 1.0, "ann"),
+        webhook_commands.TryWebhook("r", "w", 1.0, "ann"),
+        webhook_commands.DeliverWebhooks((("w", 1, 2, "why"),), 1.0),
     ]
 
 
@@ -127,6 +133,7 @@ def test_tags_of_commands_never_change():
         "host.set_owner", "host.suspect", "host.undrain", "host.up",
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
         "master.change", "task.assign", "task.finish", "task.start",
+        "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 
 
