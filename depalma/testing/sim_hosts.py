@@ -1,0 +1,172 @@
+"""The hosts of a simulated cluster, what goes wrong with them, and what must hold of them at every moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+from depalma.agent.core import AgentCore
+from depalma.lease import DRIFT
+from depalma.model import AttemptRef
+from depalma.state.machine import Machine
+from depalma.testing.cluster import SimCluster, Violation
+from depalma.testing.sim_agents import SimAgent
+from depalma.testing.sim_masters import SETTINGS, SimMaster, SimMasters
+from depalma.testing.sim_processes import Witness
+from depalma.testing.sim_wire import Cuts
+
+#: after its last word that was heard, an agent whose clock is slow runs something for so long at most: its lease, and
+#: as long as it takes to look at it and to kill
+RUNS_FOR_S = SETTINGS.lease_s / (1 - DRIFT) + 0.15
+_WATCH_S = 0.02
+
+
+class SimHosts:
+    """Three agents and the leaders that they look for."""
+
+    def __init__(self, cluster: SimCluster[Machine], random: Random) -> None:
+        self.timeline = cluster.timeline
+        self.random = random
+        self.witness = Witness()
+        self.cuts = Cuts(random)
+        names = ("h0", "h1", "h2")
+        self.masters = SimMasters(cluster, random, names)
+        self.masters.on_recorded = self._note_recorded
+        self.make_core: Callable[..., AgentCore] = AgentCore
+        self.agents = [SimAgent(self, name, exits=random.random() < 0.3) for name in names]
+        self.faults: Counter[str] = Counter()
+        self._recorded: set[AttemptRef] = set()
+        self._busy: set[str] = set()  #: hosts of which a process is frozen
+        self._raging = True
+
+    def begin(self) -> None:
+        """Start."""
+        for agent in self.agents:
+            self.timeline.after(self.random.uniform(0.0, 0.1), agent.start)
+        self.timeline.after(self.random.uniform(0.0, 0.1), self._misfortune)
+        self.timeline.after(_WATCH_S, self._watch)
+
+    def end(self) -> None:
+        """Nothing more goes wrong; everybody is there."""
+        self._raging = False
+        self.cuts.blocked.clear()
+        self.cuts.slowest_s = 0.002
+        for agent in self.agents:
+            self._thaw(agent)
+            agent.start()
+
+    @property
+    def now(self) -> float:
+        """The true time."""
+        return self.timeline.clock.monotonic()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no agent has anything to do."""
+        return all(agent.idle for agent in self.agents)
+
+    def within_reach(self, host: str) -> list[SimMaster]:
+        """Masters that would accept the host's connection now, also one that does not know that it was deposed."""
+        return [
+            master
+            for master in self.masters.leaders()
+            if not self.cuts.cut(host, master.master_id) and not self.cuts.cut(master.master_id, host)
+        ]
+
+    def _note_recorded(self, refs: tuple[AttemptRef, ...]) -> None:
+        """A command has recorded how these ended: for each attempt that happens once (I2)."""
+        for ref in refs:
+            if ref in self._recorded:
+                raise Violation(f"I2: the end of {ref} was recorded twice")
+            self._recorded.add(ref)
+
+    def _watch(self) -> None:
+        """A cut-off agent has nothing running after its lease."""
+        for agent in self.agents:
+            silent_s = self.now - agent.heard_s
+            if agent.processes.live and silent_s > RUNS_FOR_S:
+                text = f"{agent.name} runs {list(agent.processes.live)} {silent_s:.2f} s after its last word was sent"
+                raise Violation(f"I3: {text}; its lease is {SETTINGS.lease_s:g} s")
+        self.timeline.after(_WATCH_S, self._watch)
+
+    # ------------------------------------------------------------ misfortune
+
+    def _misfortune(self) -> None:
+        if not self._raging:
+            return
+        kinds = [
+            self._kill, self._kill, self._stop, self._lose_power, self._lose_monitor, self._freeze, self._freeze,
+            self._freeze_monitor, self._cut, self._cut, self._cut, self._cut_one_way, self._cut_one_way, self._weather,
+        ]  # fmt: skip
+        self.random.choice(kinds)(self.random.choice(self.agents))
+        self.timeline.after(self.random.expovariate(1.5), self._misfortune)
+
+    def _kill(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy:
+            self.faults["agent killed"] += 1
+            agent.kill("agent died")
+
+    def _stop(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy and agent.core is not None:
+            self.faults["agent restarted"] += 1
+            agent.stop()
+
+    def _lose_power(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy:
+            self.faults["host lost power"] += 1
+            agent.lose_power()
+
+    def _lose_monitor(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy:
+            self.faults["monitor killed"] += 1
+            agent.lose_monitor()
+
+    def _freeze(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy and agent.core is not None:
+            self.faults["agent frozen"] += 1
+            agent.frozen = True
+            self._thaw_later(agent)
+
+    def _freeze_monitor(self, agent: SimAgent) -> None:
+        if agent.name not in self._busy and agent.core is not None:
+            self.faults["monitor frozen"] += 1
+            agent.processes.frozen = True
+            self._thaw_later(agent)
+
+    def _thaw_later(self, agent: SimAgent) -> None:
+        self._busy.add(agent.name)
+        self.timeline.after(self._lasts_s(), partial(self._thaw, agent))
+
+    def _thaw(self, agent: SimAgent) -> None:
+        self._busy.discard(agent.name)
+        if agent.frozen:
+            agent.thaw()
+        if agent.processes.frozen:
+            agent.processes.thaw()
+
+    def _lasts_s(self) -> float:
+        """For less than the lease, or for more."""
+        return self.random.choice([self.random.uniform(0.05, 0.9), self.random.uniform(0.9, 4.0)])
+
+    def _cut(self, agent: SimAgent) -> None:
+        """From all masters, or from one."""
+        self.faults["agent cut off"] += 1
+        names = self.masters.cluster.names
+        apart = names if self.random.random() < 0.7 else (self.random.choice(names),)
+        self._block({(agent.name, name) for name in apart} | {(name, agent.name) for name in apart})
+
+    def _cut_one_way(self, agent: SimAgent) -> None:
+        self.faults["agent cut off one way"] += 1
+        names = self.masters.cluster.names
+        ways = {(agent.name, name) for name in names}
+        self._block(ways if self.random.random() < 0.5 else {(name, host) for host, name in ways})
+
+    def _block(self, ways: set[tuple[str, str]]) -> None:
+        self.cuts.blocked |= ways
+        self.timeline.after(self._lasts_s(), lambda: self.cuts.blocked.difference_update(ways))
+
+    def _weather(self, _: SimAgent) -> None:
+        self.faults["agents' lines slow"] += 1
+        self.cuts.slowest_s = self.random.choice([0.002, 0.002, 0.05, 0.4])
