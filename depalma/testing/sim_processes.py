@@ -234,7 +234,7 @@ class Processes:
     def _start(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
         self._witness.begin(attempt.ref)
         self.live[attempt.ref] = attempt.job.spec
-        lasts_s = self._random.choice([0.0, 0.02, 0.2, 0.6])
+        lasts_s = self._random.choices((0.0, 0.02, 0.2, 0.6, 2.0), (5, 5, 5, 2, 2))[0]
         self._timeline.after(lasts_s, lambda: self._finish(attempt, ended))
 
     def _finish(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
