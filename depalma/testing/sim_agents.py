@@ -283,7 +283,7 @@ class SimAgent:
         if self.frozen:
             return
         now = self.hosts.now
-        if now >= self._next_tick_s:
+        if now >= self._next_tick_s - 1e-6:  # it is looked at twice in a tick
             self._next_tick_s = now + _TICK_S
             self._deliver(ev.Tick())
             self._journal = dict(self.core.pending) if self.core is not None else self._journal

@@ -55,6 +55,7 @@ class SimHosts:
         self.cuts.slowest_s = 0.002
         for agent in self.agents:
             self._thaw(agent)
+            agent.processes.hurries = True
             agent.start()
 
     @property

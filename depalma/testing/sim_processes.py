@@ -64,6 +64,7 @@ class Processes:
     ) -> None:  # fmt: skip
         self.clock = clock
         self.frozen = False  #: the monitor stands still
+        self.hurries = False  #: tasks are short: the storm is over, and what has collected must end in time
         self.live: dict[AttemptRef, JobSpec] = {}
         self._timeline = timeline
         self._random = random
@@ -234,7 +235,8 @@ class Processes:
     def _start(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
         self._witness.begin(attempt.ref)
         self.live[attempt.ref] = attempt.job.spec
-        lasts_s = self._random.choices((0.0, 0.02, 0.2, 0.6, 2.0), (5, 5, 5, 2, 2))[0]
+        weights = (5, 5, 5, 0, 0) if self.hurries else (5, 5, 5, 2, 2)
+        lasts_s = self._random.choices((0.0, 0.02, 0.2, 0.6, 2.0), weights)[0]
         self._timeline.after(lasts_s, lambda: self._finish(attempt, ended))
 
     def _finish(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
