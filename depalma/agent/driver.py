@@ -169,6 +169,7 @@ class Agent:
         self._link.flush()
         if not await asyncio.to_thread(self._link.wait, 15.0):
             log.warning("the monitor (process %d) still tries to reach a master", self._link.pid)
+            self._link.kill_tree()  # or it stands still
         self._link.close()
         for task in list(self._tasks):
             task.cancel()

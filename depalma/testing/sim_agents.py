@@ -62,13 +62,13 @@ class Connection:
 class SimAgent:
     """One host: an agent process that comes and goes, its session, and what outlives it (processes, journal, clock)."""
 
-    def __init__(self, hosts: SimHosts, name: str, *, exits: bool) -> None:
+    def __init__(self, hosts: SimHosts, name: str, rates: tuple[float, ...], *, exits: bool) -> None:
         self.name = name
         self.hosts = hosts
         self.core: AgentCore | None = None
         self.frozen = False
         self.heard_s = 0.0  #: when it sent the last word that any master heard and a lease may run from
-        self.clock = drifting(hosts.masters.cluster.clock, hosts.random)
+        self.clock = drifting(hosts.masters.cluster.clock, hosts.random, rates)
         self.processes = Processes(hosts.timeline, hosts.random, self.clock, hosts.witness, self.tell)
         self._exits = exits  #: instead of coming back as a new incarnation
         self._life = 0
@@ -135,7 +135,13 @@ class SimAgent:
         """SIGTERM: what has not started goes back, then it ends."""
         life = self._life
         self._deliver(ev.Stopping())
-        self.hosts.timeline.after(0.2, lambda: self.kill("stopped") if self._life == life else None)
+
+        def leave() -> None:
+            if self._life == life:
+                self.kill("stopped")
+
+        # Until the monitor has taken it, the agent goes on as before.
+        self.hosts.timeline.after(0.2, lambda: self.processes.monitor(leave))
 
     def thaw(self) -> None:
         """The agent goes on."""
@@ -258,13 +264,14 @@ class SimAgent:
         self._disconnect()
         self._journal.clear()
         life, epoch = self._life, self._epoch
-        if self._exits and not must_rejoin:
-            # After the action: the core is in the middle of an event.
-            self.hosts.timeline.after(0.0, lambda: self.kill("the agent left") if self._life == life else None)
 
         def killed() -> None:
-            if (self._life, self._epoch) == (life, epoch):
-                self.processes.kill_everything()
+            if (self._life, self._epoch) != (life, epoch):
+                return
+            self.processes.kill_everything()  # with the monitor or without it
+            if self._exits and not must_rejoin:
+                self.kill("the agent left")
+            else:
                 self.processes.monitor(lambda: self.hosts.timeline.after(0.01, lambda: self._happens(rejoin)))
 
         def rejoin() -> None:

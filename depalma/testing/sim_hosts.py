@@ -8,18 +8,17 @@ from functools import partial
 from random import Random
 
 from depalma.agent.core import AgentCore
-from depalma.lease import DRIFT
 from depalma.model import AttemptRef
 from depalma.state.machine import Machine
 from depalma.testing.cluster import SimCluster, Violation
 from depalma.testing.sim_agents import SimAgent
-from depalma.testing.sim_masters import SETTINGS, SimMaster, SimMasters
+from depalma.testing.sim_masters import FAST, SETTINGS, SLOW, SimMaster, SimMasters
 from depalma.testing.sim_processes import Witness
 from depalma.testing.sim_wire import Cuts
 
 #: after its last word that was heard, an agent whose clock is slow runs something for so long at most: its lease, and
 #: as long as it takes to look at it and to kill
-RUNS_FOR_S = SETTINGS.lease_s / (1 - DRIFT) + 0.15
+RUNS_FOR_S = SETTINGS.lease_s / SLOW + 0.15
 _WATCH_S = 0.02
 
 
@@ -32,14 +31,26 @@ class SimHosts:
         self.witness = Witness()
         self.cuts = Cuts(random)
         names = ("h0", "h1", "h2")
-        self.masters = SimMasters(cluster, random, names)
+        # In half of the runs it is the worst that may be: masters that wait too short, agents that go on for too long.
+        worst = random.random() < 0.5
+        self.masters = SimMasters(cluster, random, names, (FAST,) if worst else (SLOW, 1.0, FAST))
         self.masters.on_recorded = self._note_recorded
+        self.masters.on_lost = self._note_lost
         self.make_core: Callable[..., AgentCore] = AgentCore
-        self.agents = [SimAgent(self, name, exits=random.random() < 0.3) for name in names]
+        self.agents = [
+            SimAgent(self, name, (SLOW,) if worst else (SLOW, 1.0, FAST), exits=random.random() < 0.3) for name in names
+        ]
         self.faults: Counter[str] = Counter()
         self._recorded: set[AttemptRef] = set()
         self._busy: set[str] = set()  #: hosts of which a process is frozen
         self._raging = True
+        every = [
+            self._kill, self._stop, self._lose_power, self._lose_monitor, self._freeze, self._freeze_monitor,
+            self._cut, self._cut, self._cut_one_way, self._cut_one_way, self._cut_with_leader, self._weather,
+        ]  # fmt: skip
+        # Each run has its own few, so that none drowns the others.
+        self._kinds = random.sample(every, random.randrange(1, len(every) + 1))
+        self._rate = random.choice([0.7, 1.5, 3.0])
 
     def begin(self) -> None:
         """Start."""
@@ -83,6 +94,12 @@ class SimHosts:
                 raise Violation(f"I2: the end of {ref} was recorded twice")
             self._recorded.add(ref)
 
+    def _note_lost(self, host: str) -> None:
+        """Its work may run elsewhere from now on: nothing of it lives."""
+        live = [ref for agent in self.agents if agent.name == host for ref in agent.processes.live]
+        if live:
+            raise Violation(f"I3: {host} is recorded as lost while {live} live there")
+
     def _watch(self) -> None:
         """A cut-off agent has nothing running after its lease."""
         for agent in self.agents:
@@ -97,12 +114,8 @@ class SimHosts:
     def _misfortune(self) -> None:
         if not self._raging:
             return
-        kinds = [
-            self._kill, self._kill, self._stop, self._lose_power, self._lose_monitor, self._freeze, self._freeze,
-            self._freeze_monitor, self._cut, self._cut, self._cut, self._cut_one_way, self._cut_one_way, self._weather,
-        ]  # fmt: skip
-        self.random.choice(kinds)(self.random.choice(self.agents))
-        self.timeline.after(self.random.expovariate(1.5), self._misfortune)
+        self.random.choice(self._kinds)(self.random.choice(self.agents))
+        self.timeline.after(self.random.expovariate(self._rate), self._misfortune)
 
     def _kill(self, agent: SimAgent) -> None:
         if agent.name not in self._busy:
@@ -164,9 +177,23 @@ class SimHosts:
         ways = {(agent.name, name) for name in names}
         self._block(ways if self.random.random() < 0.5 else {(name, host) for host, name in ways})
 
-    def _block(self, ways: set[tuple[str, str]]) -> None:
+    def _cut_with_leader(self, agent: SimAgent) -> None:
+        """An agent and the leader hear each other, and nobody else does: the leader is deposed and does not know it."""
+        cluster, leader = self.masters.cluster, self.masters.cluster.leader()
+        if leader is None:
+            return
+        self.faults["agent cut off with the leader"] += 1
+        others = [name for name in cluster.names if name != leader]
+        cluster.network.partition([leader], others)
+        lasts_s = self._block({(agent.name, name) for name in others} | {(name, agent.name) for name in others})
+        self.timeline.after(lasts_s, cluster.network.heal)
+
+    def _block(self, ways: set[tuple[str, str]]) -> float:
+        """Cuts these ways for a while; returns for how long."""
+        lasts_s = self._lasts_s()
         self.cuts.blocked |= ways
-        self.timeline.after(self._lasts_s(), lambda: self.cuts.blocked.difference_update(ways))
+        self.timeline.after(lasts_s, lambda: self.cuts.blocked.difference_update(ways))
+        return lasts_s
 
     def _weather(self, _: SimAgent) -> None:
         self.faults["agents' lines slow"] += 1

@@ -30,13 +30,15 @@ from depalma.testing.sim_wire import ServerSocket
 SLOTS = 2
 #: the least that clocks which are off by 5 %, and agents that look ten times a second, leave room for
 SETTINGS = Settings(lease_s=1.0, lease_margin=0.3, heartbeat_s=0.2)
+#: how wrong a clock may be in its rate
+SLOW, FAST = 1 - DRIFT, 1 + DRIFT
 #: as the replica gives up on an answer
 _ANSWER_S = 10.0
 
 
-def drifting(base: ManualClock, random: Random) -> SkewedClock:
-    """A clock that goes on whatever happens (CLOCK_BOOTTIME), as wrong in its rate as it may be."""
-    rate = random.choice([1 - DRIFT, 1.0, 1 + DRIFT])
+def drifting(base: ManualClock, random: Random, rates: tuple[float, ...]) -> SkewedClock:
+    """A clock that goes on whatever happens (CLOCK_BOOTTIME), at one of these rates."""
+    rate = random.choice(rates)
     return SkewedClock(base, rate=rate, offset_s=random.uniform(1.0, 1e5))
 
 
@@ -97,6 +99,8 @@ class SimMaster:
         assert isinstance(outcome, c.Applied)
         if isinstance(command, c.FinishTasks) and isinstance(outcome.value, c.FinishOutcome):
             self._masters.on_recorded(outcome.value.recorded)
+        if isinstance(command, c.HostLost):
+            self._masters.on_lost(command.host)
         return outcome
 
     async def barrier(self) -> None:
@@ -164,12 +168,16 @@ class SimMaster:
 class SimMasters:
     """The masters of a simulated cluster; each gets its duties when it begins to lead."""
 
-    def __init__(self, cluster: SimCluster[Machine], random: Random, hosts: tuple[str, ...]) -> None:
+    def __init__(
+        self, cluster: SimCluster[Machine], random: Random, hosts: tuple[str, ...], rates: tuple[float, ...]
+    ) -> None:
         self.cluster = cluster
         self.make_reign: Callable[[SimMaster], Reign] = Reign
         #: called with the attempts whose end a command has recorded
         self.on_recorded: Callable[[tuple[tuple[int, int, int], ...]], None] = lambda refs: None
-        self.clocks: dict[str, SkewedClock] = {name: drifting(cluster.clock, random) for name in cluster.names}
+        #: called with a host that is recorded as lost
+        self.on_lost: Callable[[str], None] = lambda host: None
+        self.clocks: dict[str, SkewedClock] = {name: drifting(cluster.clock, random, rates) for name in cluster.names}
         self.config: ClusterConfig = ClusterConfig(
             masters=tuple(
                 MasterConfig(id=n, host=n, port=1, raft_port=2, dir=f"/simulated/{n}") for n in cluster.names
