@@ -91,6 +91,13 @@ class SimAgent:
         """Whether it is there, and nothing runs and nothing is left to report."""
         return self.core is not None and self.core.connected and not self.core.attempts and not self.core.pending
 
+    def holds_lease(self, incarnation: str = "") -> bool:
+        """Whether this incarnation (the one of now) believes that it may run something."""
+        core = self.core
+        if core is None or incarnation not in ("", core.incarnation):
+            return False
+        return self.clock.monotonic() < core.lease_until
+
     def start(self) -> None:
         """A process begins, with the reports that the last one left."""
         if self.core is not None:

@@ -100,7 +100,7 @@ class SimMaster:
         if isinstance(command, c.FinishTasks) and isinstance(outcome.value, c.FinishOutcome):
             self._masters.on_recorded(outcome.value.recorded)
         if isinstance(command, c.HostLost):
-            self._masters.on_lost(command.host)
+            self._masters.on_lost(command.host, command.incarnation)
         return outcome
 
     async def barrier(self) -> None:
@@ -175,8 +175,8 @@ class SimMasters:
         self.make_reign: Callable[[SimMaster], Reign] = Reign
         #: called with the attempts whose end a command has recorded
         self.on_recorded: Callable[[tuple[tuple[int, int, int], ...]], None] = lambda refs: None
-        #: called with a host that is recorded as lost
-        self.on_lost: Callable[[str], None] = lambda host: None
+        #: called with a host and its incarnation that are recorded as lost
+        self.on_lost: Callable[[str, str], None] = lambda host, incarnation: None
         self.clocks: dict[str, SkewedClock] = {name: drifting(cluster.clock, random, rates) for name in cluster.names}
         self.config: ClusterConfig = ClusterConfig(
             masters=tuple(
