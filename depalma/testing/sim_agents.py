@@ -360,5 +360,7 @@ class SimAgent:
         self._unanswered_s = None
         if isinstance(frame, protocol.Welcome):
             self._beat_s = frame.heartbeat_s
-        if not isinstance(frame, protocol.Masters | protocol.AskProcesses | protocol.AskOutput):
+        # Who asks for these has no client here.
+        questions = protocol.AskProcesses | protocol.AskOutput | protocol.AskLoadHistory
+        if not isinstance(frame, protocol.Masters | questions):
             self._deliver(frame)
