@@ -360,7 +360,5 @@ class SimAgent:
         self._unanswered_s = None
         if isinstance(frame, protocol.Welcome):
             self._beat_s = frame.heartbeat_s
-        # Who asks for these has no client here.
-        questions = protocol.AskProcesses | protocol.AskOutput | protocol.AskLoadHistory
-        if not isinstance(frame, protocol.Masters | questions):
+        if not isinstance(frame, protocol.Masters | protocol.Question):
             self._deliver(frame)

@@ -4,10 +4,12 @@ and is gone with it."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from types import CoroutineType
+from typing import Any, TypeVar, cast
 
 from depalma.testing.clock import Timeline
 
@@ -30,6 +32,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._planned = False
         self._fatal: BaseException | None = None
+        self._unstarted: list[asyncio.Task[Any]] = []
+
+    def close(self) -> None:
+        """Ends it without a word: what was never begun is nothing to be warned of."""
+        for task in self._unstarted:
+            if inspect.getcoroutinestate(_coroutine(task)) == inspect.CORO_CREATED:
+                _coroutine(task).close()
+        self._unstarted.clear()
 
     def time(self) -> float:
         """The simulation's time."""
@@ -66,6 +76,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         """See asyncio."""
         task = asyncio.Task(coro, loop=self, **options)
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # it may die with its process
+        self._unstarted.append(task)
         return task
 
     def get_debug(self) -> bool:
@@ -119,5 +130,13 @@ class SimLoop(asyncio.AbstractEventLoop):
             asyncio._set_running_loop(before)
         if not self._alive():
             self._ready.clear()
-        elif self._ready:
+            return
+        self._unstarted = [
+            task for task in self._unstarted if inspect.getcoroutinestate(_coroutine(task)) == inspect.CORO_CREATED
+        ]
+        if self._ready:
             self._plan(0.0)
+
+
+def _coroutine(task: asyncio.Task[Any]) -> CoroutineType[Any, Any, Any]:
+    return cast("CoroutineType[Any, Any, Any]", task.get_coro())

@@ -189,6 +189,11 @@ class SimMasters:
         cluster.on_leadership = self._leadership
         cluster.on_applied = self._applied
 
+    def close(self) -> None:
+        """The simulation is over."""
+        for master in self._masters.values():
+            master.loop.close()
+
     def leaders(self) -> list[SimMaster]:
         """Those who take themselves for the leader and would answer, the newest last."""
         found = [master for master in self._masters.values() if master.accepts]
@@ -199,6 +204,8 @@ class SimMasters:
         if master is None or master.life != node.life:
             if not leads:
                 return
+            if master is not None:
+                master.loop.close()
             master = self._masters[name] = SimMaster(self, node)
             node.machine.drain_changes()  # type: ignore[union-attr]  # what a follower takes note of is no news
         master.loop.call_soon(master.leads, leads)

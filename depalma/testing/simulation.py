@@ -132,14 +132,11 @@ class Simulation:
         """Raises Violation if a promise is broken: something acknowledged lost, replicas that differ, two leaders in
         a term, a stale read, damage overlooked, or no agreement in time after everything is repaired."""
         cluster = self.cluster
-        self.load.begin()
-        self.storm.begin()
-        cluster.run_for(STORM_S - cluster.clock.monotonic())
-        self.load.end()
-        self.storm.end()
-        self._converge()
-        cluster.ensure_same()
-        self.load.judge()
+        try:
+            self._rage()
+        finally:
+            if isinstance(self.load, JobLoad):
+                self.load.hosts.masters.close()
         faults = self.storm.faults + (self.load.hosts.faults if isinstance(self.load, JobLoad) else Counter())
         return Report(
             seed=self.seed,
@@ -153,6 +150,16 @@ class Simulation:
             terms=max((node.core.term for node in cluster.nodes.values() if node.core), default=0),
             virtual_s=cluster.clock.monotonic(),
         )
+
+    def _rage(self) -> None:
+        self.load.begin()
+        self.storm.begin()
+        self.cluster.run_for(STORM_S - self.cluster.clock.monotonic())
+        self.load.end()
+        self.storm.end()
+        self._converge()
+        self.cluster.ensure_same()
+        self.load.judge()
 
     def _converge(self) -> None:
         """A command proposed after the storm is acknowledged and reaches everybody; then everything ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -71,6 +72,22 @@ def test_a_dead_process_does_nothing_more() -> None:
     process.timeline.run_for(5.0)
 
     assert process.seen == [(0, 1.0)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_task_that_its_process_did_not_live_to_begin_is_closed_without_a_word() -> None:
+    process = Process()
+
+    def die() -> None:
+        process.loop.create_task(process.count(1.0))
+        process.alive = False
+
+    process.loop.call_soon(die)
+    process.timeline.run_for(5.0)
+    process.loop.close()
+    gc.collect()
+
+    assert process.seen == []
 
 
 def test_an_error_that_nobody_handles_ends_the_simulation() -> None:
