@@ -9,7 +9,6 @@ import msgspec
 from depalma.agent.core import AgentCore
 from depalma.leader.leases import Leases
 from depalma.leader.reign import Reign
-from depalma.leader.sessions import Sessions
 from depalma.protocol import HeartbeatAnswer
 from depalma.testing.sim_hosts import SimHosts
 
@@ -59,24 +58,8 @@ class _ImpatientReign(Reign):
         super().begin()
 
 
-class _TrustingSessions(Sessions):
-    async def _answer_heartbeats(self) -> None:
-        beats, self._beats, self._beat_task = self._beats, [], None
-        for session, frame in beats:
-            session.send(HeartbeatAnswer(frame.sequence, frame.sent_s, self._context.term))
-
-
-class _TrustingReign(Reign):
-    """Heartbeats are answered without asking the other masters, also by one that was deposed."""
-
-    def begin(self) -> None:
-        self.sessions.__class__ = _TrustingSessions
-        super().begin()
-
-
 AGENT_BUGS: dict[str, AgentBug] = {
     "lease-from-answer": AgentBug(core=_CountsFromAnswer),
     "moved-at-lease": AgentBug(reign=_HastyReign),
     "new-leader-impatient": AgentBug(reign=_ImpatientReign),
-    "beat-without-barrier": AgentBug(reign=_TrustingReign),
 }

@@ -181,7 +181,8 @@ class SimHosts:
         self._block(ways if self.random.random() < 0.5 else {(name, host) for host, name in ways})
 
     def _cut_with_leader(self, agent: SimAgent) -> None:
-        """An agent and the leader hear each other, and nobody else does: the leader is deposed and does not know it."""
+        """An agent and the leader hear each other, and nobody else does: the leader is deposed and does not know it.
+        Often it has stood still meanwhile: then it believes in itself for longest."""
         cluster, leader = self.masters.cluster, self.masters.cluster.leader()
         if leader is None:
             return
@@ -191,6 +192,14 @@ class SimHosts:
         lasts_s = self.random.uniform(1.0, 4.0)
         self._block({(agent.name, name) for name in others} | {(name, agent.name) for name in others}, lasts_s)
         self.timeline.after(lasts_s, cluster.network.heal)
+        node = cluster.nodes[leader]
+        if node.frozen or self.random.random() < 0.3:
+            return
+        cluster.freeze(leader)
+        life = node.life
+        self.timeline.after(
+            self.random.uniform(0.5, 0.95), lambda: cluster.thaw(leader) if node.life == life and node.frozen else None
+        )
 
     def _block(self, ways: set[tuple[str, str]], lasts_s: float = 0.0) -> None:
         """Cuts these ways for a while."""
