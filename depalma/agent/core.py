@@ -27,6 +27,7 @@ from depalma.agent.events import (
     Disconnected,
     Ended,
     EndForkServers,
+    Ending,
     Evicted,
     Job,
     KeepReports,
@@ -104,6 +105,7 @@ class AgentCore(Execution):
             LeaseLost: self._on_lease_lost,
             Rejoined: self._on_rejoined,
             Stopping: self._on_stopping,
+            Ending: self._on_ending,
             Tick: self._on_tick,
             Welcome: self._on_welcome,
             Refused: self._on_refused,
@@ -412,6 +414,12 @@ class AgentCore(Execution):
             if attempt.state in ("preparing", "waiting"):
                 self.end(attempt, "returned", self.closed)
         self._flush(now)
+
+    def _on_ending(self, event: Ending, now: float) -> None:
+        """What dies now has not failed: nobody but us has ended it, and it is to run elsewhere."""
+        for attempt in self.attempts.values():
+            if attempt.state == "sent" and not attempt.doomed:
+                attempt.doomed, attempt.reason = "moved", "the agent was stopped"
 
     def _on_tick(self, event: Tick, now: float) -> None:
         self.look(now, announce=self.connected)

@@ -161,10 +161,15 @@ class Agent:
         orderly = self._exit_code == 0
         self._meter.stop()
         self._aside.forget_all()  # what is ended now has not failed
+        if orderly:
+            self.deliver(ev.Ending())
+        else:
+            self._link.kill_tree()  # the monitor may stand still, and the lease be over
         self._link.send(("stop", "stopped" if orderly else "the agent left", _STOP_GRACE_S if orderly else 0.0))
         self._link.flush()
         if not await asyncio.to_thread(self._link.wait, 15.0):
             log.warning("the monitor (process %d) still tries to reach a master", self._link.pid)
+            self._link.kill_tree()  # or it stands still
         self._link.close()
         for task in list(self._tasks):
             task.cancel()

@@ -154,6 +154,10 @@ class OwnerStands(Event, frozen=True):
     end_all: bool = False  #: also if it is not
 
 
+class Ending(Event, frozen=True):
+    """What still runs is about to be ended, because the agent was told to stop."""
+
+
 class Tick(Event, frozen=True):
     """Some time has passed (about 0.1 s while anything is there)."""
 
@@ -178,6 +182,7 @@ AnyEvent = (
     | Rejoined
     | Stopping
     | OwnerStands
+    | Ending
     | Tick
     | Welcome
     | Refused

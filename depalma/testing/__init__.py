@@ -4,7 +4,8 @@
 
 Everything repeats exactly for the same seed (and PYTHONHASHSEED). `bin/simulate` runs many seeds against the real
 replicas: `simulation.py` is one run, `storm.py` what goes wrong in it, `ledger_load.py` and `job_load.py` who uses the
-cluster and judges what it said, `bugs.py` what it must find.
+cluster and judges what it said, `sim_hosts.py` the agents and what goes wrong with them, `bugs.py` and `agent_bugs.py`
+what it must find.
 """
 
 from depalma.testing.clock import ManualClock, SkewedClock, Timeline

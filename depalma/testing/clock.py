@@ -63,6 +63,10 @@ class SkewedClock:
         """Seconds since the Unix epoch: wrong by `wall_s` and by what rate and jumps have made of it."""
         return self._base.epoch + self._wall_s + self._jumped_s + self._base.monotonic() * self._rate
 
+    def true_s(self, until_s: float) -> float:
+        """True seconds until this clock shows `until_s`, unless it jumps; never less than 0."""
+        return max(0.0, (until_s - self.monotonic()) / self._rate)
+
     def jump(self, seconds: float) -> None:
         """Go forward at once, as after a suspend. Raises ValueError for a step back."""
         if seconds < 0:

@@ -109,6 +109,9 @@ class SimCluster(Generic[MachineT]):
         self._leaders: dict[int, str] = {}
         #: called with the name of each replica that went down
         self.on_crash: Callable[[str], None] = lambda name: None
+        #: called with its name when a replica begins (True) or ceases to lead a term, and when it has applied something
+        self.on_leadership: Callable[[str, bool, int], None] = lambda name, leads, term: None
+        self.on_applied: Callable[[str], None] = lambda name: None
         #: called with sender, receiver and frame of all that is sent, whether it arrives or not
         self.on_send: Callable[[str, str, bytes], None] = lambda sender, receiver, frame: None
         self._trace = hashlib.blake2b(digest_size=16)
@@ -297,6 +300,7 @@ class SimCluster(Generic[MachineT]):
     def note_leadership(self, name: str, leads: bool, term: int) -> None:
         """Called by a replica that begins or ceases to lead."""
         self._note(f"lead {name} {leads} {term}")
+        self.on_leadership(name, leads, term)
 
     def note_start(self, node: SimNode[MachineT]) -> None:
         """Called by a replica that has opened its disk: it must not have overlooked damage."""
@@ -307,6 +311,7 @@ class SimCluster(Generic[MachineT]):
 
     def note_applied(self, name: str, index: int) -> None:
         """Called by a replica after it applied something: the state at an index is the same everywhere."""
+        self.on_applied(name)
         machine = self.nodes[name].machine
         if machine is None or index % self._check_every:
             return

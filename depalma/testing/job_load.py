@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from random import Random
+from typing import Literal
 
 from depalma import items
 from depalma.consensus.errors import NotLeader
@@ -23,7 +24,8 @@ from depalma.testing.chaos.load import KnownJob, seen
 from depalma.testing.cluster import Answer, SimCluster, Violation
 from depalma.testing.history import History, Operation
 from depalma.testing.job_model import REFUSED
-from depalma.testing.sim_agents import SURE, SimHosts, result_of
+from depalma.testing.sim_hosts import SimHosts
+from depalma.testing.sim_processes import SURE, result_of
 
 CLIENTS = 5
 ADDED = 3
@@ -198,9 +200,13 @@ class JobClient:
         """A job whose tasks may fail, be lost, be asked again: only what holds for every job is judged of it."""
         random, load = self._random, self._load
         load.others += 1
+        kind: Literal["function", "command"] = random.choice(["function", "command"])
         spec = JobSpec(
-            kind="function",
-            function="pkg:f",
+            kind=kind,
+            function="pkg:f" if kind == "function" else "",
+            argv=("/bin/true",) if kind == "command" else (),
+            timeout_s=random.choice([0.0, 0.0, 0.3]),
+            grace_s=0.1,
             count=random.randint(1, 6),
             retries=random.choice([0, 1, 5]),
             priority=random.randint(-1, 1),

@@ -1,259 +1,364 @@
-"""Agents of a simulated cluster of the product's own masters, and the duties of a leader towards them.
-
-The agents are models: what matters is that they run attempts for a while, die, are cut off and report. What really ran
-is written down by a Witness, of which the masters know nothing.
+"""Agents of a simulated cluster: the product's own core (`agent/core.py`), which talks with the product's own sessions
+of whoever leads, over connections that are cut and slow, with clocks that drift. Agents, monitors and whole hosts are
+killed and stand still; a process of one host at a time, as the design has it (two at once are a machine that is gone).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import deque
 from collections.abc import Callable
-from random import Random
+from functools import partial
+from typing import TYPE_CHECKING
 
-from depalma.consensus.core import Core
-from depalma.dispatcher import HostRoom, plan
-from depalma.model import AttemptRef, HostFacts, Payload, Report
-from depalma.state import commands as c
-from depalma.state.cluster_state import ClusterState
-from depalma.state.machine import Machine
-from depalma.testing.cluster import Answer, SimCluster, Violation
+from depalma import protocol
+from depalma.agent import events as ev
+from depalma.agent.core import AgentCore
+from depalma.model import AttemptRef, HostFacts, Load, Report
+from depalma.testing.sim_masters import SLOTS, SimMaster, drifting
+from depalma.testing.sim_processes import KILLED_WITHIN_S, Processes
+from depalma.testing.sim_wire import Cuts, Line, ServerSocket
 
-SLOTS = 2
+if TYPE_CHECKING:
+    from depalma.testing.sim_hosts import SimHosts
+
 _FACTS = HostFacts(SLOTS, 2, 8 << 30, 0, "0.1.0", "3.11", "simulated")
-#: tasks of jobs that call this never fail by themselves
-SURE = "pkg:sure"
-#: an agent that hears nothing kills what it runs after so long; then masters may call it lost
-LEASE_S = 0.5
+#: the session's rhythm and patience, as in agent/session.py and connection.py
+_LOOK_S, _TICK_S, _PATIENCE_S, _GIVE_UP_S = 0.05, 0.1, 0.3, 2.0
+#: for so long a monitor tells that its agent is gone
+_TELL_S = 6.0
 
 
-def result_of(ref: AttemptRef) -> Payload:
-    """What an attempt returns: something that no other attempt does."""
-    return Payload(inline=b"%d.%d.%d" % ref)
+class Connection:
+    """One WebSocket of an agent to a master."""
 
+    def __init__(self, agent: SimAgent, master: SimMaster, cuts: Cuts) -> None:
+        timeline, here, there = agent.hosts.timeline, agent.name, master.master_id
+        self.master = master
+        self._agent = agent
+        self._sent_s: deque[float] = deque()
+        self._down = Line(timeline, cuts.delay_s, partial(cuts.cut, there, here), lambda data: agent.came(self, data))
+        self._up = Line(timeline, cuts.delay_s, partial(cuts.cut, here, there), self._arrived)
+        self._socket = ServerSocket(master.loop, self._down.put)
+        master.accept(here, self._socket)
 
-class Witness:
-    """What really ran. Raises Violation for two live attempts of a task, and for one that begins twice (I3, I4)."""
+    def send(self, frame: protocol.FromAgent) -> None:
+        """To the master."""
+        self._sent_s.append(self._agent.hosts.now)
+        self._up.put(protocol.encode(frame))
 
-    def __init__(self) -> None:
-        self.live: dict[tuple[int, int], AttemptRef] = {}
-        #: task → its newest attempt
-        self.newest: dict[tuple[int, int], int] = {}
-        self.succeeded: set[AttemptRef] = set()
-        self.begun = 0
+    def close(self) -> None:
+        """From the agent's side, or by the system when the agent has died."""
+        self._sent_s.append(self._agent.hosts.now)
+        self._up.put(None)
 
-    def begin(self, ref: AttemptRef) -> None:
-        """An attempt begins."""
-        task = ref[:2]
-        if task in self.live:
-            raise Violation(f"I3: attempt {ref} begins while {self.live[task]} lives")
-        if ref[2] <= self.newest.get(task, 0):
-            raise Violation(f"I4: attempt {ref} begins after attempt {self.newest[task]}")
-        self.live[task] = ref
-        self.newest[task] = ref[2]
-        self.begun += 1
-
-    def end(self, ref: AttemptRef, *, succeeded: bool = False) -> None:
-        """It is dead."""
-        if self.live.pop(ref[:2]) != ref:
-            raise Violation(f"{ref} ends, but it does not live")
-        if succeeded:
-            self.succeeded.add(ref)
+    def _arrived(self, data: bytes | None) -> None:
+        sent_s = self._sent_s.popleft()
+        if self.master.alive:
+            if data is not None and isinstance(protocol.decode_from_agent(data), protocol.Hello | protocol.Heartbeat):
+                self._agent.heard_s = max(self._agent.heard_s, sent_s)
+            self._socket.came(data)
 
 
 class SimAgent:
-    """Runs attempts for a while and reports each until the cluster has answered."""
+    """One host: an agent process that comes and goes, its session, and what outlives it (processes, journal, clock)."""
 
-    def __init__(self, hosts: SimHosts, name: str) -> None:
+    def __init__(self, hosts: SimHosts, name: str, rates: tuple[float, ...], *, exits: bool) -> None:
         self.name = name
-        self.master: str | None = None
-        self.connected = True
-        self.live: dict[AttemptRef, float] = {}
-        self.unreported: dict[AttemptRef, Report] = {}
-        self._hosts = hosts
-        self._random = hosts.random
-        self._life = 1
-        self._term = 0
-        self._known: set[AttemptRef] = set()
-        self._asked: list[Answer] = []
+        self.hosts = hosts
+        self.core: AgentCore | None = None
+        self.frozen = False
+        self.heard_s = 0.0  #: when it sent the last word that any master heard and a lease may run from
+        self.clock = drifting(hosts.masters.cluster.clock, hosts.random, rates)
+        self.processes = Processes(hosts.timeline, hosts.random, self.clock, hosts.witness, self.tell)
+        self._exits = exits  #: instead of coming back as a new incarnation
+        self._life = 0
+        self._incarnations = 0
+        self._epoch = 0  #: what was said to an earlier one is for nobody
+        self._journal: dict[AttemptRef, Report] = {}
+        self._held: list[Callable[[], None]] = []  #: what came while it stood still
+        self._events: deque[ev.AnyEvent] = deque()
+        self._handling = False
+        self._connection: Connection | None = None
+        self._whole = False
+        self._beat = 0
+        self._beat_s = self._next_beat_s = self._next_tick_s = 0.0
+        self._unanswered_s: float | None = None
 
-    @property
-    def incarnation(self) -> str:
-        """One life of the agent."""
-        return f"{self.name}-{self._life}"
+    # ------------------------------------------------------------ life
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing is left to report."""
-        return not self.live and not self.unreported
+        """Whether it is there, and nothing runs and nothing is left to report."""
+        return self.core is not None and self.core.connected and not self.core.attempts and not self.core.pending
 
-    def order(self, term: int, incarnation: str, ref: AttemptRef) -> None:
-        """Begin an attempt, unless it is known or the order is of a leader of the past or for another life."""
-        if term < self._term or incarnation != self.incarnation or ref in self._known:
+    def holds_lease(self, incarnation: str = "") -> bool:
+        """Whether this incarnation (the one of now) believes that it may run something."""
+        core = self.core
+        if core is None or incarnation not in ("", core.incarnation):
+            return False
+        return self.clock.monotonic() < core.lease_until
+
+    def start(self) -> None:
+        """A process begins, with the reports that the last one left."""
+        if self.core is not None:
             return
-        self._term = term
-        self._known.add(ref)
-        self._hosts.witness.begin(ref)
-        self.live[ref] = self._hosts.now + self._random.choice([0.0, 0.02, 0.2])
-
-    def die(self) -> None:
-        """Everything it ran is dead; it comes back as a new incarnation."""
-        for ref in self.live:
-            self._hosts.witness.end(ref)
-        self.live.clear()
-        self.unreported.clear()
-        self._known.clear()
-        self._asked.clear()
         self._life += 1
+        self._epoch += 1
+        self.core = self.hosts.make_core(slots=SLOTS, python="3.11", incarnation=self._incarnation())
+        self.core.pending.update(self._journal)
+        self._whole, self._unanswered_s = True, None
+        self._look(self._life)
 
-    def step(self, state: ClusterState) -> None:
-        """End what is due, and tell its master what it has to know."""
-        for ref in [ref for ref, due in self.live.items() if due <= self._hosts.now]:
-            job = state.jobs.get(ref[0])
-            outcomes = ["succeeded"] * 8 + ["failed", "timed_out"]
-            sure = job is None or job.spec.function == SURE
-            self._finish(ref, "succeeded" if sure else self._random.choice(outcomes))
-        for ref in list(self.live):
-            job = state.jobs.get(ref[0])
-            if job is not None and job.cancelled:
-                self._finish(ref, "cancelled")
-        self._asked = [answer for answer in self._asked if not answer.done]
-        if self.connected:
-            self._report(state)
-
-    def _report(self, state: ClusterState) -> None:
-        host, propose = state.hosts.get(self.name), self._hosts.propose
-        if host is None:
-            propose(self.master, lambda at: c.AddHost(f"file:{self.name}", self.name, (), {}, 0, SLOTS, 0, at))
-        elif (host.incarnation, host.state) != (self.incarnation, "up"):
-            incarnation = self.incarnation
-            propose(self.master, lambda at: c.HostUp(self.name, incarnation, _FACTS, at))
-        elif self.unreported and len(self._asked) < 3:
-            incarnation, reports = self.incarnation, tuple(self.unreported.values())
-            answer = propose(self.master, lambda at: c.FinishTasks(self.name, incarnation, reports, at))
-            if answer is not None:
-                self._asked.append(answer)
-                answer.listen(lambda: self._on_answer(incarnation, answer))
-
-    def _on_answer(self, incarnation: str, answer: Answer) -> None:
-        outcome = answer.value.value if isinstance(answer.value, c.Applied) else None
-        if isinstance(outcome, c.FinishOutcome):
-            self._hosts.note_recorded(outcome.recorded)
-            if incarnation == self.incarnation:
-                for ref in (*outcome.recorded, *outcome.stale):
-                    self.unreported.pop(ref, None)
-
-    def _finish(self, ref: AttemptRef, outcome: str) -> None:
-        self._hosts.witness.end(ref, succeeded=outcome == "succeeded")
-        del self.live[ref]
-        self.unreported[ref] = Report(*ref, outcome, 0, result=result_of(ref))
-
-
-class SimHosts:
-    """Three agents, and what every leader does: plan, send what was accepted, call the silent ones lost."""
-
-    def __init__(self, cluster: SimCluster[Machine], random: Random) -> None:
-        self.cluster = cluster
-        self.random = random
-        self.witness = Witness()
-        self.agents = [SimAgent(self, f"h{number}") for number in range(3)]
-        self.faults: Counter[str] = Counter()
-        self._recorded: set[AttemptRef] = set()
-        self._plans: dict[str, list[Answer]] = {}
-        self._raging = True
-
-    def begin(self) -> None:
-        """Start."""
-        for duty in (self._lead, self._work, self._misfortune):
-            self.cluster.timeline.after(self.random.uniform(0.0, 0.1), duty)
-
-    def end(self) -> None:
-        """No agent dies any more; those that live go on."""
-        self._raging = False
-
-    @property
-    def idle(self) -> bool:
-        """Whether no agent has anything to do."""
-        return all(agent.idle for agent in self.agents)
-
-    @property
-    def now(self) -> float:
-        """The agents' time: the true one."""
-        return self.cluster.clock.monotonic()
-
-    def propose(self, master: str | None, make: Callable[[float], c.AnyCommand]) -> Answer | None:
-        """Have a master propose what `make(at)` gives, stamped with that master's time of day."""
-        if master is None:
-            return None
-        return self.cluster.propose(master, c.encode(make(self.cluster.nodes[master].clock.time())))
-
-    def note_recorded(self, refs: tuple[AttemptRef, ...]) -> None:
-        """A master has answered that it recorded how these ended: for each attempt that happens once (I2)."""
-        for ref in refs:
-            if ref in self._recorded:
-                raise Violation(f"I2: the end of {ref} was recorded twice")
-            self._recorded.add(ref)
-
-    def _leaders(self) -> list[tuple[int, str, Core, Machine]]:
-        """Everybody who takes itself for the leader; the newest last."""
-        found = []
-        for name, node in self.cluster.nodes.items():
-            if node.core is not None and node.core.leads_term and not node.frozen and node.machine is not None:
-                found.append((node.core.leads_term, name, node.core, node.machine))
-        return sorted(found, key=lambda each: each[0])
-
-    def _lead(self) -> None:
-        """A leader's duties. One that was deposed and does not know it does them too."""
-        for term, name, _, machine in self._leaders():
-            agents = [agent for agent in self.agents if agent.connected and agent.master == name]
-            for agent in agents:
-                host = machine.state.hosts.get(agent.name)
-                if host is not None and self.random.random() < 0.8:
-                    for ref in sorted(host.attempts):
-                        agent.order(term, host.incarnation, ref)
-            waiting = [answer for answer in self._plans.get(name, ()) if not answer.done]
-            if not waiting:
-                rooms = {agent.name: HostRoom(agent.incarnation, SLOTS, 4) for agent in agents}
-                means = dict.fromkeys(machine.state.jobs, 0.02)
-                at = self.cluster.nodes[name].clock.time()
-                for command in plan(machine.state, rooms, means, at, term, 50):
-                    waiting.append(self.cluster.propose(name, c.encode(command)))
-            self._plans[name] = waiting
-        self.cluster.timeline.after(0.04, self._lead)
-
-    def _work(self) -> None:
-        leaders = {name: machine for _, name, _, machine in self._leaders()}
-        newest = list(leaders)[-1:]
-        for agent in self.agents:
-            if agent.master not in leaders or self.random.random() < 0.2:
-                agent.master = newest[0] if newest else None
-            if agent.master is not None:
-                agent.step(leaders[agent.master].state)
-        self.cluster.timeline.after(0.03, self._work)
-
-    def _misfortune(self) -> None:
-        if not self._raging:
+    def kill(self, why: str, *, tells: bool = True) -> None:
+        """SIGKILL, or its own end: the monitor kills everything and tells the masters."""
+        if self.core is None:
             return
-        agent = self.random.choice(self.agents)
-        if self.random.random() < 0.5:
-            self.faults["agent died"] += 1
-            agent.die()
-        elif agent.connected:
-            self.faults["agent cut off"] += 1
-            self._cut_off(agent)
-        self.cluster.timeline.after(self.random.uniform(0.5, 3.0), self._misfortune)
+        incarnation = self.core.incarnation
+        self._end()
+        self.processes.monitor(partial(self._bury, incarnation, why, tells))
 
-    def _cut_off(self, agent: SimAgent) -> None:
-        """It stops itself when its lease is over; only then do masters call it lost."""
-        incarnation, agent.connected = agent.incarnation, False
+    def lose_power(self) -> None:
+        """The whole host is off at once; nobody tells anything, and the journal was not synced."""
+        if self.core is None:
+            return
+        self._end(silently=True)
+        self.processes.kill_everything()
+        if self.hosts.random.random() < 0.5:
+            self._journal.clear()
+        self._start_later()
 
-        def lease_is_over() -> None:
-            if agent.incarnation == incarnation:
-                agent.die()
-            self.propose(self.cluster.leader(), lambda at: c.HostLost(agent.name, incarnation, "silent", at))
+    def lose_monitor(self) -> None:
+        """The agent kills what is left and begins anew."""
+        if self.core is None:
+            return
 
-        def back() -> None:
-            agent.connected = True
+        def found_out() -> None:
+            self.processes.kill_everything()
+            self.tell(ev.LeaseLost("the monitor died"))
 
-        self.propose(self.cluster.leader(), lambda at: c.HostSuspect(agent.name, incarnation, "quiet", at))
-        self.cluster.timeline.after(LEASE_S, lease_is_over)
-        self.cluster.timeline.after(self.random.uniform(LEASE_S + 0.1, 3 * LEASE_S), back)
+        self.hosts.timeline.after(self.hosts.random.uniform(0.0, KILLED_WITHIN_S), found_out)
+
+    def stop(self) -> None:
+        """SIGTERM: what has not started goes back, then it ends."""
+        life = self._life
+        self._deliver(ev.Stopping())
+
+        def leave() -> None:
+            if self._life == life:
+                self.kill("stopped")
+
+        # Until the monitor has taken it, the agent goes on as before.
+        self.hosts.timeline.after(0.2, lambda: self.processes.monitor(leave))
+
+    def thaw(self) -> None:
+        """The agent goes on."""
+        self.frozen = False
+        held, self._held = self._held, []
+        for event in held:
+            self._happens(event)
+
+    def _incarnation(self) -> str:
+        self._incarnations += 1
+        return f"{self.name}-{self._incarnations}"
+
+    def _end(self, *, silently: bool = False) -> None:
+        self.core = None
+        self.frozen = False
+        self._life += 1
+        self._epoch += 1
+        self._held.clear()
+        self._events.clear()
+        connection, self._connection = self._connection, None
+        if connection is not None and not silently:
+            connection.close()
+
+    def _bury(self, incarnation: str, why: str, tells: bool) -> None:
+        self.processes.kill_everything()
+        reports = tuple(self._journal.values())
+        if incarnation and tells:
+            self._tell_gone(incarnation, why, reports, self.hosts.now + _TELL_S)
+        self._start_later()
+
+    def _start_later(self) -> None:
+        self.hosts.timeline.after(self.hosts.random.choice([0.05, 0.5, 2.0]), self.start)
+
+    def _tell_gone(self, incarnation: str, why: str, reports: tuple[Report, ...], until_s: float) -> None:
+        """Asks each leader that can be reached, until one has taken it."""
+        again = partial(self._tell_gone, incarnation, why, reports, until_s)
+        leaders = self.hosts.within_reach(self.name)
+        if not leaders:
+            if self.hosts.now < until_s:
+                self.hosts.timeline.after(0.2, again)
+            return
+        master = self.hosts.random.choice(leaders)
+        answered = list[bool]()
+
+        def wait() -> None:
+            if not any(answered) and self.hosts.now < until_s:
+                again()
+
+        def say() -> None:
+            master.ask(lambda: master.reign.sessions.gone(self.name, incarnation, why, reports), answered.append)
+
+        self.hosts.timeline.after(self.hosts.cuts.delay_s(), say)
+        self.hosts.timeline.after(1.0, wait)
+
+    # ------------------------------------------------------------ the core, and what it wants done
+
+    def tell(self, event: ev.AnyEvent) -> None:
+        """Something happened on this host: the agent hears of it a moment later, unless it is another one by then."""
+        epoch = self._epoch
+        self.hosts.timeline.after(
+            0.0001, lambda: self._happens(lambda: self._deliver(event) if self._epoch == epoch else None)
+        )
+
+    def _happens(self, event: Callable[[], None]) -> None:
+        if self.frozen:
+            self._held.append(event)
+        else:
+            event()
+
+    def _deliver(self, event: ev.AnyEvent) -> None:
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        while self._events and self.core is not None:
+            for action in self.core.handle(self._events.popleft(), self.clock.monotonic()):
+                self._do(action)
+        self._handling = False
+
+    def _do(self, action: ev.AnyAction) -> None:
+        monitor, processes = self.processes.monitor, self.processes
+        match action:
+            case ev.Launch():
+                monitor(partial(processes.launch, action))
+            case ev.StopCommand(attempt=ref):
+                monitor(partial(processes.stop_command, ref))
+            case ev.Recall(lane) if processes.is_worker(lane):
+                processes.recall_tasks(lane)
+            case ev.Recall(lane):
+                monitor(partial(processes.recall_commands, lane))
+            case ev.StartWorker(worker):
+                processes.start_worker(worker)
+            case ev.SendTasks():
+                processes.send_tasks(action)
+            case ev.StopWorker(worker):
+                processes.stop_worker(worker)
+            case ev.RenewLease(until_s):
+                monitor(partial(processes.renew, until_s))
+            case ev.KeepReports(reports, send):
+                self._journal.update({(one.job, one.task, one.attempt): one for one in reports})
+                if send:
+                    self._send(protocol.Reports(reports))
+            case ev.SendReports(reports):
+                self._send(protocol.Reports(reports))
+            case ev.Announce(tasks):
+                wall = self.hosts.masters.cluster.clock.time()
+                self._send(protocol.Started(tuple((*task[:3], wall - task[3]) for task in tasks)))
+            case ev.Reconnect():
+                self._disconnect()
+            case ev.CutOff(must_rejoin=must_rejoin):
+                self._cut_off(must_rejoin=must_rejoin)
+            case ev.Leave():
+                self.kill("the agent left")
+            case _:
+                raise AssertionError(f"not simulated: {action}")
+
+    def _cut_off(self, *, must_rejoin: bool) -> None:
+        self._epoch += 1
+        self._whole = False
+        self._disconnect()
+        self._journal.clear()
+        life, epoch = self._life, self._epoch
+
+        def killed() -> None:
+            if (self._life, self._epoch) != (life, epoch):
+                return
+            self.processes.kill_everything()  # with the monitor or without it
+            if self._exits and not must_rejoin:
+                self.kill("the agent left")
+            else:
+                self.processes.monitor(lambda: self.hosts.timeline.after(0.01, lambda: self._happens(rejoin)))
+
+        def rejoin() -> None:
+            if (self._life, self._epoch) == (life, epoch):
+                self._deliver(ev.Rejoined(self._incarnation()))
+                self._whole = True
+
+        self.hosts.timeline.after(self.hosts.random.uniform(0.0, KILLED_WITHIN_S), killed)
+
+    # ------------------------------------------------------------ the session
+
+    def _look(self, life: int) -> None:
+        if life != self._life or self.core is None:
+            return
+        self.hosts.timeline.after(_LOOK_S, partial(self._look, life))
+        if self.frozen:
+            return
+        now = self.hosts.now
+        if now >= self._next_tick_s - 1e-6:  # it is looked at twice in a tick
+            self._next_tick_s = now + _TICK_S
+            self._deliver(ev.Tick())
+            self._journal = dict(self.core.pending) if self.core is not None else self._journal
+        if self._whole and self.core is not None:
+            self._look_after_connection(now)
+
+    def _look_after_connection(self, now: float) -> None:
+        assert self.core is not None
+        connection = self._connection
+        if connection is not None and not connection.master.alive and self.hosts.random.random() < 0.5:
+            self._disconnect()
+        elif connection is not None and self._unanswered_s is not None:
+            silent_s = now - self._unanswered_s
+            others = [one for one in self.hosts.within_reach(self.name) if one is not connection.master]
+            if silent_s > _GIVE_UP_S or (silent_s > _PATIENCE_S and others and self.core.connected):
+                self._disconnect()
+        if self._connection is None:
+            self._connect()
+        elif self.core.connected and now >= self._next_beat_s:
+            self._next_beat_s = now + self._beat_s
+            self._beat += 1
+            sent_s = self.clock.monotonic()
+            self._deliver(ev.BeatSent(self._beat, sent_s))
+            self._send(protocol.Heartbeat(self._beat, sent_s, Load(), self.core.free_slots if self.core else 0))
+
+    def _connect(self) -> None:
+        leaders = self.hosts.within_reach(self.name)
+        if not leaders or self.core is None:
+            return
+        self._connection = connection = Connection(self, self.hosts.random.choice(leaders), self.hosts.cuts)
+        sent_s = self.clock.monotonic()
+        self._unanswered_s = self.hosts.now
+        connection.send(self.core.hello(self.name, _FACTS))
+        self._deliver(ev.Connected(sent_s))
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            self._unanswered_s = None
+            self._deliver(ev.Disconnected())
+
+    def _send(self, frame: protocol.FromAgent) -> None:
+        if self._connection is not None and self.core is not None and self.core.connected:
+            if not isinstance(frame, protocol.Started) and self._unanswered_s is None:
+                self._unanswered_s = self.hosts.now
+            self._connection.send(frame)
+
+    def came(self, connection: Connection, data: bytes | None) -> None:
+        """Bytes of a connection are here."""
+        self._happens(lambda: self._receive(connection, data))
+
+    def _receive(self, connection: Connection, data: bytes | None) -> None:
+        if connection is not self._connection:
+            return
+        if data is None:
+            self._disconnect()
+            return
+        frame = protocol.decode_to_agent(data)
+        self._unanswered_s = None
+        if isinstance(frame, protocol.Welcome):
+            self._beat_s = frame.heartbeat_s
+        if not isinstance(frame, protocol.Masters | protocol.Question):
+            self._deliver(frame)

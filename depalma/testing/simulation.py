@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from depalma.consensus.core import Core
 from depalma.state.machine import Machine
+from depalma.testing.agent_bugs import AgentBug
 from depalma.testing.catch_up import CatchUp
 from depalma.testing.clock import SkewedClock
 from depalma.testing.cluster import Answer, SimCluster
@@ -80,6 +81,8 @@ class Simulation:
     core_class: type[Core] = Core
     #: whether clients work with the product's state machine (or with a ledger); None: the seed decides
     jobs: bool | None = None
+    #: of those runs that have agents
+    agent_bug: AgentBug | None = None
     cluster: SimCluster[Any] = field(init=False)
     storm: Storm = field(init=False)
     load: Load = field(init=False)
@@ -104,7 +107,9 @@ class Simulation:
         if random.random() < 0.7:
             self._mix_clocks(random)
         if jobs:
-            self.load = JobLoad(self.cluster, random)
+            self.load = load = JobLoad(self.cluster, random)
+            if self.agent_bug is not None:
+                self.agent_bug.plant(load.hosts)
             self.storm = Storm(self.cluster, random)
         else:
             self.load = ledgers = LedgerLoad(self.cluster, random)
@@ -127,14 +132,11 @@ class Simulation:
         """Raises Violation if a promise is broken: something acknowledged lost, replicas that differ, two leaders in
         a term, a stale read, damage overlooked, or no agreement in time after everything is repaired."""
         cluster = self.cluster
-        self.load.begin()
-        self.storm.begin()
-        cluster.run_for(STORM_S - cluster.clock.monotonic())
-        self.load.end()
-        self.storm.end()
-        self._converge()
-        cluster.ensure_same()
-        self.load.judge()
+        try:
+            self._rage()
+        finally:
+            if isinstance(self.load, JobLoad):
+                self.load.hosts.masters.close()
         faults = self.storm.faults + (self.load.hosts.faults if isinstance(self.load, JobLoad) else Counter())
         return Report(
             seed=self.seed,
@@ -148,6 +150,16 @@ class Simulation:
             terms=max((node.core.term for node in cluster.nodes.values() if node.core), default=0),
             virtual_s=cluster.clock.monotonic(),
         )
+
+    def _rage(self) -> None:
+        self.load.begin()
+        self.storm.begin()
+        self.cluster.run_for(STORM_S - self.cluster.clock.monotonic())
+        self.load.end()
+        self.storm.end()
+        self._converge()
+        self.cluster.ensure_same()
+        self.load.judge()
 
     def _converge(self) -> None:
         """A command proposed after the storm is acknowledged and reaches everybody; then everything ends."""
@@ -181,9 +193,11 @@ class Simulation:
         cluster.wait_until(equal, within_s=0.5, what="all replicas have applied the same")
 
 
-def run(seed: int, *, core_class: type[Core] = Core, jobs: bool | None = None) -> Report:
+def run(
+    seed: int, *, core_class: type[Core] = Core, jobs: bool | None = None, agent_bug: AgentBug | None = None
+) -> Report:
     """Run one seed. Raises Violation as `Simulation.go` does; a note on it says the digest of the run until then."""
-    simulation = Simulation(seed, core_class, jobs)
+    simulation = Simulation(seed, core_class, jobs, agent_bug)
     try:
         return simulation.go()
     except Exception as error:

@@ -74,6 +74,20 @@ def test_hosts_reach_each_other_until_they_are_cut_and_again_when_healed(needs: 
         assert reaches(net, "c", "a")
 
 
+@pytest.mark.parametrize("how", ["deafen", "silence"])
+def test_a_host_that_is_cut_off_by_its_own_rules_is_healed_alone(needs: Callable[..., None], how: str) -> None:
+    needs()
+    with Network(["a", "b", "c"]) as net:
+        net.cut("b", ["c"])
+        getattr(net, how)("a", ["b"])
+        assert not reaches(net, "a", "b")
+        assert reaches(net, "a", "c")
+
+        net.heal("a")
+        assert reaches(net, "a", "b")
+        assert not reaches(net, "b", "c")
+
+
 def test_a_block_is_one_way(needs: Callable[..., None]) -> None:
     """A TCP conversation dies of it in both directions, packets do not."""
     needs()

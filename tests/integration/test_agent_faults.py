@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
@@ -10,10 +11,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
-from depalma.model import JobSpec
+from depalma.model import JobSpec, Report
 from depalma.protocol import Assignment, Refused
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
 
@@ -339,6 +341,43 @@ async def test_sigterm_stops_in_order(leader: FakeLeader, agent: AgentProcess) -
     assert not monitor.is_running()
     assert leader.reports[(1, 99, 1)].outcome == "returned"
     assert [gone["reason"] for gone in leader.gone] == ["stopped"]
+
+
+async def test_what_sigterm_to_the_agent_ends_has_not_failed(leader: FakeLeader, agent: AgentProcess) -> None:
+    """It is to run elsewhere: nobody but us has ended it."""
+    leader.job(1, JobSpec(kind="command", argv=("sleep", "2001")))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until(sleeping, "task")
+
+    agent.signal(signal.SIGTERM)
+
+    assert await agent.exit_code() == 0
+    told = list(leader.reports.values())
+    for record in leader.gone[0].get("reports", ()):  # if the agent had no time, its monitor tells it
+        told += msgspec.msgpack.decode(base64.b64decode(record), type=tuple[Report, ...])
+    assert {(report.task, report.outcome) for report in told} == {(0, "moved")}
+
+
+async def test_a_cut_off_agent_that_exits_ends_its_tasks_also_if_the_monitor_stands_still(tmp_path: Path) -> None:
+    async with FakeLeader(lease_s=1.0) as leader:
+        agent = AgentProcess(tmp_path, [leader.url], on_cut_off="exit")
+        agent.start()
+        monitor = 0
+        try:
+            await wait_until(lambda: leader.connected, "connection")
+            await start_hiding(leader)
+            monitor = agent.monitor_pid()
+            os.kill(monitor, signal.SIGSTOP)
+            leader.answers = False
+            silent_s = time.monotonic()
+
+            await wait_until(lambda: not sleeping(), "end of the tree", for_s=10.0)
+
+            assert time.monotonic() - silent_s < 2.0
+        finally:
+            if monitor:
+                os.kill(monitor, signal.SIGCONT)
+            await agent.stop()
 
 
 async def test_a_refused_agent_exits(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from depalma.testing.agent_bugs import AGENT_BUGS
 from depalma.testing.bugs import BUGS
 
 #: several runs of a second each, on machines that do other things too
@@ -79,7 +80,7 @@ def test_a_seed_that_fails_fails_the_same_way_ten_times_out_of_ten() -> None:
     assert violation in first.stdout
 
 
-@pytest.mark.parametrize("bug", sorted(BUGS))
+@pytest.mark.parametrize("bug", [*sorted(BUGS), *sorted(AGENT_BUGS)])
 def test_a_known_bug_is_found_within_200_seeds(bug: str) -> None:
     """A simulation that cannot fail proves nothing."""
     done = simulate("--seeds", "200", "--bug", bug, "--until-broken")

@@ -102,6 +102,10 @@ def test_a_hundred_rapid_changes_under_load(fresh_cluster: Fresh, tmp_path: Path
 # ---------------------------------------------------------------- F23
 
 
+#: agents that are killed while they sync, over the time that it takes
+KILLS, SYNC_S = 20, 0.15
+
+
 class Faults:
     """What happens to code on its way, and the proof that it does no harm."""
 
@@ -164,9 +168,9 @@ def test_hosts_end_with_the_leaders_tree(fresh_cluster: Fresh, wait_until: WaitU
         faults.add(3)
         faults.agree()
 
-        for turn in range(8):  # killed at any point of syncing
+        for turn in range(KILLS):  # killed at any point of syncing: early, late, and everywhere between
             host = ("h1", "h2")[turn % 2]
-            killer = threading.Timer(faults.chance.uniform(0.0, 0.15), cluster.kill, (host,))
+            killer = threading.Timer((turn + faults.chance.random()) * SYNC_S / KILLS, cluster.kill, (host,))
             killer.start()
             faults.add(faults.chance.randint(1, 5))
             killer.join()

@@ -50,13 +50,16 @@ class ChaosCluster:
         #: processes that were started, by name
         self.daemons: dict[str, Daemon] = {}
         self.environ: dict[str, dict[str, str]] = {}
+        #: the cluster file of a daemon that does not have the common one, by name
+        self.configs: dict[str, Path] = {}
         #: what is put before a daemon's command, by name
         self.wrappers: dict[str, list[str]] = {}
         self._sizes = {FIELDS[name]: str(value) for name, value in {**SIZES, **(sizes or {})}.items()}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "log").mkdir(exist_ok=True)
         throwaway_secrets(directory / "secrets", self.masters, cluster="chaos")
-        self.config.write_bytes(msgspec.yaml.encode(self._describe({**SETTINGS, **(settings or {})})))
+        self._settings = {**SETTINGS, **(settings or {})}
+        self.config.write_bytes(msgspec.yaml.encode(self._describe(self._settings)))
         secret = (directory / "secrets" / "raft.secret").read_text().strip()
         self._master_token = master_token(secret.encode())
 
@@ -81,6 +84,11 @@ class ChaosCluster:
             "settings": settings,
         }
 
+    def differ(self, name: str, **settings: Any) -> None:
+        """Gives a daemon a cluster file of its own, in which these settings are others."""
+        self.configs[name] = self.directory / f"cluster-{name}.yaml"
+        self.configs[name].write_bytes(msgspec.yaml.encode(self._describe({**self._settings, **settings})))
+
     # ------------------------------------------------------------ processes
 
     def folder(self, name: str) -> Path:
@@ -104,7 +112,7 @@ class ChaosCluster:
             argv = [sys.executable, "-m", "depalma.testing.chaos.small_master", "--id", name]
         else:
             argv = [sys.executable, "-m", "depalma.remote", "--name", name]
-        return [*self.wrappers.get(name, ()), *argv, "--config", str(self.config)]
+        return [*self.wrappers.get(name, ()), *argv, "--config", str(self.configs.get(name, self.config))]
 
     def signal(self, number: int, *names: str) -> None:
         """Signals processes, all as close together as can be."""

@@ -116,6 +116,15 @@ class Network:
         self.block(apart, name)
         self.block([name], *apart)
 
+    def deafen(self, name: str, others: Iterable[str]) -> None:
+        """The host hears none of the others; only its own rules say so, so that `heal(name)` is enough."""
+        self.block(others, name)
+
+    def silence(self, name: str, others: Iterable[str]) -> None:
+        """None of the others hears the host; only its own rules say so, so that `heal(name)` is enough."""
+        addresses = ", ".join(self.address(other) for other in others)
+        self._rule(name, f"ip daddr {{ {addresses} }} drop", hook="output")
+
     def lose(self, name: str, percent: int) -> None:
         """So many of the packets that arrive at the host (from others) are lost at random."""
         self._rule(name, f'iifname "eth0" numgen random mod 100 < {percent} drop')
@@ -129,10 +138,10 @@ class Network:
         """Pulls the host's cable, or plugs it in."""
         run("ip", "-n", self.namespace(HUB), "link", "set", "dev", name, "up" if up else "down")
 
-    def _rule(self, name: str, rule: str) -> None:
+    def _rule(self, name: str, rule: str, hook: str = "input") -> None:
         # Adding a table and a chain that are there already changes nothing.
-        chain = "table inet f { chain i { type filter hook input priority 0; policy accept; }; }"
-        text = f"{chain}\nadd rule inet f i {rule}\n"
+        chain = f"table inet f {{ chain {hook} {{ type filter hook {hook} priority 0; policy accept; }}; }}"
+        text = f"{chain}\nadd rule inet f {hook} {rule}\n"
         run(*self.inside(name, "nft", "-f", "-"), text=text)
 
 

@@ -18,6 +18,7 @@ TOOLS = {
     "ip": "iproute2",
     "nft": "nftables",
     "nsenter": "util-linux",
+    "flock": "util-linux",
     "strace": "strace",
     "mount": "mount",
     "losetup": "mount",

@@ -14,6 +14,7 @@ from depalma.agent.events import (
     CutOff,
     Disconnected,
     Ended,
+    Ending,
     Evicted,
     KeepReports,
     Launch,
@@ -368,6 +369,29 @@ def test_refusals(rig_of: Any) -> None:
     assert rig.one(rig(Refused("stop", stop=True)), Leave).reason == "stop"
     assert rig.one(rig_of()(Refused("new", stop=True, restart_incarnation=True)), CutOff).must_rejoin
     assert "later" in rig.one(rig_of()(Refused("later")), Reconnect).reason
+
+
+def test_what_is_ended_because_the_agent_is_stopped_moves(rig_of: Any) -> None:
+    """It did not fail, even if it says so; what ends by itself before has ended."""
+    rig = rig_of(slots=3)
+    rig.assign((1, 0, 1), (1, 1, 1), (1, 2, 1))
+    rig(Stopping())
+    assert rig.outcomes(rig.end((1, 0, 1))) == {(1, 0, 1): "succeeded"}
+
+    rig(Ending())
+
+    assert rig.outcomes(rig.end((1, 1, 1), outcome="failed")) == {(1, 1, 1): "moved"}
+    assert rig.outcomes(rig.end((1, 2, 1))) == {(1, 2, 1): "moved"}  # it took the signal in its stride
+
+
+def test_a_worker_that_is_ended_because_the_agent_is_stopped_has_not_failed(rig_of: Any) -> None:
+    rig = rig_of(slots=1)
+    worker = rig.one(rig.assign((2, 0, 1), spec=FUNCTION), StartWorker).worker
+    rig(WorkerReady(worker))
+    rig(Stopping())
+    rig(Ending())
+
+    assert rig.outcomes(rig(WorkerEnded(worker, (), "ended by signal 15", None, 15, 0.0))) == {(2, 0, 1): "moved"}
 
 
 def test_stopping_gives_back_what_has_not_started(rig_of: Any) -> None:

@@ -10,6 +10,7 @@ from depalma.testing.chaos.scenarios import (
     poison,
     recovery,
     simulated,
+    stream,
     upgrade,
     weather,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "poison",
     "recovery",
     "simulated",
+    "stream",
     "upgrade",
     "weather",
 ]
