@@ -1,0 +1,202 @@
+"""A cluster of several machines that is started, changed and stopped over real ssh."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from depalma.client.client import Client
+from depalma.testing.chaos.network import Network
+from depalma.testing.chaos.shell import run
+from depalma.testing.chaos.sshd import SshMachines
+
+CLUSTER = "lab"
+ROOT = Path(__file__).parents[2]
+MASTER_FILES = {"token", "agent.token", "raft.secret", "ca.crt"}
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The machines of all tests here share what was installed by the first that needed it."""
+    return tmp_path_factory.mktemp("environments")
+
+
+class Lab:
+    """A cluster file and the machines that it names."""
+
+    def __init__(self, network: Network, ssh: SshMachines, directory: Path) -> None:
+        self.network = network
+        self.ssh = ssh
+        self.file = directory / "lab.yaml"
+        self.secrets = directory / "secrets"
+
+    def write(self, masters: dict[str, str], hosts: dict[str, str], **settings: Any) -> None:
+        """`masters` and `hosts`: id → machine."""
+        address = self.network.address
+        config = {
+            "cluster": CLUSTER,
+            "masters": [{"id": name, "host": address(m), "dir": f"~/state/{name}"} for name, m in masters.items()],
+            "hosts": [{"name": name, "host": address(m), "slots": 1} for name, m in hosts.items()],
+            "settings": {"lease_s": 6.0, **settings},
+        }
+        self.file.write_bytes(msgspec.yaml.encode(config))
+
+    def change(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Changes the file."""
+        config = msgspec.yaml.decode(self.file.read_bytes())
+        change(config)
+        self.file.write_bytes(msgspec.yaml.encode(config))
+
+    def ctl(self, *words: str, code: int = 0) -> tuple[Any, str]:
+        """Returns what `depalmactl cluster …` printed: data, and what it said to people."""
+        own = ["-F", str(self.ssh.config)] if words[0] != "init" else []
+        argv = [sys.executable, "-m", "depalma.ctl", "cluster", *words, *own, "-f", str(self.file), "-o", "json"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(done.stdout), done.stderr
+
+    def pids(self) -> dict[str, int]:
+        """Returns the daemons that run."""
+        rows, _ = self.ctl("status")
+        return {daemon["id"]: daemon["pid"] for row in rows for daemon in row["daemons"] if daemon["running"]}
+
+    def processes(self, machine: str) -> list[str]:
+        """Returns what runs on the machine, other than sshd."""
+        pids = run("ip", "netns", "pids", self.network.namespace(machine)).split()
+        lines = [run("ps", "-ww", "-o", "args=", "-p", pid, check=False).strip() for pid in pids]
+        return [line for line in lines if line and "sshd" not in line]
+
+    def client(self) -> Client:
+        config = msgspec.yaml.decode(self.file.read_bytes())
+        urls = [f"http://{master['host']}:7070" for master in config["masters"]]
+        return Client(urls, token=(self.secrets / "token").read_text().strip())
+
+
+@contextmanager
+def lab(machines: str, directory: Path, environments: Path) -> Iterator[Lab]:
+    names = machines.split()
+    with Network(names) as network, SshMachines(network, directory / "ssh", environments=environments) as ssh:
+        made = Lab(network, ssh, directory)
+        yield made
+        left = {name: made.processes(name) for name in names}
+        for name in names:
+            for pid in run("ip", "netns", "pids", network.namespace(name)).split():
+                if "sshd" not in run("ps", "-o", "comm=", "-p", pid, check=False):
+                    run("kill", "-KILL", pid, check=False)
+        assert left == {name: [] for name in names}
+
+
+def actions(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {daemon["id"]: daemon["action"] for row in rows for daemon in row["daemons"] if daemon["action"]}
+
+
+def secrets_on(ssh: SshMachines, machine: str) -> dict[str, set[str]]:
+    """Returns the files of secrets on a machine, by daemon; asserts that nobody else may read them."""
+    found: dict[str, set[str]] = {}
+    for file in (ssh.home(machine) / ".local/state/depalma/clusters" / CLUSTER).glob("*/secrets/*"):
+        found.setdefault(file.parents[1].name, set()).add(file.name)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+    return found
+
+
+def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path: Path, environments: Path) -> None:
+    needs("sshd", "ssh", "ssh-keygen")
+    with lab("a b c d", tmp_path, environments) as made:
+        made.write({"m1": "a", "m2": "b", "m3": "c"}, {"h1": "b", "h2": "c", "h3": "d"})
+        made.ctl("init")
+
+        # Dry: nothing is there, and nothing gets there.
+        rows, _ = made.ctl("up", "--dry-run")
+        assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3"), "start")
+        assert all(row["installed"] for row in rows)
+        assert not list(environments.iterdir())
+
+        # The first machine installs, from wheels that come from here.
+        rows, said = made.ctl("up", "--offline")
+        assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3"), "started")
+        assert [row["state"] for row in rows] == ["ok"] * 4
+        assert "4 machines; none failed; changed" in said
+
+        # Each machine has its own secrets and no others, and none is on a command line.
+        agent = {"agent.token"}
+        assert secrets_on(made.ssh, "a") == {"master-m1": MASTER_FILES | {"master-m1.pem"}}
+        assert secrets_on(made.ssh, "b") == {"master-m2": MASTER_FILES | {"master-m2.pem"}, "agent-h1": agent}
+        assert secrets_on(made.ssh, "d") == {"agent-h3": agent}
+        tokens = [(made.secrets / name).read_text().strip() for name in ("token", "agent.token", "raft.secret")]
+        lines = "\n".join(line for name in "abcd" for line in made.processes(name))
+        assert "depalma.master" in lines
+        assert not [token for token in tokens if token in lines]
+
+        with made.client() as client:
+            assert client.command(["hostname"], array=6).wait(60).state == "succeeded"
+
+            # Again: nothing is changed, and it says so.
+            before = made.pids()
+            rows, said = made.ctl("up")
+            assert actions(rows) == {}
+            assert "nothing had to be changed" in said
+            assert made.pids() == before
+
+            # The connections go, the cluster stays.
+            for name in "abcd":
+                made.ssh.stop(name)
+            assert client.command(["hostname"], array=3).wait(60).state == "succeeded"
+            for name in "abcd":
+                made.ssh.start(name)
+                made.ssh.wait(name)
+            assert made.pids() == before
+
+            # One line of the file is changed: one daemon is restarted.
+            made.change(lambda config: config["hosts"][1].update(slots=3))
+            rows, _ = made.ctl("up", "--dry-run")
+            assert actions(rows)["h2"] == "restart"
+            rows, _ = made.ctl("up")
+            assert {name for name, action in actions(rows).items() if action == "restarted"} == {"h2"}
+            after = made.pids()
+            assert {name for name in before if before[name] != after[name]} == {"h2"}
+
+        rows, said = made.ctl("down")
+        assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3"), "stopped")
+        assert [made.processes(name) for name in "abcd"] == [[]] * 4
+        rows, said = made.ctl("down")
+        assert "nothing ran" in said
+        rows, _ = made.ctl("status", code=1)
+        assert {row["state"] for row in rows} == {"failed"}
+
+
+def test_machines_that_fail_are_named_and_the_others_go_on(
+    needs: Callable[..., None], tmp_path: Path, environments: Path
+) -> None:
+    needs("sshd", "ssh", "ssh-keygen")
+    with lab("a b c d", tmp_path, environments) as made:
+        made.write({"m1": "a"}, {"h1": "a", "h2": "b", "h3": "c", "h4": "d"})
+        made.ctl("init")
+        made.ssh.stop("b")
+        made.ssh.stop("c")
+        made.ssh.start("c", authorized_keys="wrong_key.pub")
+        made.ssh.wait("c")
+
+        rows, said = made.ctl("up", code=1)
+
+        assert [row["state"] for row in rows] == ["ok", "failed", "failed", "ok"]
+        assert "Connection refused" in rows[1]["reason"]
+        assert "Permission denied (publickey)" in rows[2]["reason"]
+        assert actions(rows) == dict.fromkeys(("m1", "h1", "h4"), "started")
+        assert f"2 failed: {made.network.address('b')}, {made.network.address('c')}" in said
+        with made.client() as client:
+            assert {host.name for host in client.hosts() if host.state == "up"} == {"h1", "h4"}
+
+        made.ssh.start("b")
+        made.ssh.wait("b")
+        rows, _ = made.ctl("up", code=1)
+        assert actions(rows) == {"h2": "started"}
+        made.ctl("down", code=1)
