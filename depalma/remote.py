@@ -1,4 +1,4 @@
-"""The agent's entry: `depalma-agent --config FILE --name h1`.
+"""The agent's entry: `depalma-agent --config FILE --name h1`; `depalma-agent install --user …` (agent/unit.py).
 
 Exit codes: 0 told to stop · 2 usage or configuration · 3 the cluster refuses this agent, or its host was removed (do
 not restart) · 4 cut off from all leaders for a whole lease, everything was killed · 5 another agent uses the folder ·
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from depalma import config as cluster_file
+from depalma.agent import unit
 from depalma.agent.driver import Agent
 from depalma.agent.store import FolderInUse
 from depalma.errors import ConfigError
@@ -33,11 +34,14 @@ async def _run(agent: Agent) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the agent in the foreground."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["install"]:
+        sys.exit(unit.main(words[1:]))
     parser = argparse.ArgumentParser(prog="depalma-agent", description="Runs the tasks of a Depalma cluster here.")
     parser.add_argument("--config", required=True, type=Path, help="the cluster file")
     parser.add_argument("--name", required=True, help="this host's name: of the cluster file, or by `host add`")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     logging.basicConfig(
         level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

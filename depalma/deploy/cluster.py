@@ -320,6 +320,8 @@ class Deployment:
         done = self._ssh[machine.target].run(installing.KEEPER, *words, stdin=encode(order), timeout_s=timeout_s)
         if done.code == installing.NO_PYTHON:
             raise HostFailed("there is no Python 3.11 or newer with the module venv; --python names one elsewhere")
+        if done.code == installing.ORPHANED:
+            raise HostFailed("daemons are on record, but what was installed is gone; `cluster up` puts it back")
         if done.code == installing.NOT_INSTALLED and (facts := Facts.read(done.output)):
             outcome.facts = facts
             return

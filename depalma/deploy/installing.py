@@ -19,14 +19,15 @@ from depalma.deploy.ssh import HostFailed, Ssh
 from depalma.errors import ConfigError
 
 INSTALL_S = 600.0
-NOT_INSTALLED, NO_PYTHON = 90, 91
+NOT_INSTALLED, NO_PYTHON, ORPHANED = 90, 91, 92
 _PYTHON = "depalma-python "
 #: `$1` the release, `$2` an interpreter to try first, `$3` any: an environment of another release will do.
 KEEPER = (
-    'D=$HOME/.local/state/depalma/env; A=; if [ "$3" ]; then A=$(ls -dt "$D"/*/ 2>/dev/null); fi; '
+    'S=$HOME/.local/state/depalma; D=$S/env; A=; if [ "$3" ]; then A=$(ls -dt "$D"/*/ 2>/dev/null); fi; '
     'for E in "$D/$1-$(uname -m)" $A; do '
     'if [ -f "$E/complete" ] && "$E/bin/python" -c "" </dev/null 2>/dev/null; then '
     'exec "$E/bin/python" -P -m depalma.deploy.keeper; fi; done; '
+    f'if [ "$3" ] && ls "$S"/clusters/*/*/process.json >/dev/null 2>&1; then exit {ORPHANED}; fi; '
     "for P in $2 python3 python3.13 python3.12 python3.11 python3.14 $HOME/.pyenv/versions/3.1[1-9]*/bin/python; do "
     'F=$($P -c "import sys,sysconfig,venv; assert sys.version_info >= (3,11); '
     'print(sys.implementation.cache_tag, sysconfig.get_platform(), sys.executable)" 2>/dev/null </dev/null) '

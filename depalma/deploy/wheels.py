@@ -47,21 +47,23 @@ def pack_own(folder: Path) -> Path:
     return _pack(distribution, [*_own_files(), *about], folder)
 
 
+def required(name: str, *, deep: bool = False) -> list[str]:
+    """Returns what a distribution needs of what is installed here, with `deep` also what these need, and so on."""
+    found: list[str] = []
+    todo = [name]
+    while todo:
+        for needed in _requirements(_distribution(todo.pop())):
+            # What is not here is needed on other systems or Pythons only.
+            if needed not in found and needed != name and _is_installed(needed):
+                found.append(needed)
+                todo += [needed] if deep else []
+    return found
+
+
 def pack_dependencies(folder: Path) -> list[Path]:
     """Makes a wheel of each distribution that this release needs, as they are installed here. Errors: CannotPack."""
-    todo, seen, made = list(_requirements(_distribution(_OWN))), {_OWN}, []
-    while todo:
-        name = todo.pop()
-        if _normal(name) in seen:
-            continue
-        seen.add(_normal(name))
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except PackageNotFoundError:
-            continue  # needed on other systems or Pythons only
-        made.append(_pack(distribution, list(_installed(distribution)), folder))
-        todo += _requirements(distribution)
-    return made
+    found = map(_distribution, required(_OWN, deep=True))
+    return [_pack(distribution, list(_installed(distribution)), folder) for distribution in found]
 
 
 def pack_pip(folder: Path) -> Path:
@@ -114,11 +116,15 @@ def _requirements(distribution: Distribution) -> Iterator[str]:
     for line in distribution.requires or ():
         requirement, _, marker = line.partition(";")
         if (name := _NAME.match(requirement.strip())) and "extra" not in marker:
-            yield name[0]
+            yield re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _pack(distribution: Distribution, members: Iterable[Member], folder: Path) -> Path:

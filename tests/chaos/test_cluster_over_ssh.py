@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from depalma.client.client import Client
 from depalma.testing.chaos.network import Network
 from depalma.testing.chaos.shell import run
 from depalma.testing.chaos.sshd import SshMachines
+from depalma.testing.chaos.waiting import wait_until
 
 CLUSTER = "lab"
 ROOT = Path(__file__).parents[2]
@@ -70,9 +73,21 @@ class Lab:
 
     def processes(self, machine: str) -> list[str]:
         """Returns what runs on the machine, other than sshd."""
-        pids = run("ip", "netns", "pids", self.network.namespace(machine)).split()
-        lines = [run("ps", "-ww", "-o", "args=", "-p", pid, check=False).strip() for pid in pids]
+        lines = [self.command(pid) for pid in self.pids_of(machine)]
         return [line for line in lines if line and "sshd" not in line]
+
+    def pids_of(self, machine: str) -> list[str]:
+        return run("ip", "netns", "pids", self.network.namespace(machine)).split()
+
+    def command(self, pid: str) -> str:
+        return run("ps", "-ww", "-o", "args=", "-p", pid, check=False).strip()
+
+    def clear(self) -> None:
+        """Kills what a test that failed has left."""
+        for name in self.network.names:
+            for pid in self.pids_of(name):
+                if "sshd" not in self.command(pid):
+                    run("kill", "-KILL", pid, check=False)
 
     def client(self) -> Client:
         config = msgspec.yaml.decode(self.file.read_bytes())
@@ -85,12 +100,11 @@ def lab(machines: str, directory: Path, environments: Path) -> Iterator[Lab]:
     names = machines.split()
     with Network(names) as network, SshMachines(network, directory / "ssh", environments=environments) as ssh:
         made = Lab(network, ssh, directory)
-        yield made
-        left = {name: made.processes(name) for name in names}
-        for name in names:
-            for pid in run("ip", "netns", "pids", network.namespace(name)).split():
-                if "sshd" not in run("ps", "-o", "comm=", "-p", pid, check=False):
-                    run("kill", "-KILL", pid, check=False)
+        try:
+            yield made
+            left = {name: made.processes(name) for name in names}
+        finally:
+            made.clear()
         assert left == {name: [] for name in names}
 
 
@@ -200,3 +214,44 @@ def test_machines_that_fail_are_named_and_the_others_go_on(
         rows, _ = made.ctl("up", code=1)
         assert actions(rows) == {"h2": "started"}
         made.ctl("down", code=1)
+
+
+def kill_cluster(made: Lab) -> str:
+    argv = [sys.executable, str(ROOT / "bin/kill_cluster.py"), "-f", str(made.file), "-F", str(made.ssh.config)]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_what_a_killed_down_leaves_is_found_by_its_record(
+    needs: Callable[..., None], tmp_path: Path, environments: Path
+) -> None:
+    needs("sshd", "ssh", "ssh-keygen")
+    with lab("a b", tmp_path, environments) as made:
+        made.write({"m1": "a"}, {"h1": "a", "h2": "b"})
+        made.ctl("init")
+        made.ctl("up", "--offline")
+        pids = made.pids()
+        with made.client() as client:
+            job = client.command(["sh", "-c", "setsid sleep 600 & sleep 600"], array=2)
+            wait_until(lambda: len(job.tasks("running")) == 2, within_s=30, what="two tasks run")
+
+        # One machine cannot be reached; while `down` waits for it, it is killed.
+        made.network.cut("b", ["a", "hub"])
+        argv = [sys.executable, "-m", "depalma.ctl", "cluster", "down", "-f", str(made.file)]
+        down = subprocess.Popen([*argv, "-F", str(made.ssh.config)], start_new_session=True)
+        wait_until(lambda: not Path(f"/proc/{pids['h1']}").exists(), within_s=30, what="the other agent has ended")
+        os.killpg(down.pid, signal.SIGKILL)  # with its ssh, which would still deliver the order
+        down.wait()
+        assert Path(f"/proc/{pids['m1']}").exists()
+        # There, the agent dies and its supervisor is frozen: nobody is left who would end the tasks.
+        (supervisor,) = [int(pid) for pid in made.pids_of("b") if "monitor.py" in made.command(pid)]
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(pids["h2"], signal.SIGKILL)
+        made.network.heal()
+        assert len([line for line in made.processes("b") if "sleep" in line]) == 3
+
+        said = kill_cluster(made)
+
+        assert f"{made.network.address('b')}: agent h2 ended" in said
+        assert f"{made.network.address('a')}: master m1 ended" in said
+        assert [made.processes(name) for name in "ab"] == [[], []]
+        assert kill_cluster(made) == "nothing was left on 2 machines\n"

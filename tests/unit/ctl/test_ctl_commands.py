@@ -76,6 +76,9 @@ WRITES = {
 ALONE = {
     "dev",
     "cluster init",
+    "cluster up",
+    "cluster down",
+    "cluster status",
     "context add",
     "context use",
     "context rm",
