@@ -318,6 +318,25 @@ class NoteOwner(Command, frozen=True, tag="host.note_owner"):
     reason: str
     step: str
     suspended: bool
+
+
+class InviteHost(Command, frozen=True, tag="host.invite"):
+    """Lets a machine that knows the secret join as this host, once, until it expires. The log has the hash only."""
+
+    request: str
+    secret_hash: str
+    host: str
+    expires_at: float
+    at: float
+    by: str = ""
+
+
+class JoinHost(Command, frozen=True, tag="host.join"):
+    """Uses an invitation; `request` is the joining machine's own, and needed."""
+
+    request: str
+    secret_hash: str
+    address: str
     at: float
 
 
@@ -356,6 +375,8 @@ AnyCommand = (
     | ReplayWebhook
     | TryWebhook
     | DeliverWebhooks
+    | InviteHost
+    | JoinHost
 )
 
 _encoder = msgspec.msgpack.Encoder()
