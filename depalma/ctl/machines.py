@@ -85,7 +85,7 @@ def up(
     settings = {"wheelhouse": wheelhouse, "offline": offline, "python": python, "wait_s": wait_s}
     with _deployment(session, file, ssh_config, **settings) as deployment:
         outcomes = deployment.plan() if dry_run else deployment.up()
-        _show(session, outcomes)
+        _show(session, outcomes, install="install" if dry_run else "installed")
         for name in deployment.without_address():
             session.narrate(f"host {name} has no address in {file}: its agent has to be started there")
         if dry_run:
@@ -96,7 +96,7 @@ def up(
                 session.warn(problem)
             changed = any(outcome.changed for outcome in outcomes)
             _sum_up(session, outcomes, "changed" if changed else "nothing had to be changed")
-            if changed and not problem:
+            if any(r.role == "master" and r.did == "started" for o in outcomes for r in o.reports) and not problem:
                 urls = ",".join(master.url for master in deployment.config.masters)
                 token = deployment.secrets / "token"
                 name = deployment.config.cluster
@@ -155,11 +155,11 @@ def _deployment(session: Session, file: Path, ssh_config: Path | None, **setting
         yield deployment
 
 
-def _show(session: Session, outcomes: list[Outcome]) -> None:
-    show_rows(session, [_row(outcome) for outcome in outcomes], _COLUMNS, key="machine")
+def _show(session: Session, outcomes: list[Outcome], *, install: str = "installed") -> None:
+    show_rows(session, [_row(outcome, install) for outcome in outcomes], _COLUMNS, key="machine")
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: Outcome, install: str) -> dict[str, Any]:
     daemons = [
         {
             "role": report.role,
@@ -177,7 +177,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     return {
         "machine": outcome.machine,
         "state": "failed" if outcome.failed else "ok",
-        "installed": outcome.installed,
+        "release": install if outcome.installed else None,
         "version": outcome.version,
         "daemons": daemons,
         "reason": "; ".join(filter(None, reasons)),
@@ -185,7 +185,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _daemons(row: Row) -> str:
-    parts = ["installed"] if row["installed"] else []
+    parts = [row["release"]] if row["release"] else []
     for daemon in row["daemons"]:
         word = daemon["action"] or ("running" if daemon["running"] else "stopped")
         note = "" if daemon["in_file"] else " (not in the file)"

@@ -200,8 +200,8 @@ class Deployment:
             for machine, daemons in work
             if (chosen := [daemon for daemon in daemons if self._has_to_be_touched(machine, daemon)])
         }
-        names = [daemon.id for _, chosen in todo.values() for daemon in chosen]
-        if names:
+        both = [(machine, daemon) for machine, chosen in todo.values() for daemon in chosen]
+        if names := [daemon.id for machine, daemon in both if not self._only_files(machine, daemon)]:
             self._tell(f"starting {', '.join(names)}")
         self._each([machine for machine, _ in todo.values()], lambda m: self._keeper(m, "start", todo[m.target][1]))
 
@@ -212,6 +212,10 @@ class Deployment:
     def _stale(self, machine: Machine, daemon: DaemonOrder) -> bool:
         report = self._report(machine, daemon)
         return report is not None and report.running and report.differs == "restart"
+
+    def _only_files(self, machine: Machine, daemon: DaemonOrder) -> bool:
+        report = self._report(machine, daemon)
+        return report is not None and report.running and report.differs == "files"
 
     def _has_to_be_touched(self, machine: Machine, daemon: DaemonOrder) -> bool:
         report = self._report(machine, daemon)

@@ -87,7 +87,7 @@ class Ssh:
             raise HostFailed("there is no ssh here: install the OpenSSH client") from None
         result = Done(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
         if result.code == _NO_CONVERSATION:
-            raise HostFailed(f"ssh: {result.last_error()}")
+            raise HostFailed(f"ssh: {result.last_error().removeprefix('ssh: ')}")
         return result
 
     def close(self) -> None:

@@ -318,6 +318,7 @@ class NoteOwner(Command, frozen=True, tag="host.note_owner"):
     reason: str
     step: str
     suspended: bool
+    at: float
 
 
 class InviteHost(Command, frozen=True, tag="host.invite"):

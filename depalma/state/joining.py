@@ -8,6 +8,7 @@ from __future__ import annotations
 from depalma.state.checks import bad_digest, bad_field, bad_name, bad_range
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AddHost, Applied, InviteHost, JoinHost, Rejected
+from depalma.state.event_log import Detail
 from depalma.state.invitations import Invitation
 from depalma.state.membership import add_host
 
@@ -31,7 +32,7 @@ def invite_host(state: ClusterState, command: InviteHost) -> Applied | Rejected:
         return Rejected("too_many", f"{MAX_OPEN} invitations have not expired; wait for one to do so")
     kept[command.secret_hash] = Invitation(command.secret_hash, command.host, command.expires_at, command.by)
     state.invitations = kept
-    detail = {"by": command.by, "expires_at": command.expires_at}
+    detail: Detail = {"by": command.by, "expires_at": command.expires_at}
     state.events.add("host.invited", command.at, host=command.host, detail=detail)
     state.answers.keep("invite_host", command.request, None, command.at)
     return Applied(None, state.version)
@@ -57,6 +58,5 @@ def join_host(state: ClusterState, command: JoinHost) -> Applied | Rejected:
         added = add_host(state, AddHost("", invitation.host, (), {}, 0, 0, 0, command.at, from_file=False))
         assert isinstance(added, Applied)
     state.invitations = {**state.invitations, command.secret_hash: invitation.used(command.request)}
-    detail = {"address": command.address}
-    state.events.add("host.joined", command.at, host=invitation.host, detail=detail)
+    state.events.add("host.joined", command.at, host=invitation.host, detail={"address": command.address})
     return Applied(None, state.version)

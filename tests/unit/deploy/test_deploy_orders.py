@@ -21,9 +21,9 @@ def test_an_answer_is_found_among_what_login_scripts_print() -> None:
 
 
 def test_the_python_of_a_machine_may_have_spaces_in_its_path() -> None:
-    output = b"hello\ndepalma-python cpython-312 linux-x86_64 /home/a b/bin/python3\n"
+    output = b"hello\ndepalma-python cpython-312 linux-x86_64 /opt/a b/bin/python3\n"
 
-    assert Facts.read(output) == Facts("cpython-312", "linux-x86_64", "/home/a b/bin/python3")
+    assert Facts.read(output) == Facts("cpython-312", "linux-x86_64", "/opt/a b/bin/python3")
     assert Facts.read(b"depalma-python oops\n") is None
 
 

@@ -378,20 +378,14 @@ class Fuzzer(WebhookMakers):
             return c.DrainHost(request, host, rng.choice([None, now + 5, float("nan"), -1.0]), now, "update", "ann")
         return c.UndrainHost(request, host, now)
 
-    def invitation(self) -> c.AnyCommand:
-        rng, now = self.rng, self.bench.now
-        secret = rng.choice(["1", "2", "3", "x"]) * 64
-        if rng.random() < 0.5:
-            return c.JoinHost(self.request(), secret, "10.0.0.9", now)
-        until = rng.choice([now + 5, now + 5000, now - 1, float("nan")])
-        return c.InviteHost(self.request(), secret, rng.choice([self.host_name(), "h7", "bad name"]), until, now, "ann")
-
     def group(self) -> c.AnyCommand:
         rng, request, now = self.rng, self.request(), self.bench.now
         hosts = tuple(sorted({self.host_name() for _ in range(rng.randint(0, 2))}))
         group = rng.choice(["g", "g", "fast", "bad name"])
         if rng.random() < 0.2:
-            return self.invitation()
+            secret, until = rng.choice("123x") * 64, now + rng.choice([5, 5000, -1])
+            invite = c.InviteHost(request, secret, self.host_name(), until, now, "ann")
+            return rng.choice([invite, c.JoinHost(request, secret, "10.0.0.9", now)])
         if rng.random() < 0.3:
             return c.RemoveGroup(request, group, hosts, rng.random() < 0.5, now)
         return rng.choice([c.SetGroup, c.AddToGroup])(request, group, hosts, now)
