@@ -245,6 +245,10 @@ class Deployment:
                 for host in self.config.hosts:
                     if host.name not in known:
                         _add(client, host)
+                members = {master.id for master in client.masters()}
+                for master in self.config.masters:
+                    if master.id not in members:
+                        self._tell(f"{master.id} waits to be added: depalmactl master add {master.id} -f FILE")
         except DepalmaError as error:
             self._cluster_problem(f"the cluster does not answer: {error}")
 

@@ -192,27 +192,35 @@ def test_machines_that_fail_are_named_and_the_others_go_on(
 ) -> None:
     needs("sshd", "ssh", "ssh-keygen")
     with lab("a b c d", tmp_path, environments) as made:
-        made.write({"m1": "a"}, {"h1": "a", "h2": "b", "h3": "c", "h4": "d"})
+        made.write({"m1": "a", "m2": "b", "m3": "d"}, {"h1": "a", "h2": "b", "h3": "c", "h4": "d"})
         made.ctl("init")
         made.ssh.stop("b")
         made.ssh.stop("c")
         made.ssh.start("c", authorized_keys="wrong_key.pub")
         made.ssh.wait("c")
 
-        rows, said = made.ctl("up", code=1)
+        rows, said = made.ctl("up", "--offline", code=1)
 
         assert [row["state"] for row in rows] == ["ok", "failed", "failed", "ok"]
         assert "Connection refused" in rows[1]["reason"]
         assert "Permission denied (publickey)" in rows[2]["reason"]
-        assert actions(rows) == dict.fromkeys(("m1", "h1", "h4"), "started")
+        assert actions(rows) == dict.fromkeys(("m1", "m3", "h1", "h4"), "started")
         assert f"2 failed: {made.network.address('b')}, {made.network.address('c')}" in said
         with made.client() as client:
             assert {host.name for host in client.hosts() if host.state == "up"} == {"h1", "h4"}
 
         made.ssh.start("b")
         made.ssh.wait("b")
-        rows, _ = made.ctl("up", code=1)
-        assert actions(rows) == {"h2": "started"}
+        rows, _ = made.ctl("up", "--offline", code=1)
+        assert actions(rows) == {"m2": "started", "h2": "started"}
+        # A master that comes later finds the cluster that is there.
+        with made.client() as client:
+            wait_until(
+                lambda: sorted(master.role for master in client.masters()),
+                lambda roles: roles == ["follower", "follower", "leader"],
+                within_s=30,
+                what="three masters are one cluster",
+            )
         made.ctl("down", code=1)
 
 
