@@ -19,6 +19,7 @@ from depalma.certificates import member_of
 from depalma.errors import ConfigError, DepalmaError
 
 _PREFIX = "depalma-join-1."
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
 
 
@@ -48,9 +49,12 @@ class Invitation(Struct, frozen=True, array_like=True):
         data = text.removeprefix(_PREFIX)
         try:
             raw = base64.b64decode(data + "=" * (-len(data) % 4), altchars=b"-_", validate=True)
-            return msgspec.msgpack.decode(raw, type=cls)
+            found = msgspec.msgpack.decode(raw, type=cls)
         except (binascii.Error, msgspec.MsgspecError, UnicodeDecodeError, ValueError):
             raise ConfigError("--join: the string is damaged: was all of it copied?") from None
+        if not (_NAME.fullmatch(found.host) and found.masters):  # the name becomes a folder's
+            raise ConfigError("--join: the string names no host, or no masters")
+        return found
 
     def __repr__(self) -> str:
         """Leaves the secret out."""

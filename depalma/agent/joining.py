@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -48,7 +49,8 @@ class CannotJoin(DepalmaError):
 
 def folder_of(invitation: Invitation) -> Path:
     """Returns where the files of a machine that joined are kept."""
-    return Path("~/.local/state/depalma/joined").expanduser() / invitation.cluster / invitation.host
+    cluster = re.sub(r"[^A-Za-z0-9_-]", "_", invitation.cluster)  # it may have any name
+    return Path("~/.local/state/depalma/joined").expanduser() / cluster / invitation.host
 
 
 async def join(invitation: Invitation, folder: Path, *, patience_s: float = PATIENCE_S) -> Path:

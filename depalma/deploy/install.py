@@ -29,7 +29,8 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if works(target):
             return 0
-        shutil.rmtree(target, ignore_errors=True)
+        for left in (target, *target.parent.glob(".wheels-*")):  # of one that was cut off
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheels-") as wheels:
             unpack(Path(wheels))
             # Without pip: Debian's Python has none for environments unless python3-venv was installed.

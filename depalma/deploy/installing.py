@@ -111,12 +111,20 @@ class Parcels:
 
 
 def _fetch(facts: Facts, folder: Path) -> list[Path]:
-    """Asks this machine's package index for wheels that fit the other one."""
-    own = wheels.pack_own(Path(tempfile.mkdtemp(dir=folder)))
+    """Asks this machine's package index for wheels that fit the other one.
+
+    What is the same for all machines may be what is installed here: some projects publish no wheels.
+    """
+    here = Path(tempfile.mkdtemp(dir=folder))
+    own = wheels.pack_own(here)
+    for wheel in wheels.pack_dependencies(here):
+        if not wheel.name.endswith("-none-any.whl"):
+            wheel.unlink()
     version = facts.tag.removeprefix("cpython-")
     machine = facts.platform.removeprefix("linux-")
     words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    words += ["--only-binary=:all:", "--dest", str(folder), "--implementation", "cp", "--python-version", version]
+    words += ["--only-binary=:all:", "--find-links", str(here), "--dest", str(folder)]
+    words += ["--implementation", "cp", "--python-version", version]
     for glibc in range(17, 29):
         words += ["--platform", f"manylinux_2_{glibc}_{machine}"]
     words += ["--platform", f"manylinux2014_{machine}", str(own)]

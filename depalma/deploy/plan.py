@@ -14,6 +14,7 @@ from depalma.config import ClusterConfig, HostConfig, MasterConfig
 from depalma.deploy.orders import DaemonOrder, digest
 from depalma.errors import ConfigError
 
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _TARGET = re.compile(r"^[^\s-]\S*$")
 _MASTER_SECRETS = ("token", "agent.token", "raft.secret", AUTHORITY_FILE)
 #: These are read when a master starts; it looks at its certificates by itself.
@@ -33,6 +34,10 @@ class Machine(Struct, frozen=True):
 
 def machines(config: ClusterConfig, secrets: Path, release: str) -> list[Machine]:
     """Returns the machines in the order of the file; hosts without an address are left out. Errors: ConfigError."""
+    if not _NAME.match(config.cluster):  # it names folders on the machines
+        raise ConfigError(
+            f"cluster: {config.cluster!r} given; allowed here: letters, digits, '.', '_', '-', at most 63"
+        )
     found: dict[str, list[DaemonOrder]] = {}
     for master in config.masters:
         found.setdefault(_target(master, f"masters.{master.id}"), []).append(_master(config, master, secrets, release))

@@ -16,6 +16,8 @@ from depalma.errors import DepalmaError
 CONNECT_S = 10
 #: The connection outlives a depalmactl that was killed by so much.
 PERSIST_S = 60
+#: The path of a socket has room for 107 bytes, of which ssh needs 75 for its own part.
+_LONGEST_FOLDER = 30
 #: What ssh itself returns when there was no conversation.
 _NO_CONVERSATION = 255
 
@@ -41,7 +43,9 @@ class Sockets:
     """The folder of control sockets, short as their paths must be. Use it as a context."""
 
     def __enter__(self) -> Path:
-        self._folder = tempfile.TemporaryDirectory(prefix="dpc-")
+        usual = tempfile.gettempdir()
+        place = usual if len(usual) <= _LONGEST_FOLDER else "/tmp"
+        self._folder = tempfile.TemporaryDirectory(prefix="dpc-", dir=place)
         return Path(self._folder.name)
 
     def __exit__(self, *_: object) -> None:
@@ -63,6 +67,8 @@ class Ssh:
             "ControlPersist": PERSIST_S,
             "ForwardAgent": "no",
             "ForwardX11": "no",
+            "ClearAllForwardings": "yes",  # a forwarded port may be in use by the user's own session
+            "RemoteCommand": "none",
             "LogLevel": "ERROR",
         }
         pairs = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from depalma.errors import ConfigError
@@ -55,6 +56,12 @@ def test_half_a_string_is_refused(secrets: Path) -> None:
     for length in range(len(text)):
         with pytest.raises(ConfigError):
             Invitation.read(text[:length])
+
+
+@pytest.mark.parametrize("change", [{"host": "../x"}, {"host": ""}, {"masters": ()}])
+def test_a_string_that_cannot_be_right_is_refused(secrets: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"names no host, or no masters"):
+        Invitation.read(msgspec.structs.replace(invitation(secrets), **change).text())
 
 
 def test_only_the_authority_of_the_string_is_believed(secrets: Path, others: Path) -> None:

@@ -102,6 +102,12 @@ def test_an_address_is_no_option_of_ssh(secrets: Path) -> None:
         plan.machines(parsed(TEXT.replace("bob@laptop", "-oProxyCommand=x")), secrets, "r1")
 
 
+@pytest.mark.parametrize("name", ["../x", "a b", ".", ""])
+def test_the_name_of_the_cluster_becomes_a_folder(secrets: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^cluster: "):
+        plan.machines(msgspec.structs.replace(parsed(), cluster=name), secrets, "r1")
+
+
 def test_missing_secrets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"token: cannot be read.*cluster init"):
         plan.machines(parsed(), tmp_path, "r1")
