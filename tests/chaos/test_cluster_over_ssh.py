@@ -66,6 +66,11 @@ class Lab:
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout), done.stderr
 
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Starts `depalmactl cluster …` in a process group of its own."""
+        argv = [sys.executable, "-m", "depalma.ctl", "cluster", *words, "-f", str(self.file)]
+        return subprocess.Popen([*argv, "-F", str(self.ssh.config)], start_new_session=True)
+
     def pids(self) -> dict[str, int]:
         """Returns the daemons that run."""
         rows, _ = self.ctl("status")
@@ -225,6 +230,12 @@ def test_machines_that_fail_are_named_and_the_others_go_on(
         made.ctl("down", code=1)
 
 
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """With its ssh, which would still deliver the order."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def kill_cluster(made: Lab) -> str:
     argv = [sys.executable, str(ROOT / "bin/kill_cluster.py"), "-f", str(made.file), "-F", str(made.ssh.config)]
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
@@ -237,19 +248,24 @@ def test_what_a_killed_down_leaves_is_found_by_its_record(
     with lab("a b", tmp_path, environments) as made:
         made.write({"m1": "a"}, {"h1": "a", "h2": "b"})
         made.ctl("init")
+        # An `up` that is killed half way: the next one goes on from there, and starts nothing twice.
+        up = made.begin("up", "--offline")
+        record = made.ssh.home("a") / ".local/state/depalma/clusters" / CLUSTER / "master-m1/process.json"
+        wait_until(record.exists, within_s=120, what="the master is on record")
+        kill_group(up)
         made.ctl("up", "--offline")
         pids = made.pids()
+        daemons = [line for name in "ab" for line in made.processes(name) if " -m depalma." in line]
+        assert sorted(line.split()[-1] for line in daemons) == ["h1", "h2", "m1"]
         with made.client() as client:
             job = client.command(["sh", "-c", "setsid sleep 600 & sleep 600"], array=2)
             wait_until(lambda: len(job.tasks("running")) == 2, within_s=30, what="two tasks run")
 
         # One machine cannot be reached; while `down` waits for it, it is killed.
         made.network.cut("b", ["a", "hub"])
-        argv = [sys.executable, "-m", "depalma.ctl", "cluster", "down", "-f", str(made.file)]
-        down = subprocess.Popen([*argv, "-F", str(made.ssh.config)], start_new_session=True)
+        down = made.begin("down")
         wait_until(lambda: not Path(f"/proc/{pids['h1']}").exists(), within_s=30, what="the other agent has ended")
-        os.killpg(down.pid, signal.SIGKILL)  # with its ssh, which would still deliver the order
-        down.wait()
+        kill_group(down)
         assert Path(f"/proc/{pids['m1']}").exists()
         # There, the agent dies and its supervisor is frozen: nobody is left who would end the tasks.
         (supervisor,) = [int(pid) for pid in made.pids_of("b") if "monitor.py" in made.command(pid)]
