@@ -266,7 +266,10 @@ def obey(order: Order) -> Answer:
     folder = clusters_folder() / order.cluster
     here = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     reports: list[DaemonReport] = []
-    for name in dict.fromkeys((*named, *here)):
+    names = list(dict.fromkeys((*named, *here)))
+    if order.action in ("stop", "kill"):
+        names.sort(key=lambda name: not name.startswith("agent-"))  # an agent tells a master how its tasks ended
+    for name in names:
         daemon = Daemon(order.cluster, name)
         if order.only not in (None, daemon.role):
             continue
