@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 
 import msgspec
@@ -22,6 +23,8 @@ from depalma.joining import JoinAnswer, JoinRequest, authority_hash, hash_of
 from depalma.masters import known_masters, urls
 from depalma.state.commands import InviteHost, JoinHost
 from depalma.tunnel import MESSAGE_BYTES, Tunnel, TunnelFailed
+
+log = logging.getLogger(__name__)
 
 _INVITE = Body(InvitationToMake)
 #: For the whole talk of one machine: strangers may begin one.
@@ -86,8 +89,9 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
             told = msgspec.json.decode(await tunnel.read(), type=JoinRequest)
             answer = await _answer(api, told, request.remote or "")
             await tunnel.write(msgspec.json.encode(answer))
-    except (TimeoutError, TunnelFailed, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError):
-        pass  # a stranger, or it went away: it asks again if it still wants to join
+    except (TimeoutError, TunnelFailed, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # A stranger, or it went away: it asks again if it still wants to join.
+        log.debug("the talk with %s ended: %s", request.remote, error)
     finally:
         _talking.discard(websocket)
         await websocket.close()

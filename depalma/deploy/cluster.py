@@ -136,8 +136,7 @@ class Deployment:
         self._install()
         running = any(report.running for outcome in self._good() for report in outcome.reports if _is_master(report))
         self._masters(joining=running)
-        started = self._changes()
-        if started:
+        if self._changes() or any(self._starts(m, daemon) for m in self._reached() for daemon in m.only("agent")):
             self._introduce()
         self._agents()
         if self._changes():
@@ -183,12 +182,17 @@ class Deployment:
             for daemon in machine.only("master"):
                 if (daemon.role, daemon.id) not in restarts:
                     continue
-                if unwell := [o.machine for o in self._all() if any(_is_master(r) and r.problem for r in o.reports)]:
+                if unwell := self._with_unwell_masters():
                     self._tell(f"{daemon.id}: not restarted, as a master on {', '.join(unwell)} is not well")
                     outcome = self.outcomes[machine.target]
                     outcome.problem = outcome.problem or f"{daemon.id} was left as it was: another master is not well"
                     continue
                 self._order([(machine, [daemon])])
+
+    def _with_unwell_masters(self) -> list[str]:
+        """Returns the machines of which it is not certain that their masters are well."""
+        with_masters = [self.outcomes[machine.target] for machine in self.machines if machine.only("master")]
+        return [o.machine for o in with_masters if o.problem or any(_is_master(r) and r.problem for r in o.reports)]
 
     def _agents(self) -> None:
         self._order([(machine, machine.only("agent")) for machine in self._reached()])
@@ -212,6 +216,10 @@ class Deployment:
     def _stale(self, machine: Machine, daemon: DaemonOrder) -> bool:
         report = self._report(machine, daemon)
         return report is not None and report.running and report.differs == "restart"
+
+    def _starts(self, machine: Machine, daemon: DaemonOrder) -> bool:
+        report = self._report(machine, daemon)
+        return report is None or not report.running
 
     def _only_files(self, machine: Machine, daemon: DaemonOrder) -> bool:
         report = self._report(machine, daemon)

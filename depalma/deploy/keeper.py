@@ -30,6 +30,8 @@ from depalma.local.processes import Identity, alive, descendants, identify, send
 
 #: In the environment of every daemon and of what it starts: its folder. Finds what outlived the process on record.
 MARK = "DEPALMA_DEPLOYED"
+#: Among these is what a daemon said last; the gravest of them is its reason.
+_LAST_LINES = 10
 RECORD, LOG, LOCK = "process.json", "log", "lock"
 MASTER_START_S, AGENT_START_S = 30.0, 1.0
 FORCED_S = 5.0
@@ -183,7 +185,9 @@ class Daemon:
             lines = (self.folder / LOG).read_text(errors="replace").split("\n")
         except OSError:
             return "(no log)"
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "(the log is empty)")
+        lines = [line.strip() for line in lines if line.strip()][-_LAST_LINES:] or ["(the log is empty)"]
+        grave = [line for line in lines if " ERROR " in line or " CRITICAL " in line]
+        return (grave or lines)[-1][:300]
 
     def _last_words(self) -> str:
         """Returns what one that should run and does not said last."""

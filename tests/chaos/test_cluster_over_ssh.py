@@ -22,6 +22,8 @@ from depalma.testing.chaos.sshd import SshMachines
 from depalma.testing.chaos.waiting import wait_until
 
 CLUSTER = "lab"
+#: Each starts some twenty processes, several times, and installs once.
+pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parents[2]
 MASTER_FILES = {"token", "agent.token", "raft.secret", "ca.crt"}
 
@@ -71,11 +73,6 @@ class Lab:
         argv = [sys.executable, "-m", "depalma.ctl", "cluster", *words, "-f", str(self.file)]
         return subprocess.Popen([*argv, "-F", str(self.ssh.config)], start_new_session=True)
 
-    def pids(self) -> dict[str, int]:
-        """Returns the daemons that run."""
-        rows, _ = self.ctl("status")
-        return {daemon["id"]: daemon["pid"] for row in rows for daemon in row["daemons"] if daemon["running"]}
-
     def processes(self, machine: str) -> list[str]:
         """Returns what runs on the machine, other than sshd."""
         lines = [self.command(pid) for pid in self.pids_of(machine)]
@@ -113,6 +110,11 @@ def lab(machines: str, directory: Path, environments: Path) -> Iterator[Lab]:
         assert left == {name: [] for name in names}
 
 
+def pids(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Returns the daemons that run."""
+    return {daemon["id"]: daemon["pid"] for row in rows for daemon in row["daemons"] if daemon["running"]}
+
+
 def actions(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {daemon["id"]: daemon["action"] for row in rows for daemon in row["daemons"] if daemon["action"]}
 
@@ -144,6 +146,7 @@ def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path
         assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3"), "started")
         assert [row["state"] for row in rows] == ["ok"] * 4
         assert "4 machines; none failed; changed" in said
+        before = pids(rows)
 
         # Each machine has its own secrets and no others, and none is on a command line.
         agent = {"agent.token"}
@@ -159,11 +162,10 @@ def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path
             assert client.command(["hostname"], array=6).wait(60).state == "succeeded"
 
             # Again: nothing is changed, and it says so.
-            before = made.pids()
             rows, said = made.ctl("up")
             assert actions(rows) == {}
             assert "nothing had to be changed" in said
-            assert made.pids() == before
+            assert pids(rows) == before
 
             # The connections go, the cluster stays.
             for name in "abcd":
@@ -172,7 +174,8 @@ def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path
             for name in "abcd":
                 made.ssh.start(name)
                 made.ssh.wait(name)
-            assert made.pids() == before
+            rows, _ = made.ctl("status")
+            assert pids(rows) == before
 
             # One line of the file is changed: one daemon is restarted.
             made.change(lambda config: config["hosts"][1].update(slots=3))
@@ -180,11 +183,18 @@ def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path
             assert actions(rows)["h2"] == "restart"
             rows, _ = made.ctl("up")
             assert {name for name, action in actions(rows).items() if action == "restarted"} == {"h2"}
-            after = made.pids()
+            after = pids(rows)
             assert {name for name in before if before[name] != after[name]} == {"h2"}
 
+            # A new line: the cluster, which keeps its list of hosts itself, is told of it.
+            made.change(lambda config: config["hosts"].append({**config["hosts"][0], "name": "h4"}))
+            rows, _ = made.ctl("up")
+            assert actions(rows) == {"h4": "started", **dict.fromkeys(("m1", "m2", "m3"), "updated")}
+            assert client.host("h4").state == "up"
+            assert {name: pid for name, pid in pids(rows).items() if name != "h4"} == after
+
         rows, said = made.ctl("down")
-        assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3"), "stopped")
+        assert actions(rows) == dict.fromkeys(("m1", "m2", "m3", "h1", "h2", "h3", "h4"), "stopped")
         assert [made.processes(name) for name in "abcd"] == [[]] * 4
         rows, said = made.ctl("down")
         assert "nothing ran" in said
@@ -253,8 +263,8 @@ def test_what_a_killed_down_leaves_is_found_by_its_record(
         record = made.ssh.home("a") / ".local/state/depalma/clusters" / CLUSTER / "master-m1/process.json"
         wait_until(record.exists, within_s=120, what="the master is on record")
         kill_group(up)
-        made.ctl("up", "--offline")
-        pids = made.pids()
+        rows, _ = made.ctl("up", "--offline")
+        running = pids(rows)
         daemons = [line for name in "ab" for line in made.processes(name) if " -m depalma." in line]
         assert sorted(line.split()[-1] for line in daemons) == ["h1", "h2", "m1"]
         with made.client() as client:
@@ -264,13 +274,13 @@ def test_what_a_killed_down_leaves_is_found_by_its_record(
         # One machine cannot be reached; while `down` waits for it, it is killed.
         made.network.cut("b", ["a", "hub"])
         down = made.begin("down")
-        wait_until(lambda: not Path(f"/proc/{pids['h1']}").exists(), within_s=30, what="the other agent has ended")
+        wait_until(lambda: not Path(f"/proc/{running['h1']}").exists(), within_s=30, what="the other agent has ended")
         kill_group(down)
-        assert Path(f"/proc/{pids['m1']}").exists()
+        assert Path(f"/proc/{running['m1']}").exists()
         # There, the agent dies and its supervisor is frozen: nobody is left who would end the tasks.
         (supervisor,) = [int(pid) for pid in made.pids_of("b") if "monitor.py" in made.command(pid)]
         os.kill(supervisor, signal.SIGSTOP)
-        os.kill(pids["h2"], signal.SIGKILL)
+        os.kill(running["h2"], signal.SIGKILL)
         made.network.heal()
         assert len([line for line in made.processes("b") if "sleep" in line]) == 3
 
