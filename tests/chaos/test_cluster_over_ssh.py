@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +38,13 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Lab:
     """A cluster file and the machines that it names."""
 
-    def __init__(self, network: Network, ssh: SshMachines, directory: Path) -> None:
+    def __init__(self, network: Network, ssh: SshMachines, directory: Path, temporary: str) -> None:
         self.network = network
         self.ssh = ssh
         self.file = directory / "lab.yaml"
         self.secrets = directory / "secrets"
+        #: a short one, for the sockets of ssh, which a killed depalmactl leaves behind
+        self.environ = {**os.environ, "TMPDIR": temporary}
 
     def write(self, masters: dict[str, str], hosts: dict[str, str], **settings: Any) -> None:
         """`masters` and `hosts`: id → machine."""
@@ -64,14 +67,14 @@ class Lab:
         """Returns what `depalmactl cluster …` printed: data, and what it said to people."""
         own = ["-F", str(self.ssh.config)] if words[0] != "init" else []
         argv = [sys.executable, "-m", "depalma.ctl", "cluster", *words, *own, "-f", str(self.file), "-o", "json"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300, env=self.environ)
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout), done.stderr
 
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         """Starts `depalmactl cluster …` in a process group of its own."""
         argv = [sys.executable, "-m", "depalma.ctl", "cluster", *words, "-f", str(self.file)]
-        return subprocess.Popen([*argv, "-F", str(self.ssh.config)], start_new_session=True)
+        return subprocess.Popen([*argv, "-F", str(self.ssh.config)], start_new_session=True, env=self.environ)
 
     def processes(self, machine: str) -> list[str]:
         """Returns what runs on the machine, other than sshd."""
@@ -100,8 +103,12 @@ class Lab:
 @contextmanager
 def lab(machines: str, directory: Path, environments: Path) -> Iterator[Lab]:
     names = machines.split()
-    with Network(names) as network, SshMachines(network, directory / "ssh", environments=environments) as ssh:
-        made = Lab(network, ssh, directory)
+    with (
+        tempfile.TemporaryDirectory(prefix="dps-") as temporary,
+        Network(names) as network,
+        SshMachines(network, directory / "ssh", environments=environments) as ssh,
+    ):
+        made = Lab(network, ssh, directory, temporary)
         try:
             yield made
             left = {name: made.processes(name) for name in names}
