@@ -13,6 +13,7 @@ from depalma.certificates import AUTHORITY_FILE, member_file
 from depalma.config import ClusterConfig, HostConfig, MasterConfig
 from depalma.deploy.orders import DaemonOrder, digest
 from depalma.errors import ConfigError
+from depalma.ownership import OwnerPolicy
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _TARGET = re.compile(r"^[^\s-]\S*$")
@@ -81,8 +82,8 @@ def _agent(config: ClusterConfig, host: HostConfig, secrets: Path, release: str)
     token = _read(secrets / "agent.token")
     alone = msgspec.structs.replace(config, hosts=(host,))
     files = {"secrets/agent.token": token, "cluster.yaml": _config_file(alone)}
-    # Groups, labels and priority are the masters' business: a task is not ended for them.
-    reads = msgspec.structs.replace(own, groups=(), labels={}, priority=0)
+    # Groups, labels, priority and the owner's wishes are the masters' business: a task is not ended for them.
+    reads = msgspec.structs.replace(own, groups=(), labels={}, priority=0, owner=OwnerPolicy())
     return DaemonOrder(
         role="agent",
         id=host.name,

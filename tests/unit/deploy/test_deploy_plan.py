@@ -80,6 +80,7 @@ def test_only_what_must_be_is_restarted(secrets: Path) -> None:
     assert changed(msgspec.structs.replace(config, settings=settings), secrets) == others
     assert changed(parsed(TEXT.replace("{name: h1, host", "{name: h1, slots: 2, host")), secrets) == {"agent-h1"}
     assert changed(parsed(TEXT.replace("{name: h1, host", "{name: h1, groups: [g], host")), secrets) == set()
+    assert changed(parsed(TEXT.replace("{name: h1, host", "{name: h1, owner: {idle_s: 9}, host")), secrets) == set()
     assert changed(parsed(TEXT.replace("root@two", "root@other")), secrets) == set()
     assert changed(parsed(TEXT.replace("host: 10.0.0.3", "host: 10.0.0.3, port: 80")), secrets) == {"master-m3"}
     assert changed(parsed(TEXT + "  - {name: h4, host: 10.0.0.4}\n"), secrets) == {"agent-h4"}

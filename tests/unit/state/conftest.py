@@ -382,10 +382,6 @@ class Fuzzer(WebhookMakers):
         rng, request, now = self.rng, self.request(), self.bench.now
         hosts = tuple(sorted({self.host_name() for _ in range(rng.randint(0, 2))}))
         group = rng.choice(["g", "g", "fast", "bad name"])
-        if rng.random() < 0.2:
-            secret, until = rng.choice("123x") * 64, now + rng.choice([5, 5000, -1])
-            invite = c.InviteHost(request, secret, self.host_name(), until, now, "ann")
-            return rng.choice([invite, c.JoinHost(request, secret, "10.0.0.9", now)])
         if rng.random() < 0.3:
             return c.RemoveGroup(request, group, hosts, rng.random() < 0.5, now)
         return rng.choice([c.SetGroup, c.AddToGroup])(request, group, hosts, now)

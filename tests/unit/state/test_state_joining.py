@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from depalma.state import commands as c
 from depalma.state.joining import MAX_OPEN
 from depalma.state.machine import Machine, digest_of
@@ -90,3 +94,25 @@ def test_the_same_request_invites_once(bench) -> None:  # type: ignore[no-untype
     bench.ok(command)
 
     assert bench.kinds() == ["host.invited"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_by_chance_among_other_commands(make_bench, make_fuzzer, seed: int) -> None:  # type: ignore[no-untyped-def]
+    """The bench checks after each: twins agree, and a refusal changes nothing."""
+    rng, bench = random.Random(seed), make_bench()
+    fuzzer, winners, joined = make_fuzzer(bench, rng), {}, 0
+    for step in range(600):
+        command = fuzzer.step()
+        secret, request, now = rng.choice("123x") * 64, fuzzer.request(), bench.now
+        if rng.random() < 0.3:
+            until = now + rng.choice([5, 5000, -1])
+            command = c.InviteHost(request, secret, rng.choice([fuzzer.host_name(), "h7", "bad name"]), until, now)
+        elif rng.random() < 0.3:
+            command = c.JoinHost(request, secret, "10.0.0.9", now)
+        outcome = bench.do(command)
+        if isinstance(command, c.JoinHost) and isinstance(outcome, c.Applied):
+            joined += 1
+            which = secret, bench.state.invitations[secret].expires_at  # the same secret may be given again later
+            assert winners.setdefault(which, request) == request, f"step {step}: two machines used one invitation"
+    assert joined > 3
+    assert digest_of(bench.state) == digest_of(bench.twin.state)
