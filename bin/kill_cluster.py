@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Kills processes of a local cluster: all of them, or just the ones you name. Made for trying out what then happens.
+"""Kills processes of a cluster: all of them, or just the ones you name.
 
-    bin/kill_cluster.py DIR                      the whole cluster: SIGTERM, and SIGKILL for what is left after 10 s
+    bin/kill_cluster.py DIR                      a local cluster: SIGTERM, and SIGKILL for what is left after 10 s
     bin/kill_cluster.py DIR --id m2 --signal KILL        one master dies without a word
     bin/kill_cluster.py DIR --role agent --signal STOP   every agent freezes (CONT wakes them)
+    bin/kill_cluster.py -f lab.yaml              over ssh: what `depalmactl cluster up` started and `down` left
 
-DIR is the cluster's folder; its cluster.json says which processes there are. A process id that by now belongs to
-another program is left alone. Exit codes: 0 done, 1 something still runs, 2 wrong call, 3 no such cluster or process.
+DIR is the cluster's folder; its cluster.json says which processes there are. With -f, every machine of the cluster file
+looks at what it has on record. A process id that by now belongs to another program is left alone.
+Exit codes: 0 done, 1 something still runs (-f: or a machine could not be asked), 2 wrong call, 3 no such cluster or
+process.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ import time
 from pathlib import Path
 
 PATIENCE_S = 10.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     """Sends the signal. Returns the exit code."""
     options = parse_arguments()
+    if options.file is not None:
+        return kill_over_ssh(options.file, options.ssh_config)
     try:
         listed = json.loads((options.dir / "cluster.json").read_text())["processes"]
     except (OSError, ValueError, KeyError) as error:
@@ -50,12 +56,47 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the cluster, with its cluster.json")
+    parser.add_argument("dir", type=Path, nargs="?", metavar="DIR", help="folder of a local cluster (cluster.json)")
+    parser.add_argument("-f", "--file", type=Path, help="the cluster file of a cluster that was started over ssh")
+    parser.add_argument("-F", "--ssh-config", type=Path, help="a configuration file for ssh, instead of your own")
     parser.add_argument("--role", choices=["master", "agent"], help="only these")
     parser.add_argument("--id", action="append", help="only this one; may be repeated")
     names = [name.name.removeprefix("SIG") for name in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)]
     parser.add_argument("--signal", choices=names, default="TERM")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if (options.dir is None) == (options.file is None):
+        parser.error("give DIR or -f FILE")
+    if options.file is not None and (options.role or options.id or options.signal != "TERM"):
+        parser.error("-f is about the whole cluster; --role, --id and --signal go with DIR")
+    return options
+
+
+def kill_over_ssh(file: Path, ssh_config: Path | None) -> int:
+    """Ends what the machines have on record. Returns the exit code."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if python.exists() and Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        os.execv(python, [str(python), *sys.argv])
+    sys.path[0] = str(ROOT)
+    from depalma.deploy.cluster import Deployment, Options
+    from depalma.errors import ConfigError
+
+    words = ("-F", str(ssh_config.absolute())) if ssh_config else ()
+    try:
+        with Deployment(file, Options(ssh=words, patience_s=PATIENCE_S), print) as deployment:
+            outcomes = deployment.down("kill")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    killed = [(outcome, report) for outcome in outcomes for report in outcome.reports if report.did]
+    for outcome, report in killed:
+        print(f"{outcome.machine}: {report.role} {report.id} ended {report.note}".rstrip())
+    problems = [(o.machine, problem) for o in outcomes for problem in (o.problem, *(r.problem for r in o.reports))]
+    for machine, problem in problems:
+        if problem:
+            print(f"{machine}: {problem}", file=sys.stderr)
+    if not killed:
+        print(f"nothing was left on {len(outcomes)} machines")
+    return int(any(problem for _, problem in problems))
 
 
 def is_ours(process: dict[str, object]) -> bool:

@@ -30,6 +30,7 @@ class MasterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     port: int = 7070  #: API, agents, web page, metrics
     raft_port: int = 7071
     dir: str
+    ssh: str = ""  #: how `ssh` reaches its machine; empty = host
 
     @property
     def url(self) -> str:
@@ -54,6 +55,7 @@ class HostConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gpus: int = 0
     dir: str = ""  #: the agent's folder; empty = ~/.local/state/depalma/agent-NAME
     owner: OwnerPolicy = OwnerPolicy()  #: when the machine may work, and how tasks make way for its owner
+    ssh: str = ""  #: how `ssh` reaches its machine; empty = host
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

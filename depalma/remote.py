@@ -1,4 +1,4 @@
-"""The agent's entry: `depalma-agent --config FILE --name h1`.
+"""The agent's entry: `depalma-agent --config FILE --name h1`; `depalma-agent install --user …` (agent/unit.py).
 
 Exit codes: 0 told to stop · 2 usage or configuration · 3 the cluster refuses this agent, or its host was removed (do
 not restart) · 4 cut off from all leaders for a whole lease, everything was killed · 5 another agent uses the folder ·
@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 from depalma import config as cluster_file
-from depalma.agent.driver import Agent
+from depalma.agent import joining, unit
+from depalma.agent.driver import EXIT_CUT_OFF, EXIT_REFUSED, Agent
 from depalma.agent.store import FolderInUse
 from depalma.errors import ConfigError
+from depalma.joining import Invitation
 
 EXIT_USAGE, EXIT_IN_USE = 2, 5
 
@@ -31,22 +33,40 @@ async def _run(agent: Agent) -> int:
     return await agent.run()
 
 
+def _join(args: argparse.Namespace) -> tuple[Path, str]:
+    """Returns cluster file and name of a machine that has joined. Errors: ConfigError, CannotJoin."""
+    invitation = Invitation.read(sys.stdin.readline() if args.join == "-" else args.join)
+    folder = args.config or joining.folder_of(invitation)
+    return asyncio.run(joining.join(invitation, folder, patience_s=args.join_wait)), invitation.host
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the agent in the foreground."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["install"]:
+        sys.exit(unit.main(words[1:]))
     parser = argparse.ArgumentParser(prog="depalma-agent", description="Runs the tasks of a Depalma cluster here.")
-    parser.add_argument("--config", required=True, type=Path, help="the cluster file")
-    parser.add_argument("--name", required=True, help="this host's name: of the cluster file, or by `host add`")
+    parser.add_argument("--config", type=Path, help="the cluster file; with --join, the folder for it")
+    parser.add_argument("--name", help="this host's name: of the cluster file, or by `host add`")
+    parser.add_argument("--join", metavar="STRING", help="join with what `host invite` printed; -: read it from stdin")
+    parser.add_argument("--join-wait", type=float, default=60.0, metavar="S", help="how long to look for a leader (60)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
+    if args.join is None and (args.config is None or args.name is None):
+        parser.error("--config and --name are needed, or --join")
     logging.basicConfig(
         level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        config = cluster_file.load(args.config)
-        host = config.host(args.name)
+        file, name = (args.config, args.name) if args.join is None else _join(args)
+        config = cluster_file.load(file)
+        host = config.host(name)
         folder = Path(config.secrets).expanduser()
-        token = cluster_file.read_agent_token(args.config.parent / folder)
+        token = cluster_file.read_agent_token(file.parent / folder)
         code = asyncio.run(_run(Agent(config, host, token)))
+    except joining.CannotJoin as error:
+        log.error("%s", error)
+        code = EXIT_REFUSED if error.refused else EXIT_CUT_OFF
     except ConfigError as error:
         log.error("%s", error)
         code = EXIT_USAGE

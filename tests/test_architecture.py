@@ -43,6 +43,7 @@ CLOSED = {
     "agent/": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
     "remote.py": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
     "monitor.py": ("consensus", "state", "master", "leader", "api", "client", "ctl", "testing"),
+    "deploy/": ("consensus", "state", "master", "leader", "api", "agent", "ctl", "testing"),
     "local/": ("consensus", "state", "master", "leader", "api", "ctl", "testing"),
     "state/": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "dispatcher", "master", "config"),
     "consensus/": ("state", "leader", "api", "agent", "client", "ctl", "dispatcher", "master", "model", "testing"),

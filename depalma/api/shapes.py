@@ -137,6 +137,21 @@ class HostToAdd(Struct, frozen=True, forbid_unknown_fields=True):
     gpus: int = 0  #: 0 = what its agent says
 
 
+class InvitationToMake(Struct, frozen=True, forbid_unknown_fields=True):
+    host: str
+    secret_hash: str  #: SHA-256 of the secret, in hex
+    valid_s: float = 3600.0
+    by: str = ""
+
+
+class Invited(Struct, frozen=True):
+    host: str
+    expires_at: float
+    cluster: str
+    masters: list[str]  #: base URLs
+    authority_sha256: str  #: of the certificate by which the masters prove themselves
+
+
 class HostChange(Struct, frozen=True, forbid_unknown_fields=True):
     """What is not given stays. Of the labels, those given are set, and those that are null are removed."""
 

@@ -1,4 +1,4 @@
-"""`cluster`: what a cluster file needs beside it."""
+"""`cluster`: what a cluster file needs beside it (machines.py: and its machines)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from depalma.ctl import machines
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows
 from depalma.ctl.session import Session
@@ -22,9 +23,15 @@ _COLUMNS = (
 )
 
 
-@click.group("cluster", cls=SubGroup, examples=("depalmactl cluster init -f lab.yaml",))
+@click.group(
+    "cluster", cls=SubGroup, examples=("depalmactl cluster init -f lab.yaml", "depalmactl cluster up -f lab.yaml")
+)
 def cluster() -> None:
-    """A cluster of several machines: its secrets and certificates."""
+    """A cluster of several machines: its secrets, and starting and stopping it over ssh."""
+
+
+for _command in (machines.up, machines.down, machines.status):
+    cluster.add_command(_command)
 
 
 @cluster.command(

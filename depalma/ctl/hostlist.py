@@ -9,6 +9,7 @@ import click
 
 from depalma.ctl import failures
 from depalma.ctl.hosts import Row, group, host
+from depalma.ctl.invite import host_invite
 from depalma.ctl.output import show_value
 from depalma.ctl.owners import owner_fields, pause, unpause
 from depalma.ctl.session import Session
@@ -16,7 +17,7 @@ from depalma.ctl.spec import login_name
 from depalma.ctl.values import DURATION
 from depalma.ctl.wording import clean, count, listed
 
-__all__ = ["group", "host", "pause", "unpause"]
+__all__ = ["group", "host", "host_invite", "pause", "unpause"]
 
 #: One blocking read; waiting goes on with another one.
 _SLICE_S = 5.0

@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Set up": {
         "dev": ("depalma.ctl.dev:dev", "Start a local cluster of real processes"),
-        "cluster": ("depalma.ctl.cluster:cluster", "A cluster of several machines: init"),
+        "cluster": ("depalma.ctl.cluster:cluster", "A cluster of several machines: init, up, down, status"),
         "snapshot": ("depalma.ctl.snapshot:snapshot", "The whole state in a file: save, inspect, restore"),
         "context": ("depalma.ctl.context:context", "Which cluster to talk to: add, use, ls, rm"),
         "config": ("depalma.ctl.config:config", "The cluster file: check"),

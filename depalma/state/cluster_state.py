@@ -9,6 +9,7 @@ from depalma.model import MasterAddress
 from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
+from depalma.state.invitations import Invitation
 from depalma.state.jobs import Job
 from depalma.state.outbox import Webhooks
 from depalma.state.placement import ReadyJobs
@@ -36,6 +37,7 @@ class ClusterState:
         "code",
         "events",
         "hosts",
+        "invitations",
         "jobs",
         "masters",
         "next_job",
@@ -53,6 +55,7 @@ class ClusterState:
         self.jobs: dict[int, Job] = {}  #: in order of id
         self.hosts: dict[str, Host] = {}
         self.masters: dict[str, MasterAddress] = {}  #: empty until the first leader has recorded them
+        self.invitations: dict[str, Invitation] = {}  #: by the hash of the secret
         self.removed: set[str] = set()  #: hosts of the cluster file that were removed, and stay so
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()

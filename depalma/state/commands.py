@@ -321,6 +321,26 @@ class NoteOwner(Command, frozen=True, tag="host.note_owner"):
     at: float
 
 
+class InviteHost(Command, frozen=True, tag="host.invite"):
+    """Lets a machine that knows the secret join as this host, once, until it expires. The log has the hash only."""
+
+    request: str
+    secret_hash: str
+    host: str
+    expires_at: float
+    at: float
+    by: str = ""
+
+
+class JoinHost(Command, frozen=True, tag="host.join"):
+    """Uses an invitation; `request` is the joining machine's own, and needed."""
+
+    request: str
+    secret_hash: str
+    address: str
+    at: float
+
+
 AnyCommand = (
     SubmitJob
     | AddTasks
@@ -356,6 +376,8 @@ AnyCommand = (
     | ReplayWebhook
     | TryWebhook
     | DeliverWebhooks
+    | InviteHost
+    | JoinHost
 )
 
 _encoder = msgspec.msgpack.Encoder()

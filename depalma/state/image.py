@@ -21,6 +21,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import CompletionsImage
 from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
+from depalma.state.invitations import Invitation
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
 from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
@@ -114,6 +115,10 @@ class OutboxPiece(_Piece, tag="outbox"):
     entries: list[tuple[str, Outgoing]]
 
 
+class InvitationsPiece(_Piece, tag="invitations"):
+    invitations: list[Invitation]
+
+
 class EndPiece(_Piece, tag="end"):
     """The last one: without it something is missing."""
 
@@ -133,6 +138,7 @@ AnyPiece = (
     | MastersPiece
     | WebhooksPiece
     | OutboxPiece
+    | InvitationsPiece
     | EndPiece
 )
 
@@ -167,6 +173,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("masters", state.masters.values()),
         _batches("webhooks", state.webhooks.by_name.values()),
         _batches("outbox", state.webhooks.all_entries()),
+        _batches("invitations", state.invitations.values()),
     ):
         yield data
         pieces += 1
@@ -299,6 +306,8 @@ class _Reader:
             case OutboxPiece():
                 for name, entry in piece.entries:
                     state.webhooks.outboxes[name].put(entry, state.webhooks.by_name[name].keep)
+            case InvitationsPiece():
+                state.invitations.update((each.secret_hash, each) for each in piece.invitations)
 
 
 def _settle(state: ClusterState, job: Job) -> None:

@@ -41,6 +41,8 @@ def check(state: ClusterState) -> None:
     _check_ready(state, ready)
     back = state.removed.intersection(state.hosts)
     _must(not back, f"hosts {sorted(back)} are there and removed")
+    for key, invitation in state.invitations.items():
+        _must(invitation.secret_hash == key, f"invitation {key} has the secret {invitation.secret_hash}")
     for host in state.hosts.values():
         _check_host(state, host, live[host.name])
     for place, entry in enumerate(state.code, 1):

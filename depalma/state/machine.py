@@ -22,6 +22,7 @@ from depalma.state import (
     groups,
     image,
     inventory,
+    joining,
     masters,
     membership,
     owners,
@@ -73,6 +74,8 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     webhook_commands.ReplayWebhook: webhooks.replay_webhook,
     webhook_commands.TryWebhook: webhooks.try_webhook,
     webhook_commands.DeliverWebhooks: webhooks.deliver_webhooks,
+    commands.InviteHost: joining.invite_host,
+    commands.JoinHost: joining.join_host,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

@@ -36,6 +36,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
     detail: Detail = {"reason": reason, "version": state.version, "next_job": state.next_job}
     state.events.add("cluster.restored", at, detail=detail)
     state.masters.clear()  # those of the other cluster: its first leader records its own
+    state.invitations = {}  # they name the other cluster's masters
     lost = 0
     for host in list(state.hosts.values()):
         if host.state in ("down", "lost"):

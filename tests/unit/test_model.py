@@ -101,6 +101,8 @@ def every_command() -> list[commands.AnyCommand]:
         commands.RemoveHost("r", "h", True, 1.0, "ann"),
         commands.DrainHost("r", "h", 2.0, 1.0, "why", "ann"),
         commands.UndrainHost("r", "h", 1.0),
+        commands.InviteHost("r", "s", "h", 2.0, 1.0, "ann"),
+        commands.JoinHost("r", "s", "a", 1.0),
         commands.SetGroup("r", "g", ("h",), 1.0),
         commands.AddToGroup("r", "g", ("h",), 1.0),
         commands.RemoveGroup("r", "g", (), True, 1.0),
@@ -129,8 +131,8 @@ def test_tags_of_commands_never_change():
     """A log may hold any of them; a tag that changed its meaning would divide old and new masters."""
     assert sorted(str(kind.__struct_config__.tag) for kind in get_args(commands.AnyCommand)) == [
         "code.ack", "code.add", "code.append", "code.fail", "code.lag", "group.add", "group.remove", "group.set",
-        "host.add", "host.drain", "host.lost", "host.note_owner", "host.recovered", "host.remove", "host.set",
-        "host.set_owner", "host.suspect", "host.undrain", "host.up",
+        "host.add", "host.drain", "host.invite", "host.join", "host.lost", "host.note_owner", "host.recovered",
+        "host.remove", "host.set", "host.set_owner", "host.suspect", "host.undrain", "host.up",
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
         "master.change", "task.assign", "task.finish", "task.start",
         "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",

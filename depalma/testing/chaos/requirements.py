@@ -24,6 +24,9 @@ TOOLS = {
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
     "prlimit": "util-linux",
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
 }
 #: every scenario needs these
 ALWAYS = ("ip", "nft", "nsenter")

@@ -40,6 +40,7 @@ NEEDS_CLUSTER = {
     "host remove": (["h1"], 4),
     "host drain": (["h1"], 4),
     "host undrain": (["h1"], 4),
+    "host invite": (["h9"], 4),
     "group ls": ([], 4),
     "group set": (["g", "h1"], 4),
     "group add": (["g", "h1"], 4),
@@ -69,13 +70,16 @@ NEEDS_CLUSTER = {
 }
 WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
-    "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
-    "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove", "webhook replay",
-    "webhook test",
+    "host add", "host set", "host remove", "host drain", "host undrain", "host invite", "group set", "group add",
+    "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
+    "webhook replay", "webhook test",
 }  # fmt: skip
 ALONE = {
     "dev",
     "cluster init",
+    "cluster up",
+    "cluster down",
+    "cluster status",
     "context add",
     "context use",
     "context rm",

@@ -1,0 +1,146 @@
+"""/v1/invitations, /v1/authority, /v1/join: how a machine that has nothing yet gets into the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from depalma.api.auth import ANYBODY
+from depalma.api.context import Api, now
+from depalma.api.inputs import Body, idempotency_key
+from depalma.api.problems import Problem
+from depalma.api.route import Mode, Route
+from depalma.api.shapes import InvitationToMake, Invited
+from depalma.certificates import AUTHORITY_FILE, member_file
+from depalma.config import ClusterConfig, HostConfig, MasterConfig
+from depalma.consensus import NotLeader, OutcomeUnknown
+from depalma.errors import Rejected
+from depalma.joining import JoinAnswer, JoinRequest, authority_hash, hash_of
+from depalma.masters import known_masters, urls
+from depalma.state.commands import InviteHost, JoinHost
+from depalma.tunnel import MESSAGE_BYTES, Tunnel, TunnelFailed
+
+log = logging.getLogger(__name__)
+
+_INVITE = Body(InvitationToMake)
+#: For the whole talk of one machine: strangers may begin one.
+TALK_S = 15.0
+AT_ONCE = 32
+_talking: set[web.WebSocketResponse] = set()
+
+
+async def invite(api: Api, request: web.Request) -> web.StreamResponse:
+    """Lets one machine join, once. The cluster is told the hash of the secret only."""
+    wanted: InvitationToMake = _INVITE.decode(request, await api.body(request))
+    bundle = await _authority(api)
+    at = now()
+    command = InviteHost(idempotency_key(request), wanted.secret_hash, wanted.host, at + wanted.valid_s, at, wanted.by)
+    applied = await api.execute(command)
+    config = api.services.config
+    kept = api.state.invitations.get(wanted.secret_hash)
+    return api.reply(
+        request,
+        Invited(
+            host=wanted.host,
+            expires_at=kept.expires_at if kept else at + wanted.valid_s,
+            cluster=config.cluster,
+            masters=list(urls(api.state, config).values()),
+            authority_sha256=authority_hash(bundle),
+        ),
+        status=201,
+        version=applied.version,
+    )
+
+
+async def authority(api: Api, request: web.Request) -> web.StreamResponse:
+    """Shows the certificates of the cluster's authority: everybody may have them."""
+    return web.Response(body=await _authority(api), content_type="application/x-pem-file")
+
+
+async def _authority(api: Api) -> bytes:
+    """Returns the file as it is now: it is replaced while masters run."""
+    file = api.services.secrets.folder / AUTHORITY_FILE
+    try:
+        return await asyncio.to_thread(file.read_bytes)
+    except OSError as error:
+        raise Problem("no_authority", f"this master cannot read its {AUTHORITY_FILE}: {error.strerror}") from error
+
+
+async def join(api: Api, request: web.Request) -> web.StreamResponse:
+    """Talks with a machine that has an invitation, through TLS inside a WebSocket."""
+    websocket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=1.0)
+    if not websocket.can_prepare(request):
+        raise Problem("bad_field", f"{request.path} is a WebSocket: send the headers of an upgrade")
+    if len(_talking) >= AT_ONCE:
+        raise Problem("crowded", f"{AT_ONCE} machines are joining at this moment; ask again", status=503)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(api.services.secrets.folder / member_file(api.services.master_id))
+    _talking.add(websocket)
+    try:
+        async with asyncio.timeout(TALK_S):
+            await websocket.prepare(request)
+            tunnel = Tunnel(context, websocket.send_bytes, lambda: _receive(websocket), server_side=True)
+            await tunnel.handshake()
+            told = msgspec.json.decode(await tunnel.read(), type=JoinRequest)
+            answer = await _answer(api, told, request.remote or "")
+            await tunnel.write(msgspec.json.encode(answer))
+    except (TimeoutError, TunnelFailed, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # A stranger, or it went away: it asks again if it still wants to join.
+        log.debug("the talk with %s ended: %s", request.remote, error)
+    finally:
+        _talking.discard(websocket)
+        await websocket.close()
+    return websocket
+
+
+async def _receive(websocket: web.WebSocketResponse) -> bytes:
+    message = await websocket.receive()
+    return message.data if message.type is WSMsgType.BINARY else b""
+
+
+async def _answer(api: Api, told: JoinRequest, address: str) -> JoinAnswer:
+    """Uses the invitation; only a secret that is known gets into the log."""
+    secret_hash = hash_of(told.secret)
+    try:
+        await api.services.barrier()
+        if secret_hash not in api.state.invitations:
+            return JoinAnswer(problem="the cluster knows of no such invitation; make another: depalmactl host invite")
+        bundle = await _authority(api)
+        await api.execute(JoinHost(told.id, secret_hash, address, now()))
+    except (Rejected, Problem) as error:
+        return JoinAnswer(problem=str(error))
+    except (NotLeader, OutcomeUnknown) as error:
+        return JoinAnswer(problem=str(error), again=True)
+    config = _config_for(api, api.state.invitations[secret_hash].host)
+    return JoinAnswer(
+        cluster_file=msgspec.yaml.encode(config).decode(),
+        agent_token=api.services.secrets.agent_token,
+        authority=bundle.decode(),
+    )
+
+
+def _config_for(api: Api, host: str) -> ClusterConfig:
+    """Returns a cluster file for one agent: the masters of now, and what the file says of this host."""
+    config = api.services.config
+    masters = [
+        MasterConfig(id=m.id, host=m.host, port=m.port, raft_port=m.raft_port, dir=f"~/.local/state/depalma/{m.id}")
+        for m in known_masters(api.state, config)
+    ]
+    # A file names 1, 3 or 5; while masters change there may be another number. An agent hears of the others.
+    some = next(count for count in (5, 3, 1) if count <= len(masters))
+    hosts = tuple(each for each in config.hosts if each.name == host) or (HostConfig(name=host),)
+    return ClusterConfig(cluster=config.cluster, masters=tuple(masters[:some]), hosts=hosts, settings=config.settings)
+
+
+ROUTES = (
+    Route("POST", "/v1/invitations", invite, Mode.WRITE, "Invite a machine to join as a host, once", body=_INVITE,
+          returns=Invited, status=201),
+    Route("GET", "/v1/authority", authority, Mode.LOCAL, "The certificates of the cluster's authority (PEM)",
+          access=ANYBODY),
+    Route("GET", "/v1/join", join, Mode.LEADER, "Join with an invitation (TLS inside a WebSocket)", access=ANYBODY),
+)  # fmt: skip
