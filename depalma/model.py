@@ -82,6 +82,11 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     isolate: bool = False  #: each task of a function job in a process of its own
     inputs: Payload | None = None  #: an archive (staging.py), unpacked into the scratch folder before the start
     outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
+    labels: tuple[str, ...] = ()  #: rules for the labels of its host, all of them: `disk=ssd`, `ram_gb>64`, …
+    prefer: tuple[str, ...] = ()  #: the same, wished for: hosts for which most of them hold come first
+    gpus: int = 0  #: GPUs that each task has to itself
+    resources: dict[str, int] = {}  #: of what its host has so many of, such as licences
+    pack: bool = False  #: fill one host after the other, instead of spreading tasks
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):
@@ -183,6 +188,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptView, ...] = ()
     error_code: str = ""  #: which limit ended it, and the like; see docs/api.md
     outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
+    gpus: tuple[int, ...] = ()  #: those that it has to itself while it is on a host
 
 
 class GpuLoad(Struct, frozen=True, gc=False):
@@ -282,6 +288,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     limits: str = ""  #: how its tasks are limited: `memory: cgroup v2, …`
     owner_policy: OwnerPolicy = OwnerPolicy()  #: when its owner lets it work
     owner_step: str = ""  #: while the owner is there: how far its tasks made way
+    resources: dict[str, int] = {}  #: what it has so many of, besides slots, memory and GPUs
+    taken: dict[str, int] = {}  #: what its tasks have of them: `memory_bytes`, `gpus`, and its resources
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

@@ -50,7 +50,7 @@ class WorkerHandle:
         return os.dup(self.far.fileno())
 
     def send(
-        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str], job: tuple[Any, ...] | None
+        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str, str], job: tuple[Any, ...] | None
     ) -> bool:
         """Hands over one attempt, before it what its job is. Returns whether there was room."""
         try:
@@ -128,7 +128,8 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
     # What has limits of its own needs a process of its own: a worker cannot be given them task by task.
     limits = limits_of(spec)
-    apart = tuple(limits) if spec.isolate or limits != NOTHING else ()
+    # A library holds on to the GPUs that it saw first, so these need one, too.
+    apart = tuple(limits) if spec.isolate or spec.gpus or limits != NOTHING else ()
     message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd, apart)
     data = marshal.dumps(message)
     if len(data) <= ARGUMENT_LIMIT_BYTES:
@@ -136,6 +137,11 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     path = folder / f"job.{job.id}"
     path.write_bytes(data)
     return ("job", job.id, str(path))
+
+
+def gpus_of(attempt: Attempt) -> str:
+    """Returns the GPUs that an attempt has to itself, as CUDA_VISIBLE_DEVICES names them."""
+    return ",".join(map(str, attempt.argument.gpus))
 
 
 def limits_of(spec: JobSpec) -> Limits:

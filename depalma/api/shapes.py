@@ -135,16 +135,19 @@ class HostToAdd(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     slots: int = 0  #: 0 = what its agent says
     gpus: int = 0  #: 0 = what its agent says
+    resources: dict[str, int] = {}  #: what it has so many of, such as licences
 
 
 class HostChange(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is not given stays. Of the labels, those given are set, and those that are null are removed."""
+    """What is not given stays. Of the labels, those given are set, and those that are null are removed;
+    of the resources, those given are set, and those that are 0 removed."""
 
     groups: tuple[str, ...] | None = None
     labels: dict[str, str | None] = {}
     priority: int | None = None
     slots: int | None = None
     gpus: int | None = None
+    resources: dict[str, int] = {}
 
 
 class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

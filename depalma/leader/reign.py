@@ -155,6 +155,7 @@ class Reign:
                         host.slots,
                         host.gpus,
                         self._context.wall(),
+                        resources=host.resources,
                     )
                 )
             await self._know_owner(host)

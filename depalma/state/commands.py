@@ -100,6 +100,7 @@ class AddHost(Command, frozen=True, tag="host.add"):
     gpus: int
     at: float
     from_file: bool = True
+    resources: dict[str, int] = {}
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
@@ -184,8 +185,8 @@ class ChangeMasters(Command, frozen=True, tag="master.change"):
 
 
 class SetHost(Command, frozen=True, tag="host.set"):
-    """Changes what is given of a host; None leaves as it is. `labels` are set, `drop_labels` removed.
-    What runs there stays."""
+    """Changes what is given of a host; None leaves as it is. `labels` are set, `drop_labels` removed; of `resources`
+    those named are set, 0 removes one. What runs there stays."""
 
     request: str
     host: str
@@ -196,6 +197,7 @@ class SetHost(Command, frozen=True, tag="host.set"):
     gpus: int | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     drop_labels: tuple[str, ...] = ()
+    resources: dict[str, int] = {}
 
 
 class RemoveHost(Command, frozen=True, tag="host.remove"):

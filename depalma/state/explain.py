@@ -11,6 +11,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
+from depalma.state.shapes import described
 from depalma.state.task_states import QUEUED
 
 #: Hosts that are named one by one.
@@ -102,6 +103,10 @@ def _fit(job: Job, host: Host) -> str:
         return problem
     free = host.slots - host.used
     weight = job.shape.weight
+    for name, number in job.shape.needs:
+        taken, has = host.taken.get(name, 0), host.capacity(name)
+        if taken + number > has:
+            return f"fits, but {taken} of {described(name, has)} are taken, a task needs {number}"
     if free >= weight:
         return f"fits, {free} of {host.slots} slots are free"
     needed = f", a task needs {weight}" if weight > 1 else ""

@@ -307,4 +307,4 @@ def _settle(state: ClusterState, job: Job) -> None:
         job.done.seal()
     state.ready.refresh(job)
     for index, attempt in job.running.items():
-        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)
+        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape)

@@ -126,6 +126,13 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
     used = sum(state.jobs[ref[0]].shape.weight for ref in live)
     _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
+    taken: Counter[str] = Counter()
+    for ref in live:
+        taken.update(dict(state.jobs[ref[0]].shape.needs))
+    _must(dict(taken) == host.taken, f"{name}: {dict(taken)} is taken, it says {host.taken}")
+    gpus = [gpu for attempt in live.values() for gpu in attempt.gpus]
+    _must(len(set(gpus)) == len(gpus), f"{name}: a GPU is given twice: {gpus}")
+    _must(set(gpus) == host.gpus_taken, f"{name}: GPUs {gpus} are taken, it says {host.gpus_taken}")
     _must(dict(Counter(ref[0] for ref in live)) == host.by_job, f"{name}: attempts by job are {host.by_job}")
     _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
     over = host.incarnation in host.over

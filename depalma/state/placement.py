@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from depalma.state.constraints import broken
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.ordered import OrderedKeys
@@ -26,6 +27,8 @@ def misfit(shape: Shape, host: Host, slots: int) -> str:
         return f"the job wants host {shape.on_host}"
     if shape.group and shape.group not in host.groups:
         return f"not in group {shape.group}"
+    if shape.labels and (wrong := broken(shape.labels, host.labels)):
+        return wrong
     if host.state != "up":
         return f"{host.state}: {host.reason}" if host.reason else host.state
     if host.state == "up" and host.lag is not None and host.lag.kicked:
@@ -36,10 +39,7 @@ def misfit(shape: Shape, host: Host, slots: int) -> str:
         return f"has code index {host.code_index}, the job needs {shape.code_index}"
     if slots < shape.weight:
         return f"has {slots} slots, a task needs {shape.weight}"
-    facts = host.facts
-    if shape.memory_bytes and facts is not None and facts.memory_bytes < shape.memory_bytes:
-        return f"has {facts.memory_bytes} bytes of memory, a task needs {shape.memory_bytes}"
-    return ""
+    return host.lacks(shape.needs) if shape.needs else ""
 
 
 def order_key(priority: int, job_id: int) -> int:

@@ -352,3 +352,16 @@ async def test_cancelling_many_at_once_ends_each_once(leader: FakeLeader, agent:
     assert set(outcomes) == {"succeeded", "cancelled"}
     assert len([report for frame in leader.report_frames for report in frame.reports]) == 200
     assert (await leader.run(command("true"), job=2)).outcome == "succeeded"
+
+
+async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, agent: AgentProcess) -> None:
+    """And one that asked for none finds what the agent itself has."""
+    show = 'echo "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset}"'
+    leader.job(1, command("sh", "-c", show, gpus=2))
+    await leader.assign(Assignment(1, 0, 1, 1, gpus=(1, 3)), Assignment(1, 1, 1, 1))
+    await leader.report((1, 0, 1))
+    await leader.report((1, 1, 1))
+
+    assert await text(leader) == "1,3 1,3\n"
+    outside = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset\n"

@@ -127,9 +127,21 @@ class Bench:
         self.now += seconds
         return self.now
 
-    def host(self, name: str = "h1", slots: int = 2, *, groups: tuple[str, ...] = (), priority: int = 0) -> Host:
+    def host(
+        self,
+        name: str = "h1",
+        slots: int = 2,
+        *,
+        groups: tuple[str, ...] = (),
+        priority: int = 0,
+        labels: dict[str, str] | None = None,
+        gpus: int = 0,
+        resources: dict[str, int] | None = None,
+    ) -> Host:
         """Adds a host whose agent is connected as incarnation `NAME-1`."""
-        self.ok(c.AddHost("", name, groups, {}, priority, slots, 0, self.tick()))
+        self.ok(
+            c.AddHost("", name, groups, labels or {}, priority, slots, gpus, self.tick(), resources=resources or {})
+        )
         self.up(name)
         return self.state.hosts[name]
 
@@ -269,6 +281,13 @@ class Fuzzer(WebhookMakers):
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
+            "memory_bytes": rng.choice([0, 0, 3 << 30]),
+            "gpus": rng.choice([0, 0, 0, 1, 2]),
+            "resources": rng.choice([{}, {}, {"licence": 1}, {"licence": 2, "tape": 1}]),
+            "labels": rng.choice([(), (), ("os=x",), ("a", "os!=y")]),
+            "prefer": rng.choice([(), ("a=b",)]),
+            "pack": rng.random() < 0.2,
+            "timeout_s": rng.choice([0.0, 0.0, 10.0, 100.0]),
         }
         if rng.random() < 0.2:
             values |= rng.choice(
@@ -277,7 +296,8 @@ class Fuzzer(WebhookMakers):
                     {"cpus": 0.0}, {"cpus": float("nan")}, {"cpus": 7.0}, {"priority": 10**9}, {"code_index": 50},
                     {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}, {"group": "a b"},
                     {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)},
-                    {"max_running": -1}, {"retries": 10**6}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
+                    {"max_running": -1}, {"retries": 10**6}, {"gpus": -1}, {"labels": ("a>b",)},
+                    {"resources": {"gpus": 1}}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
                 ]
             )  # fmt: skip
         return c.SubmitJob(self.request(), JobSpec(**values), self.bench.now)  # type: ignore[arg-type]
@@ -351,7 +371,10 @@ class Fuzzer(WebhookMakers):
         groups = self.rng.choice([(), ("g",), ("bad name",)])
         slots = self.rng.choice([0, 2, 3, -1])
         level, file = self.rng.choice([0, 5]), self.rng.random() < 0.5
-        return c.AddHost(self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 0, self.bench.now, file)
+        resources = self.rng.choice([{}, {"licence": 2}, {"licence": 1, "tape": 1}, {"a b": 1}])
+        return c.AddHost(
+            self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 2, self.bench.now, file, resources
+        )
 
     def host_up(self) -> c.AnyCommand:
         host, code = self.host_name(), self.rng.choice([-1, -1, 0, 1])
@@ -371,7 +394,11 @@ class Fuzzer(WebhookMakers):
         kind = rng.choice(["set", "remove", "drain", "drain", "undrain", "undrain", "undrain"])
         if kind == "set":
             groups, slots = rng.choice([None, (), ("g",), ("g", "g")]), rng.choice([None, 0, 1, 4, -1])
-            return c.SetHost(request, host, now, groups, rng.choice([None, 7]), slots, None, {"a": "b"}, ("os",))
+            resources = rng.choice([{}, {}, {"licence": 3}, {"licence": 0}, {"tape": -1}])
+            gpus = rng.choice([None, None, 1, 3])
+            return c.SetHost(
+                request, host, now, groups, rng.choice([None, 7]), slots, gpus, {"a": "b"}, ("os",), resources
+            )
         if kind == "remove":
             return c.RemoveHost(request, host, rng.random() < 0.5, now, rng.choice(["ann", "ann", "a" * 300]))
         if kind == "drain":
