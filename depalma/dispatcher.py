@@ -1,29 +1,32 @@
 """Which task goes where next. [pure]
 
-Strict priority, then FIFO by job id, over all jobs at once; a job that cannot start keeps lower ones off what it
-waits for, so nothing overtakes. Three rules of a round:
+Strict priority over all jobs; within a priority the user who is furthest behind his share (`policies/order.py`), of
+his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Four rules of a round:
 
-1. Free slots of all hosts are filled first, in order. On which host: `policies/places.py`.
-2. Only then are tasks queued ahead on hosts whose slots are taken: tasks of jobs known to be short (`AHEAD_S` at
+1. A priority that has got nothing for long (`age_s`) gets one task first, so nothing starves.
+2. Free slots of all hosts are filled, in order. On which host: `policies/places.py`.
+3. Only then are tasks queued ahead on hosts whose slots are taken: tasks of jobs known to be short (`AHEAD_S` at
    most on average), behind slots that short tasks hold, and never more than about `AHEAD_S` of work for each of those
    slots. So what comes later and is more urgent waits no longer than that, and nothing waits behind a long task.
-3. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
-   (rule 1, `policies/reserve.py`), all hosts it could use (rule 2).
+4. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
+   (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
 
-Cost: proportional to the tasks placed, the connected hosts and the distinct shapes, not to what is queued.
+Cost: proportional to the tasks placed, the connected hosts and the distinct lanes (`state/ready.py`), not to what is
+queued nor to the users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heapify, heappop, heapreplace
+from math import inf
 
+from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
 from depalma.policies.places import Choice, HostRoom, Place, Pool, choice, places_of
 from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
-from depalma.state.jobs import Job
-from depalma.state.placement import ReadyJobs, order_key
+from depalma.state.ready import Line
 from depalma.state.shapes import Shape
 
 __all__ = ["HostRoom", "plan"]
@@ -52,49 +55,20 @@ def plan(
     places = places_of(state, hosts, ahead=last_short is not None)
     if not places:
         return []
+    state.ready.put_in_order()
     _Round(state, places, mean_s, now, limit).run(last_short)
     return [command for place in places for command in place.commands(len(places), now, term)]
 
 
-def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> int | None:
-    """Returns the place in the order of the last ready job of short tasks, None when there is none.
+def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | None:
+    """Returns the lowest priority of a ready job of short tasks, None when there is none.
 
     Only spares work: hosts with taken slots, and what stands behind that job, need not be looked at.
     """
     if len(mean_s) > _MANY:
-        return 1 << 62
+        return -inf
     jobs = (state.jobs.get(job) for job, mean in mean_s.items() if mean <= AHEAD_S)
-    return max((order_key(job.spec.priority, job.id) for job in jobs if job is not None and job.ready), default=None)
-
-
-class _Queue:
-    """The ready jobs of one shape, from the first that is not placed in full on."""
-
-    __slots__ = ("choices", "job", "key", "keys", "left", "position", "positions", "shape")
-
-    def __init__(self, state: ClusterState, shape: Shape, keys: Iterator[int]) -> None:
-        self.shape = shape
-        self.keys = keys
-        self.choices: list[Choice] | None = None  #: heap of the places of this phase, made when its turn comes
-        self.key = 0
-        self.job: Job
-        self.positions: Iterator[int]
-        self.position = -1  #: the task that is next; -1 = none left of this job
-        self.left = 0  #: how many tasks of the job may still be handed out
-        self.next_job(state)
-
-    def next_job(self, state: ClusterState) -> bool:
-        """Goes to the next job; returns whether there is one."""
-        key = next(self.keys, None)
-        if key is None:
-            return False
-        self.key = key
-        self.job = job = state.jobs[ReadyJobs.job_of(key)]
-        self.positions = job.queued_positions()
-        self.position = next(self.positions, -1)
-        limit = job.spec.max_running
-        self.left = limit - len(job.running) if limit else job.queued
-        return True
+    return min((job.spec.priority for job in jobs if job is not None and job.ready), default=None)
 
 
 class _Round:
@@ -109,67 +83,93 @@ class _Round:
         self.mean_s = mean_s
         self.left = limit
         self.free = sum(max(0, place.slots - place.used) for place in places)
+        self.turns = Turns(state, now)
+        self.walks: dict[Line, Walk] = {}
+        self.pool = Pool([])
+        self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
+        self.ahead = False
 
-    def run(self, last_short: int | None) -> None:
-        """Fills free slots, then queues ahead up to the last job for which that may be done."""
-        stuck = [_Queue(self.state, shape, keys) for shape, keys in self.state.ready.shapes()]
+    def run(self, last_short: float | None) -> None:
+        """Fills free slots, then queues ahead down to the last priority for which that may be done."""
+        ready = self.state.ready
         if self.free:
-            stuck = self._fill(stuck)
-        if stuck and last_short is not None and self.left > 0:
-            self._queue_ahead(stuck, last_short)
+            self.pool = Pool([place for place in self.places if place.used < place.slots])
+            for priority in ready.starved(self.now, self.state.age_s):
+                if priority != ready.highest:
+                    self._serve(priority, 1)
+            for priority in ready.priorities():
+                if self.left <= 0 or self.free <= 0:
+                    break
+                self._serve(priority, self.left)
+        if last_short is None or self.left <= 0:
+            return
+        self.ahead, self.choices = True, {}
+        self.pool = Pool([place for place in self.places if place.used < place.slots + place.ahead])
+        for priority in ready.priorities():
+            if priority < last_short or self.left <= 0 or not self.pool.open:
+                break
+            self._serve(priority, self.left)
 
-    def _fill(self, queues: list[_Queue]) -> list[_Queue]:
-        """Fills free slots in order over all queues; returns the queues that got stuck, each at its job."""
-        pool = Pool([place for place in self.places if place.used < place.slots])
-        heads = [(queue.key, number) for number, queue in enumerate(queues)]
-        heapify(heads)
-        stuck: list[_Queue] = []
-        while heads and self.left > 0 and self.free > 0:
-            number = heads[0][1]
-            queue = queues[number]
-            if not self._place_job(queue, pool, None):
-                heappop(heads)
-                stuck.append(queue)
-                reserve(self.state, queue.shape, pool.fitting(queue.shape), self.now)
-            elif queue.next_job(self.state):
-                heapreplace(heads, (queue.key, number))
-            else:
-                heappop(heads)
-        return stuck + [queues[number] for _, number in heads]
+    def _serve(self, priority: int, most: int) -> None:
+        """Places up to so many tasks of a priority, in order."""
+        queue = Queue(self.state, priority, self.turns, self.walks)
+        queue.close(lambda lane: self.choices.get(lane.shape) == [])
+        while most > 0 and (self.pool.open > 0 if self.ahead else self.free > 0):
+            walk = queue.first()
+            if walk is None:
+                return
+            most -= self._place_turn(queue, walk, most)
 
-    def _queue_ahead(self, queues: list[_Queue], last: int) -> None:
-        """Queues short tasks ahead, in order; a job that has to wait closes the hosts it waits for."""
-        pool = Pool([place for place in self.places if place.used < place.slots + place.ahead])
-        heads = []
-        for number, queue in enumerate(queues):
-            queue.choices = None
-            heads.append((queue.key, number))
-        heapify(heads)
-        while heads and heads[0][0] <= last and self.left > 0 and pool.open:
-            number = heads[0][1]
-            queue = queues[number]
-            mean_s = self.mean_s.get(queue.job.id, AHEAD_S + 1)
-            if mean_s > AHEAD_S or not self._place_job(queue, pool, mean_s):
-                heappop(heads)
-                pool.close(queue.shape)
-            elif queue.next_job(self.state):
-                heapreplace(heads, (queue.key, number))
-            else:
-                heappop(heads)
+    def _place_turn(self, queue: Queue, walk: Walk, most: int) -> int:
+        """Places what the user may have before it is another's turn. Returns how many tasks that were."""
+        lane, job, account = walk.lane, walk.job, walk.account
+        most = min(most, walk.left, self.turns.room(lane, account))
+        if most <= 0:
+            walk.is_over = True
+            return 0
+        known_s = self.mean_s.get(job.id)
+        if self.ahead and (known_s is None or known_s > AHEAD_S):
+            self._close(queue, lane.shape)
+            return 0
+        mean_s = UNKNOWN_S if known_s is None else known_s
+        rival = queue.rival()
+        if rival < inf:
+            most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
+        placed = self._place(walk, lane.shape, most, known_s if self.ahead else None)
+        if placed:
+            self.left -= placed
+            self.turns.charge(lane, job, account, placed, mean_s)
+        if placed < most and walk.position >= 0:
+            self._close(queue, lane.shape)
+        elif walk.position < 0 or walk.left <= 0:
+            walk.next_job(self.state)
+        return placed
 
-    def _place_job(self, queue: _Queue, pool: Pool, mean_s: float | None) -> bool:
-        """Places tasks of the queue's job; returns False when one found no host. `mean_s`: ahead of free slots."""
-        job, shape = queue.job, queue.shape
+    def _close(self, queue: Queue, shape: Shape) -> None:
+        """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
+        if self.ahead:
+            self.pool.close(shape)
+        else:
+            reserve(self.state, shape, self.pool.fitting(shape), self.now)
+        self.choices[shape] = []
+        queue.close(lambda lane: lane.shape == shape)
+
+    def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
+        """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
+        slots."""
+        job = walk.job
         weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
-        if queue.choices is None:
-            queue.choices = [choice(place, queue.shape) for place in pool.fitting(queue.shape)]
-            heapify(queue.choices)
-        while queue.position >= 0 and queue.left > 0 and self.left > 0:
-            place = self._choose(queue.choices, shape, mean_s)
+        choices = self.choices.get(shape)
+        if choices is None:
+            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
+            heapify(choices)
+        placed = 0
+        position, positions = walk.position, walk.positions
+        while placed < most and position >= 0:
+            place = self._choose(choices, shape, mean_s)
             if place is None:
-                return False
-            position = queue.position
+                break
             story = stories.get(position) if stories else None
             ref = (job_id, first + position, story.last + 1 if story else 1)
             place.used += weight
@@ -180,10 +180,11 @@ class _Round:
                 self.free -= weight
             else:
                 place.ahead_refs.append(ref)
-            queue.left -= 1
-            self.left -= 1
-            queue.position = next(queue.positions, -1)
-        return True
+            placed += 1
+            position = next(positions, -1)
+        walk.position = position
+        walk.left -= placed
+        return placed
 
     def _choose(self, choices: list[Choice], shape: Shape, mean_s: float | None) -> Place | None:
         """Returns the best place with room for a task; `mean_s` None: a free slot only.

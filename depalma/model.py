@@ -85,8 +85,11 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     labels: tuple[str, ...] = ()  #: rules for the labels of its host, all of them: `disk=ssd`, `ram_gb>64`, …
     prefer: tuple[str, ...] = ()  #: the same, wished for: hosts for which most of them hold come first
     gpus: int = 0  #: GPUs that each task has to itself
-    resources: dict[str, int] = {}  #: of what its host has so many of, such as licences
+    resources: dict[str, int] | None = None  #: of what its host has so many of, such as licences
     pack: bool = False  #: fill one host after the other, instead of spreading tasks
+    limits: dict[str, int] | None = (
+        None  #: tag → at most so many tasks with it at once, in the whole cluster; it has the tag
+    )
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):

@@ -69,14 +69,17 @@ def _assign_all(
     touched: dict[int, Job] = {}
     name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:_MAX_REASON]
     job: Job | None = None
+    limited = state.limits.are_set
     job_id, room = -1, 0
     shape = _NO_SHAPE
     barred = "unknown_job"
     for ref in command.tasks:
         if ref[0] != job_id:
             job_id = ref[0]
+            if job is not None and (limited or job.spec.tags or job.spec.limits):
+                state.count(job, at)  # limits are of several jobs
             job = state.jobs.get(job_id)
-            barred, room = _job_terms(job, host)
+            barred, room = _job_terms(state, job, host)
             shape = job.shape if job is not None else _NO_SHAPE
         problem = barred or ("job_limit" if room <= 0 else "")
         if problem or job is None:
@@ -103,7 +106,7 @@ def _assign_all(
     return tuple(accepted), tuple(refused)
 
 
-def _job_terms(job: Job | None, host: Host) -> tuple[str, int]:
+def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, int]:
     """Returns why no task of the job may go to the host now, and how many may at most."""
     if job is None:
         return "unknown_job", 0
@@ -117,7 +120,10 @@ def _job_terms(job: Job | None, host: Host) -> tuple[str, int]:
     if misfit(job.shape, host, host.slots or job.shape.weight):
         return "constraint", 0
     limit = job.spec.max_running
-    return "", limit - len(job.running) if limit else MAX_TASKS
+    room = limit - len(job.running) if limit else MAX_TASKS
+    if job.spec.limits or state.limits.are_set:
+        room = min(room, state.limits.room_of(job, state.shares.account(job.spec.user)))
+    return "", room
 
 
 def _task_problem(job: Job, index: int, number: int) -> str:

@@ -203,7 +203,12 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
                 rule_of(text)
             except ValueError:
                 return bad_field(field, text, f"{ALLOWED}; at most 1000 characters")
-    return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources)
+    for tag, limit in (spec.limits or {}).items():
+        if not 0 < len(tag) <= 200 or not tag.isprintable() or len(spec.limits or ()) > 100:
+            return bad_field("limits", tag, "at most 100 tags of 1 to 200 printable characters")
+        if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
+            return wrong
+    return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources or {})
 
 
 def _bad_tasks(spec: JobSpec) -> Rejected | None:

@@ -13,6 +13,7 @@ from depalma.state.jobs import Job
 from depalma.state.placement import misfit
 from depalma.state.shapes import described
 from depalma.state.task_states import QUEUED
+from depalma.state.turn import limit_reasons, turn_lines
 
 #: Hosts that are named one by one.
 _MAX_HOSTS = 100
@@ -55,7 +56,7 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     limit = job.spec.max_running
     if limit and len(job.running) >= limit:
         return f"{limit} of its tasks run, its own limit"
-    return ""
+    return "; ".join(limit_reasons(state, job))
 
 
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
@@ -84,8 +85,7 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     if not job.queued:
         return lines
     if job.ready:
-        before = state.ready.before(job)
-        lines.append(f"jobs with queued tasks before it: {before}" if before else "first in the queue")
+        lines += turn_lines(state, job)
     if not state.hosts:
         lines.append("there are no hosts")
     hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))

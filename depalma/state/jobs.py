@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from typing import Any
 
 from msgspec import Struct
 
@@ -78,6 +79,7 @@ class Job:
         "cancelled_by",
         "chunks",
         "code_index",
+        "counted",
         "cursor",
         "done",
         "exit_code_seen",
@@ -86,6 +88,7 @@ class Job:
         "first_bad",
         "held",
         "id",
+        "line",
         "open",
         "ready",
         "requeued",
@@ -113,6 +116,8 @@ class Job:
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
         self.ready = False  #: in the index of ready jobs (kept by it)
+        self.line: Any = None  #: where it is there (kept by it)
+        self.counted = 0  #: tasks on hosts that limits and shares know of
         self.states = bytearray(spec.count)
         self.cursor = 0
         self.requeued: list[int] = []  #: sorted positions below the cursor

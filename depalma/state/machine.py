@@ -24,6 +24,7 @@ from depalma.state import (
     inventory,
     masters,
     membership,
+    ordering,
     owners,
     restoring,
     submissions,
@@ -73,6 +74,9 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     webhook_commands.ReplayWebhook: webhooks.replay_webhook,
     webhook_commands.TryWebhook: webhooks.try_webhook,
     webhook_commands.DeliverWebhooks: webhooks.deliver_webhooks,
+    commands.SetLimit: ordering.set_limit,
+    commands.SetShare: ordering.set_share,
+    commands.SetOrder: ordering.set_order,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

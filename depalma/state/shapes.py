@@ -46,7 +46,7 @@ def within(limit_s: float) -> float:
 
 def needs_of(spec: JobSpec) -> Needs:
     """Returns what a task takes besides slots."""
-    needs = {MEMORY: spec.memory_bytes, GPUS: spec.gpus, **spec.resources}
+    needs = {MEMORY: spec.memory_bytes, GPUS: spec.gpus, **(spec.resources or {})}
     return tuple(sorted((name, number) for name, number in needs.items() if number))
 
 

@@ -49,10 +49,11 @@ def test_what_a_task_needs_decides_where_it_runs(client: Client, ctl: Ctl, wait_
 
     hard = client.command(["true"], labels=["disk in ssd,nvme", "ram_gb>64"])
     hard.wait()
-    assert hard.task(0).host == "h1"
+    assert hard.tasks()[0].host == "h1"
     wished = client.command(["true"], prefer=["disk=hdd"])
     wished.wait()
-    assert (wished.task(0).host, "as preferred: disk=hdd" in wished.task(0).reason) == ("h2", True)
+    (task,) = wished.tasks()
+    assert (task.host, "as preferred: disk=hdd" in task.reason) == ("h2", True)
     never = client.command(["true"], labels=["disk=tape"], resources={"licence": 1})
     assert "h1: its label is disk=ssd, the job wants disk=tape" in never.explain()
     with pytest.raises(Rejected, match="labels: 'a>b' given; allowed: KEY=VALUE"):

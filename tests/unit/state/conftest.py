@@ -239,6 +239,7 @@ class Fuzzer(WebhookMakers):
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.webhook,
+            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.order,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -281,6 +282,8 @@ class Fuzzer(WebhookMakers):
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
+        }
+        needs = {
             "memory_bytes": rng.choice([0, 0, 3 << 30]),
             "gpus": rng.choice([0, 0, 0, 1, 2]),
             "resources": rng.choice([{}, {}, {"licence": 1}, {"licence": 2, "tape": 1}]),
@@ -288,6 +291,12 @@ class Fuzzer(WebhookMakers):
             "prefer": rng.choice([(), ("a=b",)]),
             "pack": rng.random() < 0.2,
             "timeout_s": rng.choice([0.0, 0.0, 10.0, 100.0]),
+        }
+        values |= needs if rng.random() < 0.3 else {}
+        values |= {
+            "user": rng.choice(["", "ann", "bob"]),
+            "tags": rng.choice([(), (), ("t",), ("t", "u")]),
+            "limits": rng.choice([{}, {}, {}, {"t": 2}, {"v": 1}]),
         }
         if rng.random() < 0.2:
             values |= rng.choice(
@@ -297,7 +306,8 @@ class Fuzzer(WebhookMakers):
                     {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}, {"group": "a b"},
                     {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)},
                     {"max_running": -1}, {"retries": 10**6}, {"gpus": -1}, {"labels": ("a>b",)},
-                    {"resources": {"gpus": 1}}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
+                    {"resources": {"gpus": 1}}, {"limits": {"t": 0}}, {"limits": {"": 1}},
+                    {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
                 ]
             )  # fmt: skip
         return c.SubmitJob(self.request(), JobSpec(**values), self.bench.now)  # type: ignore[arg-type]
@@ -404,6 +414,19 @@ class Fuzzer(WebhookMakers):
         if kind == "drain":
             return c.DrainHost(request, host, rng.choice([None, now + 5, float("nan"), -1.0]), now, "update", "ann")
         return c.UndrainHost(request, host, now)
+
+    def order(self) -> c.AnyCommand:
+        rng, request, now = self.rng, self.request(), self.bench.now
+        match rng.choice(["limit", "limit", "share", "order"]):
+            case "limit":
+                kind, name = rng.choice(
+                    [("tag", "t"), ("tag", "u"), ("user", "*"), ("user", "ann"), ("group", "g"), ("host", "x")]
+                )
+                return c.SetLimit(request, kind, name, rng.choice([None, None, rng.choice([0, 1, 2, 5, -1])]), now)
+            case "share":
+                weight = rng.choice([0.5, 1.0, 3.0, 0.0, float("nan")])
+                return c.SetShare(request, rng.choice(["ann", "bob", "eve", ""]), weight, now)
+        return c.SetOrder(request, now, rng.choice([None, 60.0, 3600.0, 1.0]), rng.choice([None, 0.0, 100.0, 0.5]))
 
     def group(self) -> c.AnyCommand:
         rng, request, now = self.rng, self.request(), self.bench.now
