@@ -82,7 +82,7 @@ class _Round:
         self.places = places
         self.mean_s = mean_s
         self.left = limit
-        self.free = sum(max(0, place.slots - place.used) for place in places)
+        self.free = sum(max(0, place.limit - place.used) for place in places)
         self.turns = Turns(state, now)
         self.walks: dict[Line, Walk] = {}
         self.pool = Pool([])
@@ -93,7 +93,7 @@ class _Round:
         """Fills free slots, then queues ahead down to the last priority for which that may be done."""
         ready = self.state.ready
         if self.free:
-            self.pool = Pool([place for place in self.places if place.used < place.slots])
+            self.pool = Pool([place for place in self.places if place.used < place.limit])
             for priority in ready.starved(self.now, self.state.age_s):
                 if priority != ready.highest:
                     self._serve(priority, 1)
@@ -104,7 +104,7 @@ class _Round:
         if last_short is None or self.left <= 0:
             return
         self.ahead, self.choices = True, {}
-        self.pool = Pool([place for place in self.places if place.used < place.slots + place.ahead])
+        self.pool = Pool([place for place in self.places if place.used < place.limit + place.ahead])
         for priority in ready.priorities():
             if priority < last_short or self.left <= 0 or not self.pool.open:
                 break
@@ -195,11 +195,12 @@ class _Round:
         while choices:
             entry = choices[0]
             place = entry[5]
-            room = place.slots if mean_s is None else place.slots + self._ahead(place, mean_s)
+            room = place.limit if mean_s is None else place.limit + self._ahead(place, mean_s)
             used = place.used
-            if used + weight > room or not self._may_take(place, shape):
+            # A wide task may have a host that has nothing else of ours, however busy it is.
+            if (used and used + weight > room) or not self._may_take(place, shape):
                 heappop(choices)
-            elif used / place.slots != abs(entry[2]):
+            elif used / place.limit != abs(entry[2]):
                 heapreplace(choices, choice(place, shape))
             else:
                 return place
@@ -213,7 +214,7 @@ class _Round:
 
     def _ahead(self, place: Place, mean_s: float) -> int:
         """Returns how many slots' worth of such tasks may wait on the host."""
-        if place.closed:
+        if place.closed or place.limit < place.slots:
             return 0
         if place.short_slots < 0:
             place.short_slots = self._short_slots(place)

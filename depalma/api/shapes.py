@@ -162,6 +162,17 @@ class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     warn_s: float | UnsetType | None = UNSET
     requeue_s: float | UnsetType | None = UNSET
     requeue_all: bool | UnsetType = UNSET
+class LimitToSet(Struct, frozen=True, forbid_unknown_fields=True):
+    limit: int
+
+
+class ShareToSet(Struct, frozen=True, forbid_unknown_fields=True):
+    weight: float
+
+
+class OrderChange(Struct, frozen=True, forbid_unknown_fields=True):
+    half_life_s: float | None = None
+    age_s: float | None = None  #: 0 = no ageing
 
 
 class DrainToBegin(Struct, frozen=True, forbid_unknown_fields=True):

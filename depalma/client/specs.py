@@ -40,6 +40,7 @@ class JobOptions(TypedDict, total=False):
     resources: Mapping[str, int]  #: of what its host has so many of, such as licences
     labels: Sequence[str]  #: rules for the labels of its host: "disk=ssd", "ram_gb>64"
     prefer: Sequence[str]  #: the same, wished for
+    limits: Mapping[str, int]  #: tag: at most so many tasks with it at once, in the whole cluster
     pack: bool  #: fill one host after the other, instead of spreading tasks
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
@@ -75,8 +76,9 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in values:
             given = values[name]
             values[name] = (given,) if isinstance(given, str) else tuple(given)
-    if "resources" in values:
-        values["resources"] = dict(values["resources"])
+    for name in ("resources", "limits"):
+        if name in values:
+            values[name] = dict(values[name])
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
     values.setdefault("user", login_name())

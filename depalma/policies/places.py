@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from msgspec import Struct
 
 from depalma.model import AttemptRef, Load
+from depalma.policies.busy import allowed, least
 from depalma.policies.reserve import Reservation
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
@@ -27,6 +28,7 @@ class HostRoom(Struct, frozen=True, gc=False):
     slots: int
     ahead: int = 0  #: most slots' worth of tasks that may wait there beyond the slots; 0 = none
     load: Load = Load()
+    foreign: float = 0.0  #: share of its CPUs that something else uses, 0 to 1
 
 
 class Place:
@@ -40,6 +42,7 @@ class Place:
         "free_refs",
         "host",
         "incarnation",
+        "limit",
         "reserved",
         "short_slots",
         "slots",
@@ -49,10 +52,11 @@ class Place:
         "wished_refs",
     )
 
-    def __init__(self, host: Host, room: HostRoom) -> None:
+    def __init__(self, host: Host, room: HostRoom, least_busy: float) -> None:
         self.host = host
         self.incarnation = room.incarnation
         self.slots = room.slots
+        self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
         self.ahead = room.ahead
         self.cpu = room.load.cpu_percent
         self.used = self.was = host.used
@@ -85,7 +89,9 @@ class Place:
         """Yields what was placed here, with the reason."""
         name, level = self.host.name, self.host.priority
         full = f"least full of {hosts} host{'s' * (hosts > 1)} with room, priority level {level}"
-        free = max(0, self.slots - self.was)
+        free = max(0, self.limit - self.was)
+        if self.limit < self.slots:
+            full += f"; {self.slots - self.limit} slots left to what else runs there"
         for refs, reason in (
             (self.free_refs, f"{free} of {self.slots} slots were free; {full}"),
             *(
@@ -107,12 +113,13 @@ class Place:
 def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[Place]:
     """Returns the hosts that may take anything at all now; `ahead`: those with taken slots, too."""
     places = []
+    least_busy = least(room.foreign for room in hosts.values())
     for name, room in hosts.items():
         host = state.hosts.get(name)
         if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
             continue
         if host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
-            places.append(Place(host, room))
+            places.append(Place(host, room, least_busy))
     places.sort(key=lambda place: place.host.name)
     return places
 
@@ -153,5 +160,5 @@ def choice(place: Place, shape: Shape) -> Choice:
     """Returns the place with what it is chosen by; the smallest is the best."""
     host = place.host
     wishes = sum(holds(rule_of(text), host.labels) for text in shape.prefer) if shape.prefer else 0
-    full = place.used / place.slots
+    full = place.used / place.limit
     return -wishes, -host.priority, -full if shape.pack else full, place.cpu, host.name, place

@@ -65,7 +65,7 @@ def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: flo
                 return
             continue
         key = (
-            _latest_start(state, shape, place, now),
+            latest_start(state, shape, place, now),
             _missing(shape, place),
             place.used - place.slots,
             place.host.name,
@@ -84,7 +84,7 @@ def _missing(shape: Shape, place: Place) -> float:
     return missing
 
 
-def _latest_start(state: ClusterState, shape: Shape, place: Place, now: float) -> float:
+def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) -> float:
     """Returns when the time limits of what runs there leave room for the shape; inf if they do not say."""
     jobs = state.jobs
     host = place.host

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from depalma.model import MAX_TASKS
 from depalma.state.jobs import Job
-from depalma.state.shares import Account
+from depalma.state.shares import Account, Shares
 
 KINDS = ("tag", "user", "group")
 EVERYBODY = "*"
@@ -52,6 +52,15 @@ class Limits:
         kind, name, own = gate
         standing = self.of_kind(kind).get(name, MAX_TASKS)
         return min(own, standing) if own else standing
+
+    def live(self, kind: str, name: str, shares: Shares) -> int:
+        """Returns how many tasks are under a limit now; of everybody's, the most that one user has."""
+        if kind != "user":
+            return self.tasks.get((kind, name), 0)
+        if name == EVERYBODY:
+            return max((each.tasks for each in shares.accounts.values() if each.name not in self.users), default=0)
+        account = shares.accounts.get(name)
+        return account.tasks if account is not None else 0
 
     def room(self, gate: Gate) -> int:
         """Returns how many more tasks a gate lets through now."""

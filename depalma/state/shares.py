@@ -68,6 +68,12 @@ class Shares:
             self.next_number += 1
         return account
 
+    def forget(self, name: str) -> None:
+        """Drops the newest account again: it was only tried."""
+        account = self.accounts.pop(name, None)
+        if account is not None:
+            self.next_number = account.number
+
     def factor(self, at: float) -> float:
         """Returns how many units a slot second of that time is."""
         halves = (at - self.base_at) / self.half_life_s

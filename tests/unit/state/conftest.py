@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
 from tests.unit.state.webhook_makers import WebhookMakers
+from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
 
 #: Jobs above this size are not looked at task by task.
 WATCHED_TASKS = 300
@@ -127,21 +129,10 @@ class Bench:
         self.now += seconds
         return self.now
 
-    def host(
-        self,
-        name: str = "h1",
-        slots: int = 2,
-        *,
-        groups: tuple[str, ...] = (),
-        priority: int = 0,
-        labels: dict[str, str] | None = None,
-        gpus: int = 0,
-        resources: dict[str, int] | None = None,
-    ) -> Host:
-        """Adds a host whose agent is connected as incarnation `NAME-1`."""
-        self.ok(
-            c.AddHost("", name, groups, labels or {}, priority, slots, gpus, self.tick(), resources=resources or {})
-        )
+    def host(self, name: str = "h1", slots: int = 2, *, gpus: int = 0, priority: int = 0, **has: Any) -> Host:
+        """Adds a host whose agent is connected as incarnation `NAME-1`; `has`: its groups, labels, resources."""
+        groups, labels, resources = has.get("groups", ()), has.get("labels", {}), has.get("resources", {})
+        self.ok(c.AddHost("", name, groups, labels, priority, slots, gpus, self.tick(), resources=resources))
         self.up(name)
         return self.state.hosts[name]
 
@@ -273,43 +264,16 @@ class Fuzzer(WebhookMakers):
             "first_index": rng.choice([0, 0, 5]),
             "arguments": rng.choice([None, self.packed(count)]),
             "open": rng.random() < 0.3,
-            "cpus": rng.choice([1.0, 1.0, 0.5, 2.0]),
-            "priority": rng.choice([0, 0, 5, -5]),
-            "group": rng.choice(["", "", "", "g"]),
-            "on_host": rng.choice(["", "", "", "h2"]),
             "max_running": rng.choice([0, 0, 1, 2]),
             "retries": rng.choice([0, 0, 1, 3]),
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
-        }
-        needs = {
-            "memory_bytes": rng.choice([0, 0, 3 << 30]),
-            "gpus": rng.choice([0, 0, 0, 1, 2]),
-            "resources": rng.choice([{}, {}, {"licence": 1}, {"licence": 2, "tape": 1}]),
-            "labels": rng.choice([(), (), ("os=x",), ("a", "os!=y")]),
-            "prefer": rng.choice([(), ("a=b",)]),
-            "pack": rng.random() < 0.2,
-            "timeout_s": rng.choice([0.0, 0.0, 10.0, 100.0]),
-        }
-        values |= needs if rng.random() < 0.3 else {}
-        values |= {
-            "user": rng.choice(["", "ann", "bob"]),
-            "tags": rng.choice([(), (), ("t",), ("t", "u")]),
-            "limits": rng.choice([{}, {}, {}, {"t": 2}, {"v": 1}]),
-        }
+        } | some_needs(rng)
         if rng.random() < 0.2:
             values |= rng.choice(
-                [
-                    {"count": -1}, {"count": 0, "arguments": None}, {"first_index": -1}, {"argv": ()},
-                    {"cpus": 0.0}, {"cpus": float("nan")}, {"cpus": 7.0}, {"priority": 10**9}, {"code_index": 50},
-                    {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}, {"group": "a b"},
-                    {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)},
-                    {"max_running": -1}, {"retries": 10**6}, {"gpus": -1}, {"labels": ("a>b",)},
-                    {"resources": {"gpus": 1}}, {"limits": {"t": 0}}, {"limits": {"": 1}},
-                    {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
-                ]
-            )  # fmt: skip
+                [*BAD_SPECS, {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}]
+            )
         return c.SubmitJob(self.request(), JobSpec(**values), self.bench.now)  # type: ignore[arg-type]
 
     def packed(self, count: int) -> Payload:
@@ -381,9 +345,9 @@ class Fuzzer(WebhookMakers):
         groups = self.rng.choice([(), ("g",), ("bad name",)])
         slots = self.rng.choice([0, 2, 3, -1])
         level, file = self.rng.choice([0, 5]), self.rng.random() < 0.5
-        resources = self.rng.choice([{}, {"licence": 2}, {"licence": 1, "tape": 1}, {"a b": 1}])
+        has = some_resources(self.rng)
         return c.AddHost(
-            self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 2, self.bench.now, file, resources
+            self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 2, self.bench.now, file, has
         )
 
     def host_up(self) -> c.AnyCommand:
@@ -404,11 +368,8 @@ class Fuzzer(WebhookMakers):
         kind = rng.choice(["set", "remove", "drain", "drain", "undrain", "undrain", "undrain"])
         if kind == "set":
             groups, slots = rng.choice([None, (), ("g",), ("g", "g")]), rng.choice([None, 0, 1, 4, -1])
-            resources = rng.choice([{}, {}, {"licence": 3}, {"licence": 0}, {"tape": -1}])
-            gpus = rng.choice([None, None, 1, 3])
-            return c.SetHost(
-                request, host, now, groups, rng.choice([None, 7]), slots, gpus, {"a": "b"}, ("os",), resources
-            )
+            gpus, has, level = rng.choice([None, None, 1, 3]), some_resources(rng), rng.choice([None, 7])
+            return c.SetHost(request, host, now, groups, level, slots, gpus, {"a": "b"}, ("os",), has)
         if kind == "remove":
             return c.RemoveHost(request, host, rng.random() < 0.5, now, rng.choice(["ann", "ann", "a" * 300]))
         if kind == "drain":
@@ -416,17 +377,7 @@ class Fuzzer(WebhookMakers):
         return c.UndrainHost(request, host, now)
 
     def order(self) -> c.AnyCommand:
-        rng, request, now = self.rng, self.request(), self.bench.now
-        match rng.choice(["limit", "limit", "share", "order"]):
-            case "limit":
-                kind, name = rng.choice(
-                    [("tag", "t"), ("tag", "u"), ("user", "*"), ("user", "ann"), ("group", "g"), ("host", "x")]
-                )
-                return c.SetLimit(request, kind, name, rng.choice([None, None, rng.choice([0, 1, 2, 5, -1])]), now)
-            case "share":
-                weight = rng.choice([0.5, 1.0, 3.0, 0.0, float("nan")])
-                return c.SetShare(request, rng.choice(["ann", "bob", "eve", ""]), weight, now)
-        return c.SetOrder(request, now, rng.choice([None, 60.0, 3600.0, 1.0]), rng.choice([None, 0.0, 100.0, 0.5]))
+        return order_command(self.rng, self.request(), self.bench.now)
 
     def group(self) -> c.AnyCommand:
         rng, request, now = self.rng, self.request(), self.bench.now

@@ -1,0 +1,35 @@
+"""A host that is busy with something else gets less. [pure]
+
+What is not ours is what the host measures, less one CPU for each slot that our tasks may have used meanwhile: rather
+too little than too much. Only how much busier a host is than the least busy one counts, so when all are busy none
+gets less; and every host keeps one slot, so nothing waits for ever for a host that is never idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from depalma.model import Load
+
+#: Differences up to this share of the CPUs are noise.
+NOISE = 0.15
+
+
+def foreign_share(load: Load, cpus: int, slots_used: int) -> float:
+    """Returns the share of a host's CPUs that something else uses, 0 to 1."""
+    if cpus <= 0:
+        return 0.0
+    return min(1.0, max(0.0, load.cpu_percent / 100 - slots_used / cpus))
+
+
+def least(shares: Iterable[float]) -> float:
+    """Returns the share of the least busy host."""
+    return min(shares, default=0.0)
+
+
+def allowed(slots: int, share: float, least_share: float) -> int:
+    """Returns how many of the slots may be used while something else has `share` of the CPUs."""
+    excess = share - least_share
+    if excess <= NOISE or slots <= 1:
+        return slots
+    return max(1, slots - int(slots * excess))
