@@ -25,6 +25,7 @@ from depalma.api.shapes import (
 from depalma.api.specs import settled, settled_items
 from depalma.leader.trial import trial
 from depalma.model import JobSpec, JobView, TaskState, TrialView
+from depalma.policies.busy import busy_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
 from depalma.state.jobs import Job
@@ -174,7 +175,10 @@ async def cancel(api: Api, request: web.Request) -> web.StreamResponse:
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a job is as it is."""
     job = find_job(api, request.match_info["job"])
-    return api.reply(request, Lines(list(explain(api.state, job, None))))
+    lines = list(explain(api.state, job, None))
+    if job.ready:
+        lines += busy_lines(api.services.rooms())  # what only the leader knows
+    return api.reply(request, Lines(lines))
 
 
 _LIST_QUERY = frozenset({"state", "tag", "name", "user", "all", "limit", "before"}) | READ_QUERY

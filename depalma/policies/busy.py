@@ -7,9 +7,13 @@ gets less; and every host keeps one slot, so nothing waits for ever for a host t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from depalma.model import Load
+
+if TYPE_CHECKING:
+    from depalma.policies.places import HostRoom
 
 #: Differences up to this share of the CPUs are noise.
 NOISE = 0.15
@@ -33,3 +37,12 @@ def allowed(slots: int, share: float, least_share: float) -> int:
     if excess <= NOISE or slots <= 1:
         return slots
     return max(1, slots - int(slots * excess))
+
+
+def busy_lines(hosts: Mapping[str, HostRoom]) -> Iterator[str]:
+    """Yields in words which hosts get less now, and why."""
+    least_share = least(room.foreign for room in hosts.values())
+    for name, room in sorted(hosts.items()):
+        slots = allowed(room.slots, room.foreign, least_share)
+        if slots < room.slots:
+            yield f"{name}: something else uses {room.foreign:.0%} of its CPUs, so {slots} of {room.slots} slots"

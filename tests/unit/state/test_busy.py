@@ -8,7 +8,7 @@ import pytest
 
 from depalma.dispatcher import HostRoom, plan
 from depalma.model import Load
-from depalma.policies.busy import allowed, foreign_share, least
+from depalma.policies.busy import allowed, busy_lines, foreign_share, least
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_a_busy_host_gets_less(bench):
     rooms = {"h1": HostRoom("h1-1", 4, foreign=0.8), "h2": HostRoom("h2-1", 4)}
     reasons = {command.host: command.reason for command in plan(bench.state, rooms, {}, bench.now, 1, 9)}
     assert reasons["h1"].endswith("3 slots left to what else runs there")
+    assert list(busy_lines(rooms)) == ["h1: something else uses 80% of its CPUs, so 1 of 4 slots"]
 
 
 def test_idle_hosts_come_first(bench):
