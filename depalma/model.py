@@ -87,9 +87,8 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     gpus: int = 0  #: GPUs that each task has to itself
     resources: dict[str, int] | None = None  #: of what its host has so many of, such as licences
     pack: bool = False  #: fill one host after the other, instead of spreading tasks
-    limits: dict[str, int] | None = (
-        None  #: tag → at most so many tasks with it at once, in the whole cluster; it has the tag
-    )
+    limits: dict[str, int] | None = None  #: tag → at most so many tasks with it at once in the cluster; it has the tag
+    preempt: bool = False  #: tasks of lower priority that may run again make room for it
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):

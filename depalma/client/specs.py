@@ -41,6 +41,7 @@ class JobOptions(TypedDict, total=False):
     labels: Sequence[str]  #: rules for the labels of its host: "disk=ssd", "ram_gb>64"
     prefer: Sequence[str]  #: the same, wished for
     limits: Mapping[str, int]  #: tag: at most so many tasks with it at once, in the whole cluster
+    preempt: bool  #: tasks of lower priority that may run again make room for it
     pack: bool  #: fill one host after the other, instead of spreading tasks
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 
 from depalma import dispatcher
 from depalma.consensus import NotLeader, OutcomeUnknown
@@ -16,6 +17,8 @@ from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
+from depalma.policies.places import HostRoom
+from depalma.policies.preempt import preemptions
 from depalma.state.commands import AssignOutcome, AssignTasks
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class DispatchLoop:
             )
             if commands and await self._commit(commands):
                 self._wake.set()  # what is left after a full round, and what came meanwhile
+            elif not commands:
+                self._make_room(rooms)
 
     async def _woken(self) -> None:
         """Returns when something has changed, or may have: nobody says that a host is not busy any more."""
@@ -64,6 +69,22 @@ class DispatchLoop:
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
         self._wake.clear()
+
+    def _make_room(self, rooms: Mapping[str, HostRoom]) -> None:
+        """Ends tasks of lower priority for jobs that preempt; they come back as `moved`."""
+        sessions = self._sessions.by_host
+        told = {
+            ref
+            for name in rooms
+            if name in sessions
+            for ref, outcome in sessions[name].killed
+            if outcome != "returned"  # that ends nothing that has started
+        }
+        for each in preemptions(self._context.state, rooms, told):
+            session = sessions.get(each.host)
+            if session is not None:
+                log.info("%d tasks on host %s: %s", len(each.refs), each.host, each.reason)
+                self._sessions.orders.kill(session, list(each.refs), outcome="moved", reason=each.reason)
 
     async def _commit(self, commands: list[AssignTasks]) -> bool:
         """Proposes a round and sends what was accepted. Returns whether anything was."""

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
     labels: tuple[str, ...] = ()  #: rules that must hold for the host's labels
     prefer: tuple[str, ...] = ()  #: rules of which as many as possible should
     pack: bool = False  #: fill one host after the other
+    preempts: bool = False  #: what has lower priority makes room for it
     within_s: float = 0.0  #: its tasks have ended so long after their start; a power of two, 0 = not known
 
 
@@ -33,8 +34,9 @@ def shape_of(spec: JobSpec, code_index: int) -> Shape:
     """Returns the shape of a job that runs `spec` with the code of `code_index`."""
     needs = needs_of(spec) if spec.memory_bytes or spec.gpus or spec.resources else ()
     within_s = within(spec.timeout_s + spec.grace_s) if spec.timeout_s else 0.0
+    weight = slots_of(spec.cpus)
     return Shape(
-        spec.group, spec.on_host, code_index, slots_of(spec.cpus), needs, spec.labels, spec.prefer, spec.pack, within_s
+        spec.group, spec.on_host, code_index, weight, needs, spec.labels, spec.prefer, spec.pack, spec.preempt, within_s
     )
 
 

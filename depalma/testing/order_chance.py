@@ -35,6 +35,7 @@ def some_needs(rng: Random) -> dict[str, Any]:
             "resources": rng.choice([None, None, {"licence": 1}, {"licence": 2, "tape": 1}]),
             "labels": rng.choice([(), (), ("os=x",), ("a", "os!=y")]),
             "prefer": rng.choice([(), ("a=b",)]),
+            "preempt": rng.random() < 0.2,
             "pack": rng.random() < 0.2,
             "timeout_s": rng.choice([0.0, 0.0, 10.0, 100.0]),
         }

@@ -56,3 +56,27 @@ def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_unti
     assert [row["name"] for row in json.loads(ctl("order", "limits", "-o", "json").stdout)] == ["db"]
     assert "not a number, or none" in ctl("order", "limit", "tag", "db", "few", code=2).stderr
     ctl("cancel", "1-3")
+
+
+def test_a_job_that_preempts_is_made_room_for(cluster: LocalCluster, ctl: Ctl, wait_until: Callable[..., Any]) -> None:
+    """Tasks of lower priority are warned, end, and run again when it is over; without being asked nobody has to."""
+    work = ["sh", "-c", "trap 'echo warned; exit 1' TERM; echo began; while ! test -e release; do sleep 0.05; done"]
+
+    def tasks(job: int) -> dict[str, int]:
+        found: dict[str, int] = json.loads(ctl("show", str(job), "-o", "json").stdout)["tasks"]
+        return found
+
+    ctl("submit", "--array", "0-3", "--cwd", ".", "--", *work)
+    wait_until(lambda: [ctl("logs", f"1.{task}").stdout for task in range(4)], lambda seen: seen == ["began\n"] * 4)
+    ctl("submit", "--priority", "5", "--", "true")
+    assert "fits, but 2 of 2 slots are taken" in ctl("explain", "2").stdout
+    ctl("cancel", "2")
+
+    ctl("run", "--priority", "5", "--preempt", "--", "true")
+    moved = [
+        task for task in json.loads(ctl("show", "1", "--tasks", "-o", "json").stdout)["tasks"] if task["attempts"][1:]
+    ]
+    ((first, *_),) = [task["attempts"] for task in moved]
+    assert (first["state"], first["reason"]) == ("moved", "preempted by job 3 of priority 5")
+    wait_until(lambda: tasks(1)["running"], lambda running: running == 4)
+    ctl("cancel", "1")
