@@ -73,10 +73,8 @@ def test_a_job_that_preempts_is_made_room_for(cluster: LocalCluster, ctl: Ctl, w
     ctl("cancel", "2")
 
     ctl("run", "--priority", "5", "--preempt", "--", "true")
-    moved = [
-        task for task in json.loads(ctl("show", "1", "--tasks", "-o", "json").stdout)["tasks"] if task["attempts"][1:]
-    ]
-    ((first, *_),) = [task["attempts"] for task in moved]
-    assert (first["state"], first["reason"]) == ("moved", "preempted by job 3 of priority 5")
+    with cluster.client() as client:
+        ((first, *_),) = [task.attempts for task in client.job(1).tasks() if len(task.attempts) > 1]
+    assert (first.state, first.reason) == ("moved", "preempted by job 3 of priority 5")
     wait_until(lambda: tasks(1)["running"], lambda running: running == 4)
     ctl("cancel", "1")
