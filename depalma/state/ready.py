@@ -95,13 +95,16 @@ class ReadyJobs:
 
     def refresh(self, job: Job, at: float) -> None:
         """Puts the job in, or takes it out, as its tasks now ask."""
-        wanted = job.wants_host
-        if wanted == job.ready:
-            return
-        job.ready = wanted
-        if wanted:
+        if not job.wants_host:
+            self.withdraw(job)
+        elif not job.ready:
+            job.ready = True
             self._put(job, at)
-        else:
+
+    def withdraw(self, job: Job) -> None:
+        """Takes the job out; `refresh` puts it back, in the place that it then has."""
+        if job.ready:
+            job.ready = False
             self._take(job)
 
     def _put(self, job: Job, at: float) -> None:
