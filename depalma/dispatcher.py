@@ -87,6 +87,7 @@ class _Round:
         self.walks: dict[Line, Walk] = {}
         self.pool = Pool([])
         self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
+        self.closed: set[Shape] = set()  #: of which nothing more can be placed in this phase
         self.ahead = False
 
     def run(self, last_short: float | None) -> None:
@@ -104,6 +105,7 @@ class _Round:
         if last_short is None or self.left <= 0:
             return
         self.ahead, self.choices = True, {}
+        self.closed.clear()
         self.pool = Pool([place for place in self.places if place.used < place.limit + place.ahead])
         for priority in ready.priorities():
             if priority < last_short or self.left <= 0 or not self.pool.open:
@@ -112,15 +114,14 @@ class _Round:
 
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
-        queue = Queue(self.state, priority, self.turns, self.walks)
-        queue.close(lambda lane: self.choices.get(lane.shape) == [])
+        queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
         while most > 0 and (self.pool.open > 0 if self.ahead else self.free > 0):
             walk = queue.first()
             if walk is None:
                 return
-            most -= self._place_turn(queue, walk, most)
+            most -= self._place_turn(walk, most, queue.rival())
 
-    def _place_turn(self, queue: Queue, walk: Walk, most: int) -> int:
+    def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
         """Places what the user may have before it is another's turn. Returns how many tasks that were."""
         lane, job, account = walk.lane, walk.job, walk.account
         most = min(most, walk.left, self.turns.room(lane, account))
@@ -129,10 +130,9 @@ class _Round:
             return 0
         known_s = self.mean_s.get(job.id)
         if self.ahead and (known_s is None or known_s > AHEAD_S):
-            self._close(queue, lane.shape)
+            self._close(lane.shape)
             return 0
         mean_s = UNKNOWN_S if known_s is None else known_s
-        rival = queue.rival()
         if rival < inf:
             most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
         placed = self._place(walk, lane.shape, most, known_s if self.ahead else None)
@@ -140,19 +140,18 @@ class _Round:
             self.left -= placed
             self.turns.charge(lane, job, account, placed, mean_s)
         if placed < most and walk.position >= 0:
-            self._close(queue, lane.shape)
+            self._close(lane.shape)
         elif walk.position < 0 or walk.left <= 0:
             walk.next_job(self.state)
         return placed
 
-    def _close(self, queue: Queue, shape: Shape) -> None:
+    def _close(self, shape: Shape) -> None:
         """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
         if self.ahead:
             self.pool.close(shape)
         else:
             reserve(self.state, shape, self.pool.fitting(shape), self.now)
-        self.choices[shape] = []
-        queue.close(lambda lane: lane.shape == shape)
+        self.closed.add(shape)
 
     def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
         """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free

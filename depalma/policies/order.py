@@ -7,7 +7,7 @@ users alternate within a round as they do over time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil, inf
 
@@ -16,6 +16,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.ready import Lane, Line
+from depalma.state.shapes import Shape
 from depalma.state.shares import Account
 
 #: What a task is taken to need that nobody knows anything about.
@@ -103,22 +104,20 @@ class Walk:
 class Queue:
     """The jobs of one priority in their order, for one phase of a round. It reads no more users than get a turn."""
 
-    def __init__(self, state: ClusterState, priority: int, turns: Turns, walks: dict[Line, Walk]) -> None:
+    def __init__(
+        self, state: ClusterState, priority: int, turns: Turns, walks: dict[Line, Walk], closed: set[Shape]
+    ) -> None:
         self._state = state
         self._priority = priority
         self._turns = turns
         self._walks = walks  #: of the round: what one phase has placed the next one does not place again
         self._lanes = list(state.ready.levels[priority].values())
-        self._closed: set[Lane] = set()
+        self._closed = closed  #: shapes of which nothing more can be placed in this phase
         self._users: list[tuple[float, int]] = []  #: heap of the users that were read, by key and number
         self._lines: dict[int, list[tuple[int, int, Walk]]] = {}  #: heap of each of them, by job
         #: heap of the next user in each lane's own order: key, number, which lane, which place there
         self._unread = [(*lane.order[0], number, 0) for number, lane in enumerate(self._lanes)]
         heapify(self._unread)
-
-    def close(self, closed: Callable[[Lane], bool]) -> None:
-        """Takes lanes out of this phase."""
-        self._closed.update(lane for lane in self._lanes if closed(lane))
 
     def first(self) -> Walk | None:
         """Returns the line whose turn it is; None when there is none left."""
@@ -148,11 +147,12 @@ class Queue:
         """Takes in the next user of a lane, with all lines of this priority."""
         _, number, place, at = self._unread[0]
         lane = self._lanes[place]
-        if lane in self._closed or at + 1 == len(lane.order):
+        closed = lane.shape in self._closed
+        if closed or at + 1 == len(lane.order):
             heappop(self._unread)
         else:
             heapreplace(self._unread, (*lane.order[at + 1], place, at + 1))
-        if lane in self._closed or number in self._lines:
+        if closed or number in self._lines:
             return
         account = lane.lines[number].account
         lines = [line for line in self._state.ready.lines_of(account) if line.lane.priority == self._priority]
@@ -172,7 +172,7 @@ class Queue:
         heap = self._lines[number]
         while heap:
             job, each, walk = heap[0]
-            if walk.is_over or walk.lane in self._closed:
+            if walk.is_over or walk.lane.shape in self._closed:
                 heappop(heap)
             elif walk.job.id != job:
                 heapreplace(heap, (walk.job.id, each, walk))

@@ -184,6 +184,13 @@ class ReadyJobs:
             return []
         return sorted((each for each, at in self.fed_at.items() if now - at >= age_s), reverse=True)
 
+    def trim(self, user: str, at: float) -> None:
+        """Drops the account of a user who has nothing here and has used nothing that counts."""
+        account = self._shares.accounts.get(user)
+        if account is not None and account.number not in self._lines:
+            self._moved.discard(account)
+            self._shares.trim(user, at)
+
     def lines_of(self, account: Account) -> list[Line]:
         """Returns the lines of a user."""
         return self._lines.get(account.number, [])

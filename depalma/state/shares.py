@@ -19,6 +19,8 @@ from msgspec import Struct
 _REBASE = 400
 HALF_LIFE_S = 86_400.0
 DEFAULT_WEIGHT = 1.0
+#: Usage of so many slot seconds is not remembered when the last job of a user is forgotten.
+NOTHING_S = 1.0
 
 
 class Account:
@@ -73,6 +75,14 @@ class Shares:
         account = self.accounts.pop(name, None)
         if account is not None:
             self.next_number = account.number
+
+    def trim(self, name: str, at: float) -> None:
+        """Drops an account that says nothing any more; a user who comes back gets a new one."""
+        account = self.accounts.get(name)
+        if account is None or account.tasks or account.weight != DEFAULT_WEIGHT:
+            return
+        if self.usage_at(account, at) < NOTHING_S:
+            del self.accounts[name]
 
     def factor(self, at: float) -> float:
         """Returns how many units a slot second of that time is."""

@@ -94,6 +94,22 @@ class TestShares:
         assert 0 < ann.usage < 1e200
         assert shares.usage_at(ann, ann.accrued_at) < 86_400 * 1.1
 
+    def test_users_of_long_ago_are_forgotten(self, bench):
+        """With their last job, once they have used nothing that still counts; others stay."""
+        bench.host("h1", slots=2)
+        for user in ("ann", "bob"):
+            bench.submit(1, user=user)
+        bench.dispatch()
+        bench.tick(100)
+        bench.finish((1, 0, 1), (2, 0, 1))
+        bench.ok(c.ForgetJobs((1,), bench.tick()))
+        assert set(bench.state.shares.accounts) == {"ann", "bob"}
+        bench.tick(30 * 86_400)
+        bench.ok(c.ForgetJobs((2,), bench.tick()))
+        assert set(bench.state.shares.accounts) == {"ann"}
+        bench.submit(1, user="bob")
+        assert set(bench.state.shares.accounts) == {"ann", "bob"}
+
     def test_users_who_wait_cost_nothing(self, bench):
         """A round looks at those who get a turn, not at all who have jobs."""
         bench.host("h1", slots=2)
