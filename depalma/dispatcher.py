@@ -115,11 +115,18 @@ class _Round:
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
         queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
-        while most > 0 and (self.pool.open > 0 if self.ahead else self.free > 0):
+        while most > 0 and self._is_open():
             walk = queue.first()
             if walk is None:
                 return
-            most -= self._place_turn(walk, most, queue.rival())
+            rival, lone = queue.rival(), queue.is_lone
+            most -= self._place_turn(walk, most, rival)
+            while lone and most > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open():
+                most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
+
+    def _is_open(self) -> bool:
+        """Returns whether there is room anywhere in this phase."""
+        return self.pool.open > 0 if self.ahead else self.free > 0
 
     def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
         """Places what the user may have before it is another's turn. Returns how many tasks that were."""

@@ -143,6 +143,11 @@ class Queue:
         rival = min((key for key, _ in self._users[1:3]), default=inf)
         return min(rival, self._unread[0][0]) if self._unread else rival
 
+    @property
+    def is_lone(self) -> bool:
+        """Returns whether the first line is the only one."""
+        return not self._unread and len(self._users) == 1 and len(self._lines[self._users[0][1]]) == 1
+
     def _read(self) -> None:
         """Takes in the next user of a lane, with all lines of this priority."""
         _, number, place, at = self._unread[0]
