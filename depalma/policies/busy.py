@@ -1,8 +1,8 @@
 """A host that is busy with something else gets less. [pure]
 
-What is not ours is what the host measures, less one CPU for each slot that our tasks may have used meanwhile: rather
-too little than too much. Only how much busier a host is than the least busy one counts, so when all are busy none
-gets less; and every host keeps one slot, so nothing waits for ever for a host that is never idle.
+Agents measure which part of their CPUs something else than their tasks uses. Only how much busier a host is than the
+least busy one counts, so when all are busy none gets less; and every host keeps one slot, so nothing waits for ever
+for a host that is never idle.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 NOISE = 0.15
 
 
-def foreign_share(load: Load, cpus: int, slots_used: int) -> float:
-    """Returns the share of a host's CPUs that something else uses, 0 to 1."""
-    if cpus <= 0:
-        return 0.0
-    return min(1.0, max(0.0, load.cpu_percent / 100 - slots_used / cpus))
+def foreign_share(load: Load, neighbours_percent: float = 0.0) -> float:
+    """Returns the share of a host's CPUs that something else than tasks uses, 0 to 1. `neighbours_percent`: what tasks
+    of other agents use on the same machine."""
+    return min(1.0, max(0.0, load.foreign_cpu_percent - neighbours_percent) / 100)
 
 
 def least(shares: Iterable[float]) -> float:

@@ -12,12 +12,11 @@ from depalma.policies.busy import allowed, busy_lines, foreign_share, least
 
 
 @pytest.mark.parametrize(
-    ("percent", "cpus", "used", "share"),
-    [(0, 4, 0, 0.0), (100, 4, 4, 0.0), (100, 4, 0, 1.0), (75, 4, 1, 0.5), (10, 4, 4, 0.0), (50, 0, 0, 0.0)],
+    ("percent", "neighbours", "share"), [(0, 0, 0.0), (75, 0, 0.75), (75, 50, 0.25), (10, 50, 0.0), (250, 0, 1.0)]
 )
-def test_what_is_not_ours(percent, cpus, used, share):
-    """Measured, less what our tasks may use."""
-    assert foreign_share(Load(cpu_percent=percent), cpus, used) == share
+def test_what_is_not_ours(percent, neighbours, share):
+    """As measured, less what tasks of other agents on the machine use."""
+    assert foreign_share(Load(foreign_cpu_percent=percent), neighbours) == share
 
 
 @pytest.mark.parametrize(
