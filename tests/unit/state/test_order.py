@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
 
+from depalma.dispatcher import HostRoom, plan
 from depalma.model import MAX_TASKS
 from depalma.state import commands as c
 from depalma.state.explain import explain
@@ -128,6 +130,30 @@ class TestShares:
         finally:
             type(bench.state.shares).key_at = account
         assert sum(looked.values()) <= 4
+
+
+def test_cost_does_not_grow_with_the_users(make_bench):
+    """A ratio in one run: a round among 5,000 users with jobs against one among 50."""
+
+    def cluster(users: int):
+        bench = make_bench()
+        bench.host("h1", slots=50)
+        for number in range(users * 2):
+            spec = c.JobSpec(kind="command", argv=("x",), user=f"u{number % users}")
+            bench.machine.apply(c.encode(c.SubmitJob("", spec, 5.0)), 1)
+        return bench
+
+    def seconds(bench) -> float:
+        rooms = {"h1": HostRoom("h1-1", 50)}
+        best = 1e9
+        for _ in range(15):
+            begin = time.process_time()
+            planned = plan(bench.state, rooms, {}, 1.0, 1, 40)
+            best = min(best, time.process_time() - begin)
+            assert sum(len(each.tasks) for each in planned) == 40
+        return best
+
+    assert seconds(cluster(5_000)) < 3 * seconds(cluster(50))
 
 
 class TestAgeing:
