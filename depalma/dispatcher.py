@@ -82,7 +82,7 @@ class _Round:
         self.places = places
         self.mean_s = mean_s
         self.left = limit
-        self.free = sum(max(0, place.limit - place.used) for place in places)
+        self.free: float = sum(max(0, place.limit - place.used) for place in places)
         self.turns = Turns(state, now)
         self.walks: dict[Line, Walk] = {}
         self.pool = Pool([])
@@ -227,7 +227,7 @@ class _Round:
         work_s = AHEAD_S * place.short_slots
         return place.ahead if mean_s * place.ahead <= work_s else int(work_s / mean_s)
 
-    def _short_slots(self, place: Place) -> int:
+    def _short_slots(self, place: Place) -> float:
         """Returns how many slots are not held by tasks that are long, or may be."""
         means, jobs = self.mean_s, self.state.jobs
         held = [(job, count) for job, count in place.host.by_job.items() if means.get(job, AHEAD_S + 1) > AHEAD_S]

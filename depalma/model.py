@@ -7,6 +7,7 @@ Times are seconds since the epoch (float) inside; views carry them as they are.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 from msgspec import Struct, field
@@ -89,6 +90,15 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     pack: bool = False  #: fill one host after the other, instead of spreading tasks
     limits: dict[str, int] | None = None  #: tag → at most so many tasks with it at once in the cluster; it has the tag
     preempt: bool = False  #: tasks of lower priority that may run again make room for it
+
+
+#: Parts of a slot: powers of two, so that sums of them are exact.
+_SLOT_PARTS = 64
+
+
+def slots_of(cpus: float) -> float:
+    """Returns how many slots a task that asks for `cpus` takes: as many, rounded up to a 64th."""
+    return max(1, ceil(cpus * _SLOT_PARTS)) / _SLOT_PARTS
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):
@@ -305,7 +315,7 @@ class ShareView(Struct, frozen=True, kw_only=True):
     user: str
     weight: float
     usage_s: float  #: slot seconds, older ones counting less
-    slots: int  #: that its tasks have now
+    slots: float  #: that its tasks have now
     tasks: int
     waiting: int  #: jobs that wait for a host
 

@@ -24,7 +24,7 @@ _USERS = (
     Column("USER", lambda row: row["user"] or "-"),
     Column("WEIGHT", lambda row: f"{row['weight']:g}", right=True),
     Column("USAGE", lambda row: f"{row['usage_s']:.0f}", right=True),
-    Column("SLOTS", lambda row: row["slots"], right=True),
+    Column("SLOTS", lambda row: f"{row['slots']:g}", right=True),
     Column("TASKS", lambda row: row["tasks"], right=True),
     Column("WAITING", lambda row: row["waiting"], right=True),
 )

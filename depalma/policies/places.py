@@ -59,11 +59,12 @@ class Place:
         self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
         self.ahead = room.ahead
         self.cpu = room.load.cpu_percent
-        self.used = self.was = host.used
+        self.used: float = host.used
+        self.was = host.used
         self.taken = host.taken  #: replaced when something is placed, never changed
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.closed = False  #: nothing more is queued ahead here
-        self.short_slots = -1  #: slots that short tasks hold; -1 = not counted yet
+        self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
         self.ahead_refs: list[AttemptRef] = []
         self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
@@ -93,9 +94,9 @@ class Place:
         if self.limit < self.slots:
             full += f"; {self.slots - self.limit} slots left to what else runs there"
         for refs, reason in (
-            (self.free_refs, f"{free} of {self.slots} slots were free; {full}"),
+            (self.free_refs, f"{free:g} of {self.slots} slots were free; {full}"),
             *(
-                (refs, f"{free} of {self.slots} slots were free; {why}; priority level {level}")
+                (refs, f"{free:g} of {self.slots} slots were free; {why}; priority level {level}")
                 for why, refs in self.wished_refs.items()
             ),
             (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),

@@ -29,10 +29,11 @@ SLACK_S = 2.0
 class Reservation:
     """What a place is kept for."""
 
-    __slots__ = ("shape", "start_at")
+    __slots__ = ("gives_back", "shape", "start_at")
 
-    def __init__(self, shape: Shape, start_at: float) -> None:
+    def __init__(self, shape: Shape, start_at: float, gives_back: float) -> None:
         self.shape = shape
+        self.gives_back = gives_back  #: slots that get free at least when anything there ends
         self.start_at = start_at  #: when the task can start at the latest; inf = that is not known
 
     def admits(self, shape: Shape, place: Place, now: float) -> bool:
@@ -44,7 +45,7 @@ class Reservation:
         kept = dict(self.shape.needs)
         slots = self.shape.weight
         if not place.host.has_room(self.shape.needs, place.taken):
-            slots -= 1  # whatever ends and gives back what is missing gives back a slot, too
+            slots -= min(slots, self.gives_back)  # what ends and gives back what is missing gives back this, too
         if place.used + shape.weight + slots > place.slots:
             return False
         return all(
@@ -56,8 +57,8 @@ class Reservation:
 def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> None:
     """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known."""
     if shape.weight <= 1 and not shape.needs:
-        return  # the next slot that gets free is its own anyway
-    best: tuple[float, float, int, str] | None = None
+        return  # the next room that gets free is its own anyway
+    best: tuple[float, float, float, str] | None = None
     chosen: Place | None = None
     for place in places:
         if place.reserved is not None:
@@ -73,7 +74,8 @@ def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: flo
         if best is None or key < best:
             best, chosen = key, place
     if best is not None and chosen is not None:
-        chosen.reserved = Reservation(shape, best[0])
+        weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
+        chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
 
 
 def _missing(shape: Shape, place: Place) -> float:

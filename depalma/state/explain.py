@@ -108,9 +108,9 @@ def _fit(job: Job, host: Host) -> str:
         if taken + number > has:
             return f"fits, but {taken} of {described(name, has)} are taken, a task needs {number}"
     if free >= weight:
-        return f"fits, {free} of {host.slots} slots are free"
-    needed = f", a task needs {weight}" if weight > 1 else ""
-    return f"fits, but {min(host.used, host.slots)} of {host.slots} slots are taken{needed}"
+        return f"fits, {free:g} of {host.slots} slots are free"
+    needed = f", a task needs {weight:g}" if weight != 1 else ""
+    return f"fits, but {min(host.used, host.slots):g} of {host.slots} slots are taken{needed}"
 
 
 def _story_lines(job: Job, index: int) -> list[str]:

@@ -130,7 +130,7 @@ class Host:
         self.runs: dict[int, CodeRun] = {}  #: code index → how that command ended here
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
-        self.used = 0  #: slots that they take, those waiting there included
+        self.used: float = 0  #: slots that they take, those waiting there included
         self.resources: dict[str, int] = {}  #: what it has so many of
         self.taken: dict[str, int] = {}  #: what its attempts have of all that is counted
         self.gpus_taken: set[int] = set()  #: numbers of GPUs that an attempt has

@@ -143,20 +143,20 @@ def _check_line(state: ClusterState, line: Line, priority: int, shape: Shape, ga
 def _check_counts(state: ClusterState) -> None:
     """Checks what limits and shares count against the attempts that live."""
     tasks: Counter[str] = Counter()
-    slots: Counter[str] = Counter()
+    slots: dict[str, float] = {}
     gates: Counter[tuple[str, str]] = Counter()
     for job in state.jobs.values():
         live = len(job.running)
         _must(job.counted == live, f"job {job.id}: {live} live, {job.counted} counted")
         if live:
             tasks[job.spec.user] += live
-            slots[job.spec.user] += live * job.shape.weight
+            slots[job.spec.user] = slots.get(job.spec.user, 0) + live * job.shape.weight
             gates.update({("tag", tag): live for tag in tags_of(job)})
             if job.spec.group:
                 gates["group", job.spec.group] += live
     _must(dict(gates) == state.limits.tasks, f"limits count {state.limits.tasks}, there are {dict(gates)}")
     for name, account in state.shares.accounts.items():
-        found = tasks[name], slots[name]
+        found = tasks[name], slots.get(name, 0)
         _must(found == (account.tasks, account.slots), f"user {name!r}: {found} live, {account.tasks}, {account.slots}")
         _must(0 <= account.usage < 1e300, f"user {name!r}: usage {account.usage}")
     _must(tasks.keys() <= state.shares.accounts.keys(), f"users without account: {tasks.keys()}")

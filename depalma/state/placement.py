@@ -11,7 +11,7 @@ from depalma.state.hosts import Host
 from depalma.state.shapes import Shape
 
 
-def misfit(shape: Shape, host: Host, slots: int) -> str:
+def misfit(shape: Shape, host: Host, slots: float) -> str:
     """Returns why no task of this shape may ever start on the host as it is now; empty when one may.
 
     Free slots are not looked at, only whether `slots` would do when all are free.
@@ -31,5 +31,5 @@ def misfit(shape: Shape, host: Host, slots: int) -> str:
     if host.code_index < shape.code_index:
         return f"has code index {host.code_index}, the job needs {shape.code_index}"
     if slots < shape.weight:
-        return f"has {slots} slots, a task needs {shape.weight}"
+        return f"has {slots:g} slots, a task needs {shape.weight:g}"
     return host.lacks(shape.needs) if shape.needs else ""

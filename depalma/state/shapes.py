@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import ceil, frexp, ldexp
+from math import frexp, ldexp
 from typing import NamedTuple
 
-from depalma.model import JobSpec
+from depalma.model import JobSpec, slots_of
 
 #: Names of what is counted on every host; other names are of resources that the cluster file or `host set` gives it.
 MEMORY = "memory_bytes"
@@ -21,7 +21,7 @@ class Shape(NamedTuple):
     group: str  #: empty = any
     on_host: str  #: empty = any
     code_index: int  #: the host must have acknowledged it
-    weight: int  #: slots a task takes
+    weight: float  #: slots a task takes
     needs: Needs = ()  #: what a task takes besides
     labels: tuple[str, ...] = ()  #: rules that must hold for the host's labels
     prefer: tuple[str, ...] = ()  #: rules of which as many as possible should
@@ -50,11 +50,6 @@ def needs_of(spec: JobSpec) -> Needs:
     """Returns what a task takes besides slots."""
     needs = {MEMORY: spec.memory_bytes, GPUS: spec.gpus, **(spec.resources or {})}
     return tuple(sorted((name, number) for name, number in needs.items() if number))
-
-
-def slots_of(cpus: float) -> int:
-    """Returns how many slots a task that asks for `cpus` takes: never less than one."""
-    return max(1, ceil(cpus))
 
 
 def described(name: str, number: int) -> str:

@@ -34,7 +34,7 @@ class Account:
         self.weight = DEFAULT_WEIGHT
         self.usage = 0.0
         self.accrued_at = 0.0  #: until when its tasks are in `usage`
-        self.slots = 0
+        self.slots: float = 0
         self.tasks = 0
 
     @property

@@ -365,3 +365,18 @@ async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, ag
     assert await text(leader) == "1,3 1,3\n"
     outside = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
     assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset\n"
+
+
+async def test_tasks_that_need_half_a_cpu_run_two_on_a_slot(
+    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
+) -> None:
+    """All at once, each in a scratch folder of its own; a fifth one waits until there is room."""
+    script = 'pwd >"$0/$DEPALMA_TASK_INDEX"; while ! test -e "$0/release"; do sleep 0.02; done'
+    leader.job(1, command("sh", "-c", script, str(tmp_path), cpus=0.5))
+    await leader.assign(*[Assignment(1, task, 1, 1) for task in range(5)])
+    await wait_until(lambda: sum(bool(file.read_text()) for file in tmp_path.iterdir()) == 4, "four tasks at once")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+    assert len({file.read_text() for file in tmp_path.iterdir()}) == 4
+    (tmp_path / "release").touch()
+    for task in range(5):
+        assert (await leader.report((1, task, 1))).outcome == "succeeded"

@@ -179,6 +179,23 @@ def test_limits_are_rounded_up(limit_s, expected):
     assert within(limit_s) == expected
 
 
+def test_parts_of_a_cpu_share_a_slot(bench):
+    """As many as there is room for, to the last part; beside whole ones, and counted exactly."""
+    bench.host("h1", slots=2)
+    bench.submit(9, cpus=0.25)
+    bench.submit(1)
+    bench.submit(9, cpus=0.1, priority=-1)
+    assert len(bench.dispatch()) == 8
+    assert "h1: fits, but 2 of 2 slots are taken, a task needs 0.25" in explain(bench.state, bench.state.jobs[1])
+    bench.finish(*[(1, task, 1) for task in range(5)])
+    bench.cancel(1)
+    assert [ref[0] for _, ref in bench.dispatch()] == [2, 3, 3]
+    assert bench.state.hosts["h1"].used == 0.75 + 1 + 2 * 7 / 64
+    bench.cancel(2, 3)
+    bench.finish(*bench.state.hosts["h1"].attempts, outcome="cancelled")
+    assert bench.state.hosts["h1"].used == 0
+
+
 class TestKept:
     """A host that is kept for a task that needs much, and who may use it until then."""
 
