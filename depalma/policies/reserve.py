@@ -56,8 +56,9 @@ class Reservation:
 
 def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> None:
     """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known."""
-    if shape.weight <= 1 and not shape.needs:
-        return  # the next room that gets free is its own anyway
+    places = list(places)
+    if shape.weight <= 1 and not shape.needs and all(place.used == int(place.used) for place in places):
+        return  # the next slot that gets free is its own anyway
     best: tuple[float, float, float, str] | None = None
     chosen: Place | None = None
     for place in places:

@@ -224,6 +224,19 @@ class TestKept:
         bench.finish((1, 1, 1))
         assert bench.dispatch()[0][1][0] == waiting.id
 
+    def test_parts_of_a_slot_do_not_starve_what_needs_a_whole_one(self, bench):
+        """However many of them come."""
+        bench.host("h1", slots=1)
+        bench.submit(4, cpus=0.25)
+        bench.dispatch()
+        whole = bench.submit(1)
+        bench.submit(99, cpus=0.25)
+        for task in range(4):
+            assert whole.running == {}
+            bench.finish((1, task, 1))
+            given = [ref[0] for _, ref in bench.dispatch()]
+        assert given == [whole.id]
+
     def test_what_ends_before_may_run_before(self, bench):
         """A time limit that is over when the waiting task can start at the latest, and no other."""
         bench.host("h1", slots=2)
