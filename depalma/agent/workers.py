@@ -50,7 +50,7 @@ class WorkerHandle:
         return os.dup(self.far.fileno())
 
     def send(
-        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str, str], job: tuple[Any, ...] | None
+        self, attempt: Attempt, argument: tuple[bytes | None, str, int, str, str], job: tuple[Any, ...] | None
     ) -> bool:
         """Hands over one attempt, before it what its job is. Returns whether there was room."""
         try:
@@ -59,7 +59,7 @@ class WorkerHandle:
                 self.jobs[attempt.job.id] = None
                 if len(self.jobs) > _JOBS:
                     del self.jobs[next(iter(self.jobs))]
-            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument)))
+            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, gpus_of(attempt))))
         except BlockingIOError:
             return False
         self.sent[attempt.ref] = None
@@ -142,6 +142,19 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
 def gpus_of(attempt: Attempt) -> str:
     """Returns the GPUs that an attempt has to itself, as CUDA_VISIBLE_DEVICES names them."""
     return ",".join(map(str, attempt.argument.gpus))
+
+
+def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
+    """Returns the environment of a command that is its own, and not its job's."""
+    variables = {
+        b"DEPALMA_TASK_INDEX": b"%d" % attempt.ref[1],
+        b"DEPALMA_ATTEMPT": b"%d" % attempt.ref[2],
+        b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
+        b"DEPALMA_SCRATCH": os.fsencode(scratch),
+    }
+    if attempt.argument.gpus:
+        variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
+    return variables
 
 
 def limits_of(spec: JobSpec) -> Limits:

@@ -162,6 +162,8 @@ class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     warn_s: float | UnsetType | None = UNSET
     requeue_s: float | UnsetType | None = UNSET
     requeue_all: bool | UnsetType = UNSET
+
+
 class LimitToSet(Struct, frozen=True, forbid_unknown_fields=True):
     limit: int
 
