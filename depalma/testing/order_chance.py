@@ -26,9 +26,9 @@ def some_needs(rng: Random) -> dict[str, Any]:
         "on_host": rng.choice(["", "", "", "h2"]),
         "user": rng.choice(["", "ann", "bob"]),
         "tags": rng.choice([(), (), ("t",), ("t", "u")]),
-        "limits": rng.choice([None, None, None, {"t": 2}, {"v": 1}]),
+        "limits": rng.choice([None, None, None, None, None, None, {"t": 2}, {"v": 1}]),
     }
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         fields |= {
             "memory_bytes": rng.choice([0, 0, 3 << 30]),
             "gpus": rng.choice([0, 0, 0, 1, 2]),
@@ -56,7 +56,7 @@ def order_command(rng: Random, request: str, now: float) -> c.AnyCommand:
             kind, name = rng.choice(
                 [("tag", "t"), ("tag", "u"), ("user", "*"), ("user", "ann"), ("group", "g"), ("host", "x")]
             )
-            return c.SetLimit(request, kind, name, rng.choice([None, None, rng.choice([0, 1, 2, 5, -1])]), now)
+            return c.SetLimit(request, kind, name, rng.choice([None, None, None, rng.choice([0, 1, 2, 5, -1])]), now)
         case "share":
             weight = rng.choice([0.5, 1.0, 3.0, 0.0, float("nan")])
             return c.SetShare(request, rng.choice(["ann", "bob", "eve", ""]), weight, now)
