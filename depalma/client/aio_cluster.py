@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar, Unpack
 
-from depalma.client import host_verbs, master_verbs, verbs, webhook_verbs
-from depalma.client import host_verbs, master_verbs, order_verbs, specs, verbs
+from depalma.client import host_verbs, master_verbs, order_verbs, specs, verbs, webhook_verbs
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.specs import JobOptions
 from depalma.client.verbs import Verb
 from depalma.client.webhook_verbs import WebhookOptions, WebhookSaved
-from depalma.model import HostView, MasterView, WebhookView
-from depalma.model import HostView, MasterView, OrderView, TrialView
+from depalma.model import HostView, MasterView, OrderView, TrialView, WebhookView
 
 T = TypeVar("T")
 
@@ -126,6 +124,7 @@ class AsyncCluster(ABC):
     async def test_webhook(self, name: str) -> int:
         """Sends a test event to this webhook only; returns its id."""
         return await self._run(webhook_verbs.try_webhook(name))
+
     async def order(self) -> OrderView:
         """Returns the limits, the users with their shares, and ageing."""
         return await self._run(order_verbs.order())

@@ -35,8 +35,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client(WebhookMethods):
-class Client(Ordering):
+class Client(WebhookMethods, Ordering):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that

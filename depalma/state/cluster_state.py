@@ -10,9 +10,8 @@ from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
 from depalma.state.jobs import Job
-from depalma.state.outbox import Webhooks
-from depalma.state.placement import ReadyJobs
 from depalma.state.limits import Limits
+from depalma.state.outbox import Webhooks
 from depalma.state.ready import ReadyJobs
 from depalma.state.requests import Answers
 from depalma.state.shares import Shares
@@ -67,7 +66,6 @@ class ClusterState:
         self.answers = Answers()
         self.events = EventLog()
         self.webhooks = Webhooks()
-        self.ready = ReadyJobs()  #: derived
         self.limits = Limits()
         self.shares = Shares()
         self.age_s = AGE_S  #: 0 = a priority that gets nothing waits for ever

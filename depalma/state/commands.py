@@ -100,7 +100,7 @@ class AddHost(Command, frozen=True, tag="host.add"):
     gpus: int
     at: float
     from_file: bool = True
-    resources: dict[str, int] = {}
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
@@ -197,7 +197,7 @@ class SetHost(Command, frozen=True, tag="host.set"):
     gpus: int | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     drop_labels: tuple[str, ...] = ()
-    resources: dict[str, int] = {}
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class RemoveHost(Command, frozen=True, tag="host.remove"):

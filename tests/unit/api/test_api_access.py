@@ -40,9 +40,10 @@ async def test_each_route_with_each_token(bench: Bench, route: Route) -> None:
         "master": "m1",
         "group": "g",
         "webhook": "w",
+        "kind": "tag",
+        "name": "db",
+        "user": "ann",
     }
-    names = {"job": 1, "task": "1.0", "digest": "0" * 64, "index": 1, "host": "h1", "master": "m1", "group": "g"}
-    names |= {"kind": "tag", "name": "db", "user": "ann"}
     path = route.path.format(**names) if "{" in route.path else route.path
     for role in ("user", "agent", "master", "wrong", "none"):
         token = TOKENS.get(role, "x" * 40)

@@ -78,7 +78,7 @@ WRITES = {
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
     "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove", "webhook replay",
     "webhook test",
-    "code retry", "code rollback", "code run", "order limit", "order share", "order set",
+    "order limit", "order share", "order set",
 }  # fmt: skip
 ALONE = {
     "dev",

@@ -19,8 +19,8 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
-from tests.unit.state.webhook_makers import WebhookMakers
 from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
+from tests.unit.state.webhook_makers import WebhookMakers
 
 #: Jobs above this size are not looked at task by task.
 WATCHED_TASKS = 300
@@ -228,9 +228,8 @@ class Fuzzer(WebhookMakers):
         makers = [
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
-            self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
+            self.order, self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.webhook,
-            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.order,
         ]  # fmt: skip
         return rng.choice(makers)()
 
