@@ -440,7 +440,7 @@ class Fuzzer(WebhookMakers):
         if rng.random() < 0.4:
             values = rng.choice([{"idle_s": 60.0, "hours": "sat"}, {"hours": "sat 8"}, {"suspend_s": None}, {"x": 1}])
             return c.SetOwner(self.request(), host, values, now, rng.random() < 0.3, rng.random() < 0.3)
-        reason, step = rng.choice(["", "", "", "", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
+        reason, step = rng.choice(["", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
         return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, now)
 
 
