@@ -126,10 +126,23 @@ def measure_flow(tasks: int, batch: int) -> None:
             submit(machine, 1)
         for step, micros in flow(machine, tasks, batch, {job: 1e-6}).items():
             say(f"{step}: {name}", micros, "us/task", tasks=tasks, batch=batch)
+    measure_lines(tasks // 4, batch)
     machine = machine_with(2)
     means = {submit(machine, 1): 1e-6 for _ in range(tasks // 4)}
     for step, micros in flow(machine, tasks // 4, batch, means).items():
         say(f"{step}: jobs of one task", micros, "us/task", tasks=tasks // 4, batch=batch)
+
+
+def measure_lines(tasks: int, batch: int) -> None:
+    """Jobs of one task again, of more and more users, priorities, and kinds of hosts that they ask for."""
+    for users, priorities, shapes in ((1, 1, 1), (100, 1, 1), (10_000, 1, 1), (1, 100, 1), (1, 1, 100)):
+        machine = machine_with(2)
+        means = {}
+        for number in range(tasks):
+            more = {"user": f"u{number % users}", "priority": number % priorities}
+            means[submit(machine, 1, prefer=(f"x={number % shapes}",), **more)] = 1e-6
+        for step, micros in flow(machine, tasks, batch, means).items():
+            say(f"{step}: {users} users, {priorities} priorities, {shapes} shapes", micros, "us/task", tasks=tasks)
 
 
 def measure_submit(number: int) -> None:
@@ -166,7 +179,7 @@ def measure_memory(tasks: int) -> None:
     say("memory: a million queued tasks", (resident_bytes() - before) / 1e6, "MB")
     finished = submit(machine, tasks)
     machine.state.jobs[job].held = True
-    machine.state.ready.refresh(machine.state.jobs[job])
+    machine.state.ready.refresh(machine.state.jobs[job], 2.0)
     before = resident_bytes()
     flow(machine, tasks, 1000, {finished: 1e-6})
     gc.collect()

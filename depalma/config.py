@@ -56,6 +56,7 @@ class HostConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dir: str = ""  #: the agent's folder; empty = ~/.local/state/depalma/agent-NAME
     owner: OwnerPolicy = OwnerPolicy()  #: when the machine may work, and how tasks make way for its owner
     ssh: str = ""  #: how `ssh` reaches its machine; empty = host
+    resources: dict[str, int] = {}  #: what it has so many of, such as licences
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,47 +1,40 @@
 """Which task goes where next. [pure]
 
-Strict priority, then FIFO by job id, over all jobs at once; a job that cannot start keeps lower ones off what it
-waits for, so nothing overtakes. Three rules of a round:
+Strict priority over all jobs; within a priority the user who is furthest behind his share (`policies/order.py`), of
+his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Four rules of a round:
 
-1. Free slots of all hosts are filled first, in order. On which host: priority level, then the least full, then the
-   least loaded as measured.
-2. Only then are tasks queued ahead on hosts whose slots are taken: tasks of jobs known to be short (`AHEAD_S` at
+1. A priority that has got nothing for long (`age_s`) gets one task first, so nothing starves.
+2. Free slots of all hosts are filled, in order. On which host: `policies/places.py`.
+3. Only then are tasks queued ahead on hosts whose slots are taken: tasks of jobs known to be short (`AHEAD_S` at
    most on average), behind slots that short tasks hold, and never more than about `AHEAD_S` of work for each of those
    slots. So what comes later and is more urgent waits no longer than that, and nothing waits behind a long task.
-3. A job that could not place all its tasks closes hosts for those behind it: one host to drain for a task of several
-   slots (rule 1), all hosts it could use (rule 2).
+4. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
+   (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
 
-Cost: proportional to the tasks placed, the connected hosts and the distinct shapes, not to what is queued.
+Cost: proportional to the tasks placed, the connected hosts and the distinct lanes (`state/ready.py`), not to what is
+queued nor to the users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heapify, heappop, heapreplace
+from math import inf
 
-from msgspec import Struct
-
-from depalma.model import AttemptRef, Load
+from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
+from depalma.policies.places import Choice, HostRoom, Place, Pool, choice, places_of
+from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
-from depalma.state.hosts import Host
-from depalma.state.jobs import Job
-from depalma.state.placement import ReadyJobs, misfit, order_key
+from depalma.state.ready import Line
 from depalma.state.shapes import Shape
+
+__all__ = ["HostRoom", "plan"]
 
 #: Work that may wait on a host ahead of its slots, in seconds a slot; and the longest mean of a short task.
 AHEAD_S = 0.25
 #: Jobs with known means up to which it pays to look for the last short one.
 _MANY = 500
-
-
-class HostRoom(Struct, frozen=True, gc=False):
-    """What the leader knows of a connected host beyond the state."""
-
-    incarnation: str
-    slots: int
-    ahead: int = 0  #: most slots' worth of tasks that may wait there beyond the slots; 0 = none
-    load: Load = Load()
 
 
 def plan(
@@ -59,231 +52,147 @@ def plan(
     if not state.ready or limit <= 0:
         return []
     last_short = _last_short(state, mean_s)
-    places = _places(state, hosts, ahead=last_short is not None)
+    places = places_of(state, hosts, ahead=last_short is not None)
     if not places:
         return []
-    _Round(state, places, mean_s, limit).run(last_short)
+    state.ready.put_in_order()
+    _Round(state, places, mean_s, now, limit).run(last_short)
     return [command for place in places for command in place.commands(len(places), now, term)]
 
 
-class _Place:
-    """A host in this round, with what is placed there."""
-
-    __slots__ = (
-        "ahead",
-        "ahead_refs",
-        "closed",
-        "cpu",
-        "free_refs",
-        "host",
-        "incarnation",
-        "reserved",
-        "short_slots",
-        "slots",
-        "used",
-        "was",
-    )
-
-    def __init__(self, host: Host, room: HostRoom) -> None:
-        self.host = host
-        self.incarnation = room.incarnation
-        self.slots = room.slots
-        self.ahead = room.ahead
-        self.cpu = room.load.cpu_percent
-        self.used = self.was = host.used
-        self.reserved: Shape | None = None  #: being drained for a task of this shape
-        self.closed = False  #: nothing more is queued ahead here
-        self.short_slots = -1  #: slots that short tasks hold; -1 = not counted yet
-        self.free_refs: list[AttemptRef] = []
-        self.ahead_refs: list[AttemptRef] = []
-
-    def commands(self, hosts: int, now: float, term: int) -> Iterator[AssignTasks]:
-        """Yields what was placed here, with the reason."""
-        name, level = self.host.name, self.host.priority
-        choice = f"least full of {hosts} host{'s' * (hosts > 1)} with room, priority level {level}"
-        free = max(0, self.slots - self.was)
-        for refs, reason in (
-            (self.free_refs, f"{free} of {self.slots} slots were free; {choice}"),
-            (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {choice}"),
-        ):
-            if refs:
-                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason)
-
-
-def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> int | None:
-    """Returns the place in the order of the last ready job of short tasks, None when there is none.
+def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | None:
+    """Returns the lowest priority of a ready job of short tasks, None when there is none.
 
     Only spares work: hosts with taken slots, and what stands behind that job, need not be looked at.
     """
     if len(mean_s) > _MANY:
-        return 1 << 62
+        return -inf
     jobs = (state.jobs.get(job) for job, mean in mean_s.items() if mean <= AHEAD_S)
-    return max((order_key(job.spec.priority, job.id) for job in jobs if job is not None and job.ready), default=None)
-
-
-def _places(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[_Place]:
-    """Returns the hosts that may take anything at all now; `ahead`: those with taken slots, too."""
-    places = []
-    for name, room in hosts.items():
-        host = state.hosts.get(name)
-        if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
-            continue
-        if host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
-            places.append(_Place(host, room))
-    places.sort(key=lambda place: place.host.name)
-    return places
-
-
-class _Pool:
-    """Places to choose from, found by what a shape names before they are looked at one by one."""
-
-    def __init__(self, places: list[_Place]) -> None:
-        self.places = places
-        self.open = len(places)
-        self._by_name = {place.host.name: [place] for place in places}
-        self._by_group: dict[str, list[_Place]] = {}
-        for place in places:
-            for group in place.host.groups:
-                self._by_group.setdefault(group, []).append(place)
-
-    def fitting(self, shape: Shape) -> list[_Place]:
-        """Returns the open places that tasks of the shape may use."""
-        places = self.places
-        if shape.on_host:
-            places = self._by_name.get(shape.on_host, [])
-        elif shape.group:
-            places = self._by_group.get(shape.group, [])
-        return [place for place in places if not place.closed and not misfit(shape, place.host, place.slots)]
-
-    def close(self, shape: Shape) -> None:
-        """Closes the places that tasks of the shape may use."""
-        for place in self.fitting(shape):
-            place.closed = True
-            self.open -= 1
-
-
-#: Order of choice: priority level, how full, measured load, name.
-_Choice = tuple[int, float, float, str, _Place]
-
-
-def _choice(place: _Place) -> _Choice:
-    host = place.host
-    return -host.priority, place.used / place.slots, place.cpu, host.name, place
-
-
-class _Queue:
-    """The ready jobs of one shape, from the first that is not placed in full on."""
-
-    __slots__ = ("choices", "job", "key", "keys", "left", "position", "positions", "shape")
-
-    def __init__(self, state: ClusterState, shape: Shape, keys: Iterator[int]) -> None:
-        self.shape = shape
-        self.keys = keys
-        self.choices: list[_Choice] | None = None  #: heap of the places of this phase, made when its turn comes
-        self.key = 0
-        self.job: Job
-        self.positions: Iterator[int]
-        self.position = -1  #: the task that is next; -1 = none left of this job
-        self.left = 0  #: how many tasks of the job may still be handed out
-        self.next_job(state)
-
-    def next_job(self, state: ClusterState) -> bool:
-        """Goes to the next job; returns whether there is one."""
-        key = next(self.keys, None)
-        if key is None:
-            return False
-        self.key = key
-        self.job = job = state.jobs[ReadyJobs.job_of(key)]
-        self.positions = job.queued_positions()
-        self.position = next(self.positions, -1)
-        limit = job.spec.max_running
-        self.left = limit - len(job.running) if limit else job.queued
-        return True
+    return min((job.spec.priority for job in jobs if job is not None and job.ready), default=None)
 
 
 class _Round:
     """One planning round."""
 
-    def __init__(self, state: ClusterState, places: list[_Place], mean_s: Mapping[int, float], limit: int) -> None:
+    def __init__(
+        self, state: ClusterState, places: list[Place], mean_s: Mapping[int, float], now: float, limit: int
+    ) -> None:
         self.state = state
+        self.now = now
         self.places = places
         self.mean_s = mean_s
         self.left = limit
-        self.free = sum(max(0, place.slots - place.used) for place in places)
+        self.free: float = sum(max(0, place.limit - place.used) for place in places)
+        self.turns = Turns(state, now)
+        self.walks: dict[Line, Walk] = {}
+        self.pool = Pool([])
+        self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
+        self.closed: set[Shape] = set()  #: of which nothing more can be placed in this phase
+        self.ahead = False
 
-    def run(self, last_short: int | None) -> None:
-        """Fills free slots, then queues ahead up to the last job for which that may be done."""
-        stuck = [_Queue(self.state, shape, keys) for shape, keys in self.state.ready.shapes()]
+    def run(self, last_short: float | None) -> None:
+        """Fills free slots, then queues ahead down to the last priority for which that may be done."""
+        ready = self.state.ready
         if self.free:
-            stuck = self._fill(stuck)
-        if stuck and last_short is not None and self.left > 0:
-            self._queue_ahead(stuck, last_short)
+            self.pool = Pool([place for place in self.places if place.used < place.limit])
+            for priority in ready.starved(self.now, self.state.age_s):
+                if priority != ready.highest:
+                    self._serve(priority, 1)
+            for priority in ready.priorities():
+                if self.left <= 0 or self.free <= 0:
+                    break
+                self._serve(priority, self.left)
+        if last_short is None or self.left <= 0:
+            return
+        self.ahead, self.choices = True, {}
+        self.closed.clear()
+        self.pool = Pool([place for place in self.places if place.used < place.limit + place.ahead])
+        for priority in ready.priorities():
+            if priority < last_short or self.left <= 0 or not self.pool.open:
+                break
+            self._serve(priority, self.left)
 
-    def _fill(self, queues: list[_Queue]) -> list[_Queue]:
-        """Fills free slots in order over all queues; returns the queues that got stuck, each at its job."""
-        pool = _Pool([place for place in self.places if place.used < place.slots])
-        heads = [(queue.key, number) for number, queue in enumerate(queues)]
-        heapify(heads)
-        stuck: list[_Queue] = []
-        while heads and self.left > 0 and self.free > 0:
-            number = heads[0][1]
-            queue = queues[number]
-            if not self._place_job(queue, pool, None):
-                heappop(heads)
-                stuck.append(queue)
-                _reserve(queue, pool)
-            elif queue.next_job(self.state):
-                heapreplace(heads, (queue.key, number))
-            else:
-                heappop(heads)
-        return stuck + [queues[number] for _, number in heads]
+    def _serve(self, priority: int, most: int) -> None:
+        """Places up to so many tasks of a priority, in order."""
+        queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
+        while most > 0 and self._is_open():
+            walk = queue.first()
+            if walk is None:
+                return
+            rival, lone = queue.rival(), queue.is_lone
+            most -= self._place_turn(walk, most, rival)
+            while lone and most > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open():
+                most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
 
-    def _queue_ahead(self, queues: list[_Queue], last: int) -> None:
-        """Queues short tasks ahead, in order; a job that has to wait closes the hosts it waits for."""
-        pool = _Pool([place for place in self.places if place.used < place.slots + place.ahead])
-        heads = []
-        for number, queue in enumerate(queues):
-            queue.choices = None
-            heads.append((queue.key, number))
-        heapify(heads)
-        while heads and heads[0][0] <= last and self.left > 0 and pool.open:
-            number = heads[0][1]
-            queue = queues[number]
-            mean_s = self.mean_s.get(queue.job.id, AHEAD_S + 1)
-            if mean_s > AHEAD_S or not self._place_job(queue, pool, mean_s):
-                heappop(heads)
-                pool.close(queue.shape)
-            elif queue.next_job(self.state):
-                heapreplace(heads, (queue.key, number))
-            else:
-                heappop(heads)
+    def _is_open(self) -> bool:
+        """Returns whether there is room anywhere in this phase."""
+        return self.pool.open > 0 if self.ahead else self.free > 0
 
-    def _place_job(self, queue: _Queue, pool: _Pool, mean_s: float | None) -> bool:
-        """Places tasks of the queue's job; returns False when one found no host. `mean_s`: ahead of free slots."""
-        job, weight = queue.job, queue.shape.weight
+    def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
+        """Places what the user may have before it is another's turn. Returns how many tasks that were."""
+        lane, job, account = walk.lane, walk.job, walk.account
+        most = min(most, walk.left, self.turns.room(lane, account))
+        if most <= 0:
+            walk.is_over = True
+            return 0
+        known_s = self.mean_s.get(job.id)
+        if self.ahead and (known_s is None or known_s > AHEAD_S):
+            self._close(lane.shape)
+            return 0
+        mean_s = UNKNOWN_S if known_s is None else known_s
+        if rival < inf:
+            most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
+        placed = self._place(walk, lane.shape, most, known_s if self.ahead else None)
+        if placed:
+            self.left -= placed
+            self.turns.charge(lane, job, account, placed, mean_s)
+        if placed < most and walk.position >= 0:
+            self._close(lane.shape)
+        elif walk.position < 0 or walk.left <= 0:
+            walk.next_job(self.state)
+        return placed
+
+    def _close(self, shape: Shape) -> None:
+        """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
+        if self.ahead:
+            self.pool.close(shape)
+        else:
+            reserve(self.state, shape, self.pool.fitting(shape), self.now)
+        self.closed.add(shape)
+
+    def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
+        """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
+        slots."""
+        job = walk.job
+        weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
-        if queue.choices is None:
-            queue.choices = [_choice(place) for place in pool.fitting(queue.shape)]
-            heapify(queue.choices)
-        while queue.position >= 0 and queue.left > 0 and self.left > 0:
-            place = self._choose(queue.choices, queue.shape, mean_s)
+        choices = self.choices.get(shape)
+        if choices is None:
+            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
+            heapify(choices)
+        placed = 0
+        position, positions = walk.position, walk.positions
+        while placed < most and position >= 0:
+            place = self._choose(choices, shape, mean_s)
             if place is None:
-                return False
-            position = queue.position
+                break
             story = stories.get(position) if stories else None
             ref = (job_id, first + position, story.last + 1 if story else 1)
             place.used += weight
+            if needs:
+                place.take(shape)
             if mean_s is None:
-                place.free_refs.append(ref)
+                (place.free_refs if plain else place.refs(shape, ahead=False)).append(ref)
                 self.free -= weight
             else:
                 place.ahead_refs.append(ref)
-            queue.left -= 1
-            self.left -= 1
-            queue.position = next(queue.positions, -1)
-        return True
+            placed += 1
+            position = next(positions, -1)
+        walk.position = position
+        walk.left -= placed
+        return placed
 
-    def _choose(self, choices: list[_Choice], shape: Shape, mean_s: float | None) -> _Place | None:
+    def _choose(self, choices: list[Choice], shape: Shape, mean_s: float | None) -> Place | None:
         """Returns the best place with room for a task; `mean_s` None: a free slot only.
 
         Places only ever get fuller in a round, so an entry that is out of date stands too early, never too late.
@@ -291,38 +200,36 @@ class _Round:
         weight = shape.weight
         while choices:
             entry = choices[0]
-            place = entry[4]
-            room = place.slots if mean_s is None else place.slots + self._ahead(place, mean_s)
+            place = entry[5]
+            room = place.limit if mean_s is None else place.limit + self._ahead(place, mean_s)
             used = place.used
-            if used + weight > room or (place.reserved is not None and place.reserved != shape):
+            # A wide task may have a host that has nothing else of ours, however busy it is.
+            if (used and used + weight > room) or not self._may_take(place, shape):
                 heappop(choices)
-            elif used / place.slots != entry[1]:
-                heapreplace(choices, _choice(place))
+            elif used / place.limit != abs(entry[2]):
+                heapreplace(choices, choice(place, shape))
             else:
                 return place
         return None
 
-    def _ahead(self, place: _Place, mean_s: float) -> int:
+    def _may_take(self, place: Place, shape: Shape) -> bool:
+        """Returns whether all but slots allows a task of the shape there."""
+        if shape.needs and not place.host.has_room(shape.needs, place.taken):
+            return False
+        return place.reserved is None or place.reserved.admits(shape, place, self.now)
+
+    def _ahead(self, place: Place, mean_s: float) -> int:
         """Returns how many slots' worth of such tasks may wait on the host."""
-        if place.closed:
+        if place.closed or place.limit < place.slots:
             return 0
         if place.short_slots < 0:
             place.short_slots = self._short_slots(place)
         work_s = AHEAD_S * place.short_slots
         return place.ahead if mean_s * place.ahead <= work_s else int(work_s / mean_s)
 
-    def _short_slots(self, place: _Place) -> int:
+    def _short_slots(self, place: Place) -> float:
         """Returns how many slots are not held by tasks that are long, or may be."""
         means, jobs = self.mean_s, self.state.jobs
         held = [(job, count) for job, count in place.host.by_job.items() if means.get(job, AHEAD_S + 1) > AHEAD_S]
-        held += [(ref[0], 1) for ref in place.free_refs if means.get(ref[0], AHEAD_S + 1) > AHEAD_S]
+        held += [(ref[0], 1) for ref in place.placed() if means.get(ref[0], AHEAD_S + 1) > AHEAD_S]
         return max(0, place.slots - sum(count * jobs[job].shape.weight for job, count in held))
-
-
-def _reserve(queue: _Queue, pool: _Pool) -> None:
-    """Drains the emptiest fitting host for a task of several slots, or small ones would keep it out for ever."""
-    if queue.shape.weight > 1:
-        places = pool.fitting(queue.shape)
-        free = [place for place in places if place.reserved is None]
-        if free and not any(place.reserved == queue.shape for place in places):
-            max(free, key=lambda place: place.slots - place.used).reserved = queue.shape

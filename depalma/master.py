@@ -37,6 +37,7 @@ from depalma.leader.sessions import Sessions
 from depalma.loopwatch import LoopWatch
 from depalma.masters import known_masters, urls
 from depalma.model import MasterAddress
+from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AddTasks, AnyCommand, Applied, ChangeMasters, SubmitJob, encode
 from depalma.state.commands import Rejected as RefusedCommand
@@ -147,6 +148,10 @@ class Master:
     def sessions(self) -> Sessions:
         """The agents' connections (only a leader has any)."""
         return self._reign.sessions
+
+    def rooms(self) -> dict[str, HostRoom]:
+        """Returns the room on all hosts that are connected to this master."""
+        return self._reign.rooms.now()
 
     async def execute(self, command: AnyCommand) -> Applied:
         """Proposes a command and returns its outcome. Errors: Rejected, NotLeader, OutcomeUnknown."""

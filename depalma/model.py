@@ -7,6 +7,7 @@ Times are seconds since the epoch (float) inside; views carry them as they are.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 from msgspec import Struct, field
@@ -82,6 +83,22 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     isolate: bool = False  #: each task of a function job in a process of its own
     inputs: Payload | None = None  #: an archive (staging.py), unpacked into the scratch folder before the start
     outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
+    labels: tuple[str, ...] = ()  #: rules for the labels of its host, all of them: `disk=ssd`, `ram_gb>64`, …
+    prefer: tuple[str, ...] = ()  #: the same, wished for: hosts for which most of them hold come first
+    gpus: int = 0  #: GPUs that each task has to itself
+    resources: dict[str, int] | None = None  #: of what its host has so many of, such as licences
+    pack: bool = False  #: fill one host after the other, instead of spreading tasks
+    limits: dict[str, int] | None = None  #: tag → at most so many tasks with it at once in the cluster; it has the tag
+    preempt: bool = False  #: tasks of lower priority that may run again make room for it
+
+
+#: Parts of a slot: powers of two, so that sums of them are exact.
+_SLOT_PARTS = 64
+
+
+def slots_of(cpus: float) -> float:
+    """Returns how many slots a task that asks for `cpus` takes: as many, rounded up to a 64th."""
+    return max(1, ceil(cpus * _SLOT_PARTS)) / _SLOT_PARTS
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):
@@ -183,6 +200,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptView, ...] = ()
     error_code: str = ""  #: which limit ended it, and the like; see docs/api.md
     outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
+    gpus: tuple[int, ...] = ()  #: those that it has to itself while it is on a host
 
 
 class GpuLoad(Struct, frozen=True, gc=False):
@@ -282,6 +300,41 @@ class HostView(Struct, frozen=True, kw_only=True):
     limits: str = ""  #: how its tasks are limited: `memory: cgroup v2, …`
     owner_policy: OwnerPolicy = OwnerPolicy()  #: when its owner lets it work
     owner_step: str = ""  #: while the owner is there: how far its tasks made way
+    resources: dict[str, int] = {}  #: what it has so many of, besides slots, memory and GPUs
+    taken: dict[str, int] = {}  #: what its tasks have of them: `memory_bytes`, `gpus`, and its resources
+
+
+class LimitView(Struct, frozen=True, kw_only=True):
+    kind: str  #: tag, user or group
+    name: str  #: of users, `*` is each who has none of his own
+    limit: int
+    tasks: int  #: under it, on hosts now; of `*` the most that one user has
+
+
+class ShareView(Struct, frozen=True, kw_only=True):
+    user: str
+    weight: float
+    usage_s: float  #: slot seconds, older ones counting less
+    slots: float  #: that its tasks have now
+    tasks: int
+    waiting: int  #: jobs that wait for a host
+
+
+class OrderView(Struct, frozen=True, kw_only=True):
+    half_life_s: float
+    age_s: float  #: 0 = no ageing
+    limits: list[LimitView]
+    users: list[ShareView]
+
+
+class TrialView(Struct, frozen=True, kw_only=True):
+    """What would become of a job if it were submitted now."""
+
+    tasks: int
+    starting: dict[str, int]  #: host → tasks that would start there at once
+    waiting: int  #: tasks that would wait
+    starts_by: float | None  #: by when a task would start; None = that cannot be said
+    lines: list[str]  #: what it would wait for, host by host
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

@@ -160,6 +160,7 @@ class Assignment(Struct, frozen=True, array_like=True, gc=False):
     argument: bytes | None = None  #: inline argument
     argument_blob: str = ""  #: or: digest of a blob that is the argument alone…
     argument_item: int = -1  #: …or, when ≥ 0, the packed items blob in which it is item n
+    gpus: tuple[int, ...] = ()  #: those that it has to itself
 
 
 class JobTemplate(Struct, frozen=True, array_like=True, gc=False):

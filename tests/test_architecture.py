@@ -20,7 +20,8 @@ MAX_LINES = 450
 
 IMPURE = frozenset(["time", "random", "uuid", "os", "socket", "threading", "asyncio", "subprocess", "logging"])
 PURE = (
-    "model.py", "lease.py", "dispatcher.py", "codetree.py", "items.py", "protocol.py", "client/wire.py", "state/",
+    "model.py", "lease.py", "dispatcher.py", "policies/", "codetree.py", "items.py", "protocol.py", "client/wire.py",
+    "state/",
     "agent/core.py", "agent/execution.py", "agent/lanes.py", "agent/events.py", "leader/leases.py", "leader/history.py",
     "agent/loadring.py", "leader/laggards.py", "ignoring.py", "requirements.py", "ownership.py", "agent/yielding.py",
     "consensus/append_filter.py", "consensus/replication.py", "consensus/messages.py", "consensus/envelope.py",
@@ -47,6 +48,7 @@ CLOSED = {
     "local/": ("consensus", "state", "master", "leader", "api", "ctl", "testing"),
     "state/": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "dispatcher", "master", "config"),
     "consensus/": ("state", "leader", "api", "agent", "client", "ctl", "dispatcher", "master", "model", "testing"),
+    "policies/": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "master", "dispatcher"),
     "dispatcher.py": ("consensus", "leader", "api", "agent", "client", "ctl", "testing", "master"),
     "leader/": ("api", "agent", "ctl", "testing", "master"),
     "api/": ("agent", "ctl", "testing", "master"),

@@ -143,7 +143,7 @@ class AgentCore(Execution):
     @property
     def free_slots(self) -> int:
         """Slots that nothing runs on and nothing waits for."""
-        return max(0, len(self.lanes.free) - len(self.lanes.waiting))
+        return max(0, int(self.lanes.slots - self.lanes.load) - len(self.lanes.waiting))
 
     def uses_blob(self, digest: str) -> bool:
         """Returns whether an attempt that is here may still read the blob."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from depalma.codetree import CodeEntry
-from depalma.model import AttemptRef, JobSpec, Payload, Report
+from depalma.model import AttemptRef, JobSpec, Payload, Report, slots_of
 from depalma.protocol import (
     Assign,
     Assignment,
@@ -200,6 +200,7 @@ class Job:
 
     __slots__ = (
         "average_s", "code_index", "depth", "id", "is_function", "live", "needs", "problem", "spec", "template",
+        "weight",
     )  # fmt: skip
 
     def __init__(self, template: JobTemplate, needs: tuple[str, ...], problem: str) -> None:
@@ -213,6 +214,7 @@ class Job:
         self.average_s = -1.0  #: how long its tasks take; negative = not known yet
         self.depth = 1  #: how many of them a worker may be given at once
         self.live = 0
+        self.weight = min(1.0, slots_of(template.spec.cpus))  #: how much of a slot each takes here
 
 
 class Attempt:

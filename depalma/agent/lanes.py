@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import count
 
 from depalma.agent.events import AnyAction, Attempt, Job, Launch, SendTasks, StartWorker, StopWorker
 
@@ -36,6 +37,7 @@ class Lane:
         "stopping",
         "suspended",
         "suspended_s",
+        "weight",
     )
 
     def __init__(self, number: int, code_index: int) -> None:
@@ -43,6 +45,7 @@ class Lane:
         self.code_index = code_index
         self.queue: deque[Attempt] = deque()  #: handed over and not ended, oldest first; they start in this order
         self.slot = -1  #: -1 = idle
+        self.weight = 0.0  #: how much of the slots it takes
         self.head_s = 0.0  #: since when the first of the queue is the first
         self.idle_s = 0.0
         self.ready = code_index == COMMANDS  #: a worker has to start first
@@ -78,6 +81,7 @@ class Lanes:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.free = list(range(slots - 1, -1, -1))
+        self.load = 0.0  #: slots' worth of what runs; tasks that need less than a CPU share slots
         self._shrinking = False  #: more slots are taken than there are, or others
         self.waiting: deque[Attempt] = deque()
         self.lanes: dict[int, Lane] = {}
@@ -95,20 +99,32 @@ class Lanes:
     def _release(self, lane: Lane) -> None:
         """Frees the slot of a lane."""
         slot, lane.slot = lane.slot, -1
+        self.load -= lane.weight
         if self._shrinking:
             self.resize(self.slots)
         else:
             self.free.append(slot)
+
+    def _occupy(self, lane: Lane, weight: float) -> None:
+        """Gives a lane a slot of its own; where slots are shared there are more lanes than slots."""
+        lane.weight = weight
+        self.load += weight
+        if self.free:
+            lane.slot = self.free.pop()
+            return
+        busy = {other.slot for other in self.lanes.values()}
+        lane.slot = next(slot for slot in count(self.slots) if slot not in busy)
+        self._shrinking = True
 
     def dispatch(self, now: float, out: list[AnyAction]) -> None:
         """Starts what can start."""
         if not self.waiting:
             return
         given: dict[int, list[Attempt]] = {}
-        while self.waiting and self.free:
+        while self.waiting and self.load + self.waiting[0].job.weight <= self.slots:
             attempt = self.waiting.popleft()
             lane = self._lane_for(attempt.job, out)
-            lane.slot = self.free.pop()
+            self._occupy(lane, attempt.job.weight)
             lane.head_s = now
             self._give(lane, attempt, given)
         while self.waiting and self._top_up(self.waiting[0].job, given):
@@ -128,6 +144,7 @@ class Lanes:
             for lane in self.lanes.values()
             if lane.code_index == code_index
             and 0 < len(lane.queue) < job.depth
+            and lane.weight == job.weight
             and not lane.stopping
             and not lane.recalling
         ]

@@ -26,7 +26,7 @@ from depalma.agent.proctree import OWNER
 from depalma.agent.spawning import NURSERY
 from depalma.agent.stage import name_of as name_of_attempt
 from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
-from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of
+from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of, task_variables
 from depalma.model import AttemptRef, Report
 
 log = logging.getLogger(__name__)
@@ -138,12 +138,7 @@ class Runner:
             line.refs[attempt.ref] = None
             self.commands[attempt.ref] = Command(key, attempt, slot)
             files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
-            extra = {
-                b"DEPALMA_TASK_INDEX": b"%d" % attempt.ref[1],
-                b"DEPALMA_ATTEMPT": b"%d" % attempt.ref[2],
-                b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
-                b"DEPALMA_SCRATCH": os.fsencode(f"{self.root}/scratch/{slot}"),
-            }
+            extra = task_variables(attempt, f"{self.root}/scratch/{slot}")
             rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
             self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 

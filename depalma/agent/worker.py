@@ -112,7 +112,7 @@ class Worker:
         started = time.time()
         job = self.jobs.get(number)
         limits = job.apart if job is not None else ()
-        inputs, keep = task[7:]
+        inputs, keep = task[7:9]
         if inputs:
             os.rename(inputs, self.scratch)  # over the empty one
         if limits:
@@ -176,6 +176,8 @@ class Worker:
         environment["DEPALMA_TASK_INDEX"] = str(index)
         environment["DEPALMA_ATTEMPT"] = str(attempt)
         environment["DEPALMA_FENCE"] = str(fence)
+        if task[9]:
+            environment["CUDA_VISIBLE_DEVICES"] = environment["DEPALMA_GPUS"] = task[9]
         if path:
             argument = read_item(path, item) if item >= 0 else _read(path)
         if not argument:

@@ -59,7 +59,7 @@ class WorkerHandle:
                 self.jobs[attempt.job.id] = None
                 if len(self.jobs) > _JOBS:
                     del self.jobs[next(iter(self.jobs))]
-            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument)))
+            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, gpus_of(attempt))))
         except BlockingIOError:
             return False
         self.sent[attempt.ref] = None
@@ -128,7 +128,8 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
     # What has limits of its own needs a process of its own: a worker cannot be given them task by task.
     limits = limits_of(spec)
-    apart = tuple(limits) if spec.isolate or limits != NOTHING else ()
+    # A library holds on to the GPUs that it saw first, so these need one, too.
+    apart = tuple(limits) if spec.isolate or spec.gpus or limits != NOTHING else ()
     message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd, apart)
     data = marshal.dumps(message)
     if len(data) <= ARGUMENT_LIMIT_BYTES:
@@ -136,6 +137,24 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     path = folder / f"job.{job.id}"
     path.write_bytes(data)
     return ("job", job.id, str(path))
+
+
+def gpus_of(attempt: Attempt) -> str:
+    """Returns the GPUs that an attempt has to itself, as CUDA_VISIBLE_DEVICES names them."""
+    return ",".join(map(str, attempt.argument.gpus))
+
+
+def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
+    """Returns the environment of a command that is its own, and not its job's."""
+    variables = {
+        b"DEPALMA_TASK_INDEX": b"%d" % attempt.ref[1],
+        b"DEPALMA_ATTEMPT": b"%d" % attempt.ref[2],
+        b"DEPALMA_FENCE": b"%d" % attempt.argument.fence,
+        b"DEPALMA_SCRATCH": os.fsencode(scratch),
+    }
+    if attempt.argument.gpus:
+        variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
+    return variables
 
 
 def limits_of(spec: JobSpec) -> Limits:

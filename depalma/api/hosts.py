@@ -63,7 +63,7 @@ def _members(api: Api) -> dict[str, list[Host]]:
 
 
 def _group(name: str, hosts: list[Host]) -> Group:
-    free = sum(max(0, host.slots - host.used) for host in hosts if host.takes_work)
+    free = sum(max(0, int(host.slots - host.used)) for host in hosts if host.takes_work)
     return Group(name, [host.name for host in hosts], sum(host.slots for host in hosts), free)
 
 

@@ -42,7 +42,7 @@ async def add(api: Api, request: web.Request) -> web.StreamResponse:
     applied = await api.execute(
         AddHost(
             idempotency_key(request), wanted.name, wanted.groups, wanted.labels, wanted.priority, wanted.slots,
-            wanted.gpus, now(), from_file=False,
+            wanted.gpus, now(), from_file=False, resources=wanted.resources,
         )
     )  # fmt: skip
     return _host(api, request, wanted.name, applied, status=201, headers={"Location": f"/v1/hosts/{wanted.name}"})
@@ -58,7 +58,7 @@ async def change(api: Api, request: web.Request) -> web.StreamResponse:
     applied = await api.execute(
         SetHost(
             idempotency_key(request), name, now(), wanted.groups, wanted.priority, wanted.slots, wanted.gpus, labels,
-            dropped,
+            dropped, wanted.resources,
         )
     )  # fmt: skip
     return _host(api, request, name, applied)

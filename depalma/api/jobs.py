@@ -23,7 +23,10 @@ from depalma.api.shapes import (
     TasksToAdd,
 )
 from depalma.api.specs import settled, settled_items
-from depalma.model import JobSpec, JobView, TaskState
+from depalma.leader.trial import trial
+from depalma.model import JobSpec, JobView, TaskState, TrialView
+from depalma.policies.busy import busy_lines
+from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
 from depalma.state.jobs import Job
 from depalma.state.views import explain, job_view
@@ -63,6 +66,18 @@ async def submit(api: Api, request: web.Request) -> web.StreamResponse:
         api.streams.attach(session, job_id)
     headers = {"Location": f"/v1/jobs/{job_id}"}
     return api.reply(request, JobCreated(job_id), status=201, version=applied.version, headers=headers)
+
+
+async def would(api: Api, request: web.Request) -> web.StreamResponse:
+    """Says what would become of a job; nothing is submitted."""
+    spec: JobSpec = _SPEC.decode(request, await api.body(request))
+    if wrong := bad_spec(spec):
+        raise Problem(wrong.code, wrong.message)
+    if not -1 <= spec.code_index <= api.state.code_index:
+        raise bad_field("code_index", spec.code_index, f"-1 (newest) to {api.state.code_index}")
+    services = api.services
+    await services.barrier()
+    return api.reply(request, trial(api.state, services.rooms(), services.rates.mean_s, spec, now()))
 
 
 async def listing(api: Api, request: web.Request) -> web.StreamResponse:
@@ -160,7 +175,10 @@ async def cancel(api: Api, request: web.Request) -> web.StreamResponse:
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a job is as it is."""
     job = find_job(api, request.match_info["job"])
-    return api.reply(request, Lines(list(explain(api.state, job, None))))
+    lines = list(explain(api.state, job, None))
+    if job.ready:
+        lines += busy_lines(api.services.rooms())  # what only the leader knows
+    return api.reply(request, Lines(lines))
 
 
 _LIST_QUERY = frozenset({"state", "tag", "name", "user", "all", "limit", "before"}) | READ_QUERY
@@ -169,6 +187,7 @@ ROUTES = (
     Route(
         "POST", "/v1/jobs", submit, Mode.WRITE, "Submit a job", body=_SPEC, returns=JobCreated, status=201
     ),
+    Route("POST", "/v1/trials", would, Mode.WRITE, "Say what would become of a job", body=_SPEC, returns=TrialView),
     Route("GET", "/v1/jobs", listing, Mode.READ, "List jobs, newest first", query=_LIST_QUERY, returns=JobList),
     Route("POST", "/v1/jobs/cancel", cancel, Mode.WRITE, "Cancel jobs", body=_CANCEL, returns=JobsCancelled),
     Route(

@@ -15,6 +15,7 @@ from depalma.leader.hub import Hub
 from depalma.leader.questions import Questions
 from depalma.loopwatch import LoopWatch
 from depalma.model import Load, Report
+from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
 
@@ -107,6 +108,10 @@ class Rates(Protocol):
     finished_total: int
     submitted_total: int
 
+    @property
+    def mean_s(self) -> Mapping[int, float]:
+        """How long a task of a job runs, where that is known."""
+
     def finished_per_s(self) -> float:
         """Returns tasks finished a second."""
 
@@ -151,6 +156,9 @@ class Services(Protocol):
     @property
     def sessions(self) -> Sessions:
         """The agents' connections."""
+
+    def rooms(self) -> dict[str, HostRoom]:
+        """Returns the room on all hosts that are connected to this master."""
 
     @property
     def rates(self) -> Rates:

@@ -135,6 +135,7 @@ class HostToAdd(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     slots: int = 0  #: 0 = what its agent says
     gpus: int = 0  #: 0 = what its agent says
+    resources: dict[str, int] = {}  #: what it has so many of, such as licences
 
 
 class InvitationToMake(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,13 +154,15 @@ class Invited(Struct, frozen=True):
 
 
 class HostChange(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is not given stays. Of the labels, those given are set, and those that are null are removed."""
+    """What is not given stays. Of the labels, those given are set, and those that are null are removed;
+    of the resources, those given are set, and those that are 0 removed."""
 
     groups: tuple[str, ...] | None = None
     labels: dict[str, str | None] = {}
     priority: int | None = None
     slots: int | None = None
     gpus: int | None = None
+    resources: dict[str, int] = {}
 
 
 class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -174,6 +177,19 @@ class OwnerChange(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     warn_s: float | UnsetType | None = UNSET
     requeue_s: float | UnsetType | None = UNSET
     requeue_all: bool | UnsetType = UNSET
+
+
+class LimitToSet(Struct, frozen=True, forbid_unknown_fields=True):
+    limit: int
+
+
+class ShareToSet(Struct, frozen=True, forbid_unknown_fields=True):
+    weight: float
+
+
+class OrderChange(Struct, frozen=True, forbid_unknown_fields=True):
+    half_life_s: float | None = None
+    age_s: float | None = None  #: 0 = no ageing
 
 
 class DrainToBegin(Struct, frozen=True, forbid_unknown_fields=True):

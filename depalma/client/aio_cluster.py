@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar, Unpack
 
-from depalma.client import host_verbs, master_verbs, verbs, webhook_verbs
+from depalma.client import host_verbs, master_verbs, order_verbs, specs, verbs, webhook_verbs
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
+from depalma.client.specs import JobOptions
 from depalma.client.verbs import Verb
 from depalma.client.webhook_verbs import WebhookOptions, WebhookSaved
-from depalma.model import HostView, MasterView, WebhookView
+from depalma.model import HostView, MasterView, OrderView, TrialView, WebhookView
 
 T = TypeVar("T")
 
@@ -123,3 +124,28 @@ class AsyncCluster(ABC):
     async def test_webhook(self, name: str) -> int:
         """Sends a test event to this webhook only; returns its id."""
         return await self._run(webhook_verbs.try_webhook(name))
+
+    async def order(self) -> OrderView:
+        """Returns the limits, the users with their shares, and ageing."""
+        return await self._run(order_verbs.order())
+
+    async def set_order(self, *, half_life_s: float | None = None, age_s: float | None = None) -> None:
+        """Changes how fast usage is forgotten, and ageing. What is None stays. Errors: Rejected."""
+        await self._run(order_verbs.set_order(half_life_s, age_s))
+
+    async def set_limit(self, kind: str, name: str, limit: int | None) -> None:
+        """Lets at most `limit` tasks of a `tag`, a `user` (`*`: each) or a `group` be on hosts at once; None: no limit.
+
+        Errors: Rejected.
+        """
+        await self._run(order_verbs.set_limit(kind, name, limit))
+
+    async def set_share(self, user: str, weight: float) -> None:
+        """Gives a user another weight. Errors: Rejected."""
+        await self._run(order_verbs.set_share(user, weight))
+
+    async def dry_run(
+        self, argv: Sequence[str], *, array: int | str | None = None, **options: Unpack[JobOptions]
+    ) -> TrialView:
+        """Returns where and when such a command would run; nothing is submitted. Errors: Rejected."""
+        return await self._run(order_verbs.trial(specs.command_work(argv, indices=array, options=options).spec))

@@ -18,6 +18,7 @@ from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import JobHandle
+from depalma.client.ordering import Ordering
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
 from depalma.client.stream import ResultStream
@@ -34,7 +35,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client(WebhookMethods):
+class Client(WebhookMethods, Ordering):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that

@@ -23,6 +23,7 @@ class HostOptions(TypedDict, total=False):
     priority: int  #: tasks go to hosts of the highest level first
     slots: int  #: tasks at once; 0 = what its agent says
     gpus: int  #: 0 = what its agent says
+    resources: Mapping[str, int]  #: what it has so many of, set one by one; 0 removes one
 
 
 class GroupView(Struct, frozen=True):

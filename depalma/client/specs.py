@@ -36,6 +36,13 @@ class JobOptions(TypedDict, total=False):
     max_files: int  #: open at once in a process
     max_output: int | str  #: bytes, or like "10M", of stdout and stderr together
     scratch: int | str  #: bytes, or like "10G", in the scratch folder
+    gpus: int  #: GPUs that each task has to itself
+    resources: Mapping[str, int]  #: of what its host has so many of, such as licences
+    labels: Sequence[str]  #: rules for the labels of its host: "disk=ssd", "ram_gb>64"
+    prefer: Sequence[str]  #: the same, wished for
+    limits: Mapping[str, int]  #: tag: at most so many tasks with it at once, in the whole cluster
+    preempt: bool  #: tasks of lower priority that may run again make room for it
+    pack: bool  #: fill one host after the other, instead of spreading tasks
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
@@ -66,9 +73,13 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if "outputs" in values:
         given = values["outputs"]
         values["outputs"] = (given,) if isinstance(given, str) else tuple(given)
-    if "tags" in values:
-        tags = values["tags"]
-        values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+    for name in ("tags", "labels", "prefer"):
+        if name in values:
+            given = values[name]
+            values[name] = (given,) if isinstance(given, str) else tuple(given)
+    for name in ("resources", "limits"):
+        if name in values:
+            values[name] = dict(values[name])
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
     values.setdefault("user", login_name())

@@ -14,7 +14,7 @@ from depalma.ctl.output import show_value
 from depalma.ctl.owners import owner_fields, pause, unpause
 from depalma.ctl.session import Session
 from depalma.ctl.spec import login_name
-from depalma.ctl.values import DURATION
+from depalma.ctl.values import DURATION, parse_counts
 from depalma.ctl.wording import clean, count, listed
 
 __all__ = ["group", "host", "host_invite", "pause", "unpause"]
@@ -38,6 +38,14 @@ _LABELS = click.option("--label", "labels", multiple=True, metavar="K=V", callba
 _PRIORITY = click.option("--priority", type=int, metavar="N", help="Tasks go to hosts of the highest level first.")
 _SLOTS = click.option("--slots", type=click.IntRange(0), metavar="N", help="Tasks at once (0: what its agent says).")
 _GPUS = click.option("--gpus", type=click.IntRange(0), metavar="N", help="GPUs (0: what its agent says).")
+_RESOURCES = click.option(
+    "--resource",
+    "resources",
+    multiple=True,
+    metavar="NAME=N",
+    callback=parse_counts,
+    help="What it has so many of, such as licences (0: none any more); repeatable.",
+)
 _NAME = click.argument("name", metavar="HOST")
 
 
@@ -59,6 +67,7 @@ def _show(session: Session, view: Row, said: str) -> None:
     examples=(
         "depalmactl host add h9",
         "depalmactl host add h9 --slots 4 --group render --label os=debian --priority 10",
+        "depalmactl host add h10 --gpus 2 --resource licence=3",
     ),
 )
 @_GROUPS
@@ -66,6 +75,7 @@ def _show(session: Session, view: Row, said: str) -> None:
 @_PRIORITY
 @_SLOTS
 @_GPUS
+@_RESOURCES
 @_NAME
 @click.pass_obj
 def host_add(
@@ -76,6 +86,7 @@ def host_add(
     priority: int | None,
     slots: int | None,
     gpus: int | None,
+    resources: dict[str, int],
 ) -> None:
     """Make a host known to the cluster.
 
@@ -84,7 +95,7 @@ def host_add(
     """
     body = {
         "name": name, "groups": groups, "labels": labels, "priority": priority or 0, "slots": slots or 0,
-        "gpus": gpus or 0,
+        "gpus": gpus or 0, "resources": resources,
     }  # fmt: skip
     _show(session, session.send("POST", "/v1/hosts", body), "added")
 
@@ -115,6 +126,7 @@ def host_add(
     help="When its owner lets it work, and how tasks make way (docs/configuration.md); repeatable.",
 )
 @click.option("--no-owner", is_flag=True, help="It has no owner to look after.")
+@_RESOURCES
 @_NAME
 @click.pass_context
 def host_set(
@@ -129,6 +141,7 @@ def host_set(
     gpus: int | None,
     owner: dict[str, Any],
     no_owner: bool,
+    resources: dict[str, int],
 ) -> None:
     """Change what is given of a host; the rest stays.
 
@@ -146,6 +159,8 @@ def host_set(
         body["groups"] = groups
     if labels or dropped:
         body["labels"] = {**dict.fromkeys(dropped), **labels}
+    if resources:
+        body["resources"] = resources
     if owner or no_owner:
         if body or (owner and no_owner):
             raise click.UsageError("--owner and --no-owner are changes of their own: give nothing else with one", ctx)

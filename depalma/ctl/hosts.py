@@ -91,6 +91,7 @@ def host_show(session: Session, name: str) -> None:
         ("Moves at", moment(view["deadline_at"]) if view.get("deadline_at") else None),
         ("Owner", _owner_rules(view)),
         ("Slots", slots(view["running"], view["slots"])),
+        ("Resources", _resources(view)),
         ("Groups", listed(view["groups"])),
         ("Labels", listed(f"{key}={value}" for key, value in view["labels"].items())),
         ("Priority", view["priority"]),
@@ -116,6 +117,16 @@ def _owner_rules(view: Row) -> str:
 
     policy = msgspec.convert(view.get("owner_policy") or {}, OwnerPolicy)
     return "" if policy == OwnerPolicy() else described(policy)
+
+
+def _resources(view: Row) -> str:
+    """Returns what the host has so many of, and how much of it is taken."""
+    taken = view.get("taken", {})
+    has = {**({"gpus": view["gpus"]} if view.get("gpus") else {}), **view.get("resources", {})}
+    words = [f"{name} {taken.get(name, 0)}/{number}" for name, number in has.items()]
+    if taken.get("memory_bytes"):
+        words.append(f"memory {size(taken['memory_bytes'])}/{size(view['memory_bytes'])}")
+    return listed(words)
 
 
 @click.group("group", cls=SubGroup, examples=("depalmactl group ls", "depalmactl group add render h3"))

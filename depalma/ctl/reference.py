@@ -65,7 +65,7 @@ internal error happened.
 
 ## Coming
 
-Options of `submit` that are not there yet, and refused: `--after`, `--label`, `--gpus`, `--backoff`, `--limit`.
+Options of `submit` that are not there yet, and refused: `--after`, `--backoff`.
 Commands: `hold`, `release`, `retry`, `suspend`, `resume`, changes of hosts and groups,
 `code rollback`, `master add|remove|transfer`, `snapshot`, `cluster`.
 """

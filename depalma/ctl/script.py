@@ -137,6 +137,7 @@ _SLURM: dict[str, Callable[[str], list[str]]] = {
     "time": lambda value: ["--timeout", _minutes(value)],
     "array": lambda value: ["--array", value],
     "cpus-per-task": lambda value: ["--cpus", value],
+    "gpus": lambda value: ["--gpus", value],
     "mem": lambda value: ["--memory", _megabytes(value)],
     "nice": lambda value: ["--priority", str(-int(value))],
     "chdir": lambda value: ["--cwd", value],

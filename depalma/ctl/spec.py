@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_env
+from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_counts, parse_env
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +24,33 @@ _COMMON = (
     click.option(
         "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
     ),
+    click.option("--gpus", type=click.IntRange(0), metavar="N", help="GPUs that each task has to itself."),
+    click.option(
+        "--resource",
+        "resources",
+        multiple=True,
+        metavar="NAME=N",
+        callback=parse_counts,
+        help="What a task needs of what its host has so many of, such as licences. May be repeated.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="RULE",
+        help="Only on hosts with such a label: K=V, K!=V, 'K in A,B', K, 'K>N', 'K<N'. May be repeated.",
+    ),
+    click.option("--prefer", multiple=True, metavar="RULE", help="The same as a wish: such hosts come first."),
+    click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="TAG=N",
+        callback=parse_counts,
+        help="At most N tasks with this tag at once, in the whole cluster; the job has the tag. May be repeated.",
+    ),
+    click.option("--preempt", is_flag=True, help="Tasks of lower priority that may run again make room for it."),
+    click.option("--pack", is_flag=True, help="Fill one host after the other, instead of spreading tasks."),
     click.option("--cpu-time", type=DURATION, metavar="TIME", help="CPU time a task may use: 90, 15m, 1h30m."),
     click.option("--max-processes", type=click.IntRange(1), metavar="N", help="Processes a task may have at once."),
     click.option("--max-files", type=click.IntRange(16), metavar="N", help="Files each of them may have open."),
@@ -115,6 +142,13 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "hold": options.get("hold") or None,
         "code_index": options.get("code_index"),
         "max_running": options.get("max_running"),
+        "gpus": options.get("gpus"),
+        "resources": options.get("resources") or None,
+        "labels": list(options.get("labels") or ()),
+        "prefer": list(options.get("prefer") or ()),
+        "limits": options.get("limits") or None,
+        "preempt": options.get("preempt") or None,
+        "pack": options.get("pack") or None,
         "stdout": _file(options.get("stdout"), cwd),
         "stderr": _file(options.get("stderr"), cwd),
     }

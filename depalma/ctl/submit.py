@@ -24,7 +24,7 @@ from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
-_REPEATED = ("tags", "env", "inputs", "outputs")
+_REPEATED = ("tags", "env", "inputs", "outputs", "labels", "prefer")
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 
@@ -41,9 +41,10 @@ _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 )
 @spec_options(files=True, hold=True, array=True)
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
+@click.option("--dry-run", is_flag=True, help="Only say where and when it would run.")
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
 @click.pass_context
-def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, dry_run: bool, **options: Any) -> None:
     """Submit a job and print its id.
 
     After `--`, or with more than a file's name, CMD runs as it stands (no shell). A single existing file is a
@@ -60,6 +61,11 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options:
         argv, options = _read_script(ctx, script, words[1:], options)
         name = script.name
     spec = build_spec(argv, options, default_name=name)
+    if dry_run:
+        from depalma.ctl.trial import show_trial
+
+        show_trial(session, spec)
+        return
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     announce(session, job, options["array"].tasks if options.get("array") else 1, waits=wait)
@@ -157,7 +163,7 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
         except click.UsageError as error:
             message = error.format_message().rstrip(".")
             raise click.UsageError(f"{path}: line {directive.line}: {message}", ctx) from error
-        if inner.params["words"] != ("-",) or inner.params["wait"]:
+        if inner.params["words"] != ("-",) or inner.params["wait"] or inner.params["dry_run"]:
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
             if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:

@@ -88,6 +88,17 @@ def parse_env(entries: Sequence[str]) -> dict[str, str]:
     return variables
 
 
+def parse_counts(_ctx: click.Context, _parameter: click.Parameter, entries: Sequence[str]) -> dict[str, int]:
+    """Returns the numbers of `NAME=N` entries. Errors: click.BadParameter."""
+    counts = {}
+    for entry in entries:
+        name, _, number = entry.partition("=")
+        if not name or not number.isdecimal():
+            raise click.BadParameter(f"{entry!r} is not NAME=NUMBER")
+        counts[name] = int(number)
+    return counts
+
+
 class Parsed(AnyType):
     """A click type made of one of the parsers above."""
 

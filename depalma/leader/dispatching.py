@@ -7,29 +7,35 @@ carries many tasks, and hosts have work ahead for the time of a round.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Mapping
 
 from depalma import dispatcher
 from depalma.consensus import NotLeader, OutcomeUnknown
-from depalma.dispatcher import HostRoom
 from depalma.errors import Rejected
 from depalma.leader.context import Context
+from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
+from depalma.policies.places import HostRoom
+from depalma.policies.preempt import preemptions
 from depalma.state.commands import AssignOutcome, AssignTasks
 
 log = logging.getLogger(__name__)
 
 #: Tasks of one round: bounds the size of a log entry and the time that planning takes from the loop.
 ROUND_LIMIT = 2_000
-#: Tasks that may wait on a host beyond its slots, whatever the plan would like.
-AHEAD_LIMIT = 1_000
+#: How soon it is looked again whether a host is still busy with something else.
+RETRY_S = 1.0
 
 
 class DispatchLoop:
     """Runs while its master leads."""
 
-    def __init__(self, context: Context, sessions: Sessions) -> None:
+    def __init__(self, context: Context, sessions: Sessions, rooms: Rooms) -> None:
         self._context = context
+        self._rooms = rooms
+        self._held_back = False  #: a host is busy with something else
         self._sessions = sessions
         self._wake = asyncio.Event()
 
@@ -40,11 +46,12 @@ class DispatchLoop:
     async def run(self) -> None:
         """Dispatches until cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._woken()
+            rooms = self._rooms.now()
+            self._held_back = any(room.foreign > 0 for room in rooms.values())
             commands = dispatcher.plan(
                 self._context.state,
-                self._rooms(),
+                rooms,
                 self._context.rates.mean_s,
                 self._context.wall(),
                 self._context.term,
@@ -52,20 +59,32 @@ class DispatchLoop:
             )
             if commands and await self._commit(commands):
                 self._wake.set()  # what is left after a full round, and what came meanwhile
+            elif not commands:
+                self._make_room(rooms)
 
-    def _rooms(self) -> dict[str, HostRoom]:
-        now = self._context.clock()
-        hosts = self._context.state.hosts
-        return {
-            session.host: HostRoom(
-                incarnation=session.incarnation,
-                slots=hosts[session.host].slots,
-                ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
-                load=session.load,
-            )
-            for session in self._sessions.connected()
-            if session.host in hosts
+    async def _woken(self) -> None:
+        """Returns when something has changed, or may have: nobody says that a host is not busy any more."""
+        timeout_s = RETRY_S if self._held_back and self._context.state.ready else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        self._wake.clear()
+
+    def _make_room(self, rooms: Mapping[str, HostRoom]) -> None:
+        """Ends tasks of lower priority for jobs that preempt; they come back as `moved`."""
+        sessions = self._sessions.by_host
+        told = {
+            ref
+            for name in rooms
+            if name in sessions
+            for ref, outcome in sessions[name].killed
+            if outcome != "returned"  # that ends nothing that has started
         }
+        for each in preemptions(self._context.state, rooms, told):
+            session = sessions.get(each.host)
+            if session is not None:
+                log.info("%d tasks on host %s: %s", len(each.refs), each.host, each.reason)
+                self._sessions.orders.kill(session, list(each.refs), outcome="moved", reason=each.reason)
 
     async def _commit(self, commands: list[AssignTasks]) -> bool:
         """Proposes a round and sends what was accepted. Returns whether anything was."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from depalma import items
 from depalma.blobs import UnknownBlob
 from depalma.leader.context import Context
@@ -82,13 +84,13 @@ class Orders:
         attempt = self._live(session, ref)
         if job is None or attempt is None:
             return None
-        fence = attempt.fence
+        fence, gpus = attempt.fence, attempt.gpus
         payload, position = job.argument_of(task)
         if payload is None:
-            return Assignment(job_id, task, number, fence)
+            return Assignment(job_id, task, number, fence, gpus=gpus)
         if not payload.digest:
-            return Assignment(job_id, task, number, fence, items.read(payload.inline, position))
-        return await self._from_blob(Assignment(job_id, task, number, fence), payload, position)
+            return Assignment(job_id, task, number, fence, items.read(payload.inline, position), gpus=gpus)
+        return await self._from_blob(Assignment(job_id, task, number, fence, gpus=gpus), payload, position)
 
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
         try:
@@ -97,7 +99,7 @@ class Orders:
             # Lost with its disks, or not in the backup. The agent looks for it longer than we can wait here, and then
             # reports the attempt as failed; an error would end us, and every leader after us.
             log.error("argument of task %d.%d: %s", bare.job, bare.task, error)
-            return Assignment(bare.job, bare.task, bare.attempt, bare.fence, None, payload.digest, position)
+            return replace(bare, argument_blob=payload.digest, argument_item=position)
         if len(argument) <= _ARGUMENT_LIMIT_BYTES:
-            return Assignment(bare.job, bare.task, bare.attempt, bare.fence, argument)
-        return Assignment(bare.job, bare.task, bare.attempt, bare.fence, None, payload.digest, position)
+            return replace(bare, argument=argument)
+        return replace(bare, argument_blob=payload.digest, argument_item=position)

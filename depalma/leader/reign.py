@@ -18,6 +18,7 @@ from depalma.leader.dispatching import DispatchLoop
 from depalma.leader.history import IdleJobs, to_forget
 from depalma.leader.laggards import Laggards
 from depalma.leader.leases import Leases
+from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
 from depalma.leader.webhooks import Messengers
 from depalma.leader.wishes import Wishes
@@ -42,7 +43,8 @@ class Reign:
         self.sessions = Sessions(context, self._leases)
         self._wishes = Wishes(context, self.sessions)
         self._laggards = Laggards(context.config.settings.code_lag_s, context.config.settings.code_kick_s)
-        self._dispatching = DispatchLoop(context, self.sessions)
+        self.rooms = Rooms(context, self.sessions)
+        self._dispatching = DispatchLoop(context, self.sessions, self.rooms)
         self.sessions.on_room = self._dispatching.wake
         self._messengers = Messengers(context, self._ended)
         self._tasks: list[asyncio.Task[None]] = []
@@ -155,6 +157,7 @@ class Reign:
                         host.slots,
                         host.gpus,
                         self._context.wall(),
+                        resources=host.resources,
                     )
                 )
             await self._know_owner(host)

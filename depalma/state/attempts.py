@@ -21,10 +21,12 @@ from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
+from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
 
 #: Longest reason that is kept of a placement.
 _MAX_REASON = 300
+_NO_SHAPE = Shape("", "", 0, 0)
 
 
 def assign_tasks(state: ClusterState, command: AssignTasks) -> Applied | Rejected:
@@ -67,13 +69,18 @@ def _assign_all(
     touched: dict[int, Job] = {}
     name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:_MAX_REASON]
     job: Job | None = None
-    job_id, room, weight = -1, 0, 0
+    limited = state.limits.are_set
+    job_id, room = -1, 0
+    shape = _NO_SHAPE
     barred = "unknown_job"
     for ref in command.tasks:
         if ref[0] != job_id:
             job_id = ref[0]
+            if job is not None and (limited or job.spec.tags or job.spec.limits):
+                state.count(job, at)  # limits are of several jobs
             job = state.jobs.get(job_id)
-            barred, room, weight = _job_terms(job, host)
+            barred, room = _job_terms(state, job, host)
+            shape = job.shape if job is not None else _NO_SHAPE
         problem = barred or ("job_limit" if room <= 0 else "")
         if problem or job is None:
             refused.append((ref, problem))
@@ -84,8 +91,13 @@ def _assign_all(
             refused.append((ref, problem))
             continue
         attempt = Attempt(number, name, incarnation, at, None, fence, reason)
+        if shape.needs:
+            if not host.has_room(shape.needs, host.taken):
+                refused.append((ref, "no_room"))
+                continue
+            attempt.gpus = host.free_gpus(job.spec.gpus)
         job.assign(index, attempt)
-        host.put(ref, attempt, weight)
+        host.put(ref, attempt, shape)
         room -= 1
         touched[job_id] = job
         accepted.append(ref)
@@ -94,22 +106,24 @@ def _assign_all(
     return tuple(accepted), tuple(refused)
 
 
-def _job_terms(job: Job | None, host: Host) -> tuple[str, int, int]:
-    """Returns why no task of the job may go to the host now, how many may at most, and the slots one takes."""
+def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, int]:
+    """Returns why no task of the job may go to the host now, and how many may at most."""
     if job is None:
-        return "unknown_job", 0, 0
-    weight = job.shape.weight
+        return "unknown_job", 0
     if job.held:
-        return "held", 0, weight
+        return "held", 0
     if job.cancelled:
-        return "cancelled", 0, weight
+        return "cancelled", 0
     if job.code_index > host.code_index:
-        return "code_lag", 0, weight
+        return "code_lag", 0
     # Slots are the leader's to count (it may assign ahead); a task too large for the whole host is refused here too.
     if misfit(job.shape, host, host.slots or job.shape.weight):
-        return "constraint", 0, weight
+        return "constraint", 0
     limit = job.spec.max_running
-    return "", limit - len(job.running) if limit else MAX_TASKS, weight
+    room = limit - len(job.running) if limit else MAX_TASKS
+    if job.spec.limits or state.limits.are_set:
+        room = min(room, state.limits.room_of(job, state.shares.account(job.spec.user)))
+    return "", room
 
 
 def _task_problem(job: Job, index: int, number: int) -> str:
@@ -199,7 +213,7 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
         job = touched.get(job_id)
         if job is None:
             job = touched[job_id] = state.jobs[job_id]
-        host.release(job_id, job.shape.weight)
+        host.release(job_id, attempt, job.shape)
         recorded.append(ref)
         if report.outcome == "succeeded":
             job.finish(report.task, SUCCEEDED, attempt, report, at)
@@ -261,7 +275,7 @@ def lose_attempts(
     for ref in gone:
         attempt = host.attempts.pop(ref)
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
-        host.release(ref[0], job.shape.weight)
+        host.release(ref[0], attempt, job.shape)
         index = ref[1]
         if job.spec.restartable and not job.cancelled:
             past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])

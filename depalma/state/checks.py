@@ -7,18 +7,22 @@ place where a bad value can be stopped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 
 from depalma import items
 from depalma.model import MAX_TASKS, JobSpec, Payload
 from depalma.state.commands import Rejected
+from depalma.state.constraints import ALLOWED, rule_of
+from depalma.state.shapes import GPUS, MEMORY
 
 MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
 MAX_REQUEST = 200
 MAX_GLOBS = 100
+MAX_RULES = 100
+MAX_RESOURCES = 100
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
 _MAX_TEXT_BYTES = 131_072
@@ -26,6 +30,8 @@ _MAX_TEXT_BYTES = 131_072
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _CODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+#: What a resource cannot be called: it is counted already.
+_RESERVED = frozenset({MEMORY, GPUS, "memory", "gpu", "slots", "cpus"})
 _PYTHON = re.compile(r"3\.[0-9]{1,3}")
 
 
@@ -57,6 +63,18 @@ def bad_digest(field: str, digest: str) -> Rejected | None:
 def bad_range(field: str, value: float, low: float, high: float) -> Rejected | None:
     """Refuses a number outside low..high (both allowed), and what is no number."""
     return None if low <= value <= high else bad_field(field, value, f"{low} to {high}")
+
+
+def bad_resources(resources: Mapping[str, int]) -> Rejected | None:
+    """Refuses counted resources whose name or number is none."""
+    for name, number in resources.items():
+        if name in _RESERVED:
+            return bad_field("resources", name, "names other than those of what is counted anyway")
+        if wrong := bad_name("resources", name) or bad_range(f"resources.{name}", number, 0, 1 << 50):
+            return wrong
+    if len(resources) > MAX_RESOURCES:
+        return bad_field("resources", f"{len(resources)} names", f"at most {MAX_RESOURCES}")
+    return None
 
 
 def bad_common(at: float, request: str) -> Rejected | None:
@@ -97,7 +115,8 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
-    return _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec) or _bad_tasks(spec)
+    wrong = _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec)
+    return wrong or _bad_placement(spec) or _bad_tasks(spec)
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -171,6 +190,25 @@ def _bad_files(spec: JobSpec) -> Rejected | None:
     if spec.inputs is not None and not spec.inputs.digest:
         return bad_field("inputs", "no digest", "the digest of an archive that is a blob")
     return bad_payload("inputs", spec.inputs) if spec.inputs is not None else None
+
+
+def _bad_placement(spec: JobSpec) -> Rejected | None:
+    for field, rules in (("labels", spec.labels), ("prefer", spec.prefer)):
+        if len(rules) > MAX_RULES:
+            return bad_field(field, f"{len(rules)} rules", f"at most {MAX_RULES}")
+        for text in rules:
+            try:
+                if len(text) > 1000:
+                    raise ValueError
+                rule_of(text)
+            except ValueError:
+                return bad_field(field, text, f"{ALLOWED}; at most 1000 characters")
+    for tag, limit in (spec.limits or {}).items():
+        if not 0 < len(tag) <= 200 or not tag.isprintable() or len(spec.limits or ()) > 100:
+            return bad_field("limits", tag, "at most 100 tags of 1 to 200 printable characters")
+        if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
+            return wrong
+    return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources or {})
 
 
 def _bad_tasks(spec: JobSpec) -> Rejected | None:

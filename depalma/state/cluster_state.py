@@ -11,9 +11,14 @@ from depalma.state.hosts import Host
 from depalma.state.invariants import check
 from depalma.state.invitations import Invitation
 from depalma.state.jobs import Job
+from depalma.state.limits import Limits
 from depalma.state.outbox import Webhooks
-from depalma.state.placement import ReadyJobs
+from depalma.state.ready import ReadyJobs
 from depalma.state.requests import Answers
+from depalma.state.shares import Shares
+
+#: A priority that has got nothing for so long gets a task.
+AGE_S = 3600.0
 
 
 class Changes(Struct, gc=False):
@@ -32,6 +37,7 @@ class ClusterState:
 
     __slots__ = (
         "_trees",
+        "age_s",
         "answers",
         "changes",
         "code",
@@ -39,10 +45,12 @@ class ClusterState:
         "hosts",
         "invitations",
         "jobs",
+        "limits",
         "masters",
         "next_job",
         "ready",
         "removed",
+        "shares",
         "term",
         "version",
         "webhooks",
@@ -61,7 +69,10 @@ class ClusterState:
         self.answers = Answers()
         self.events = EventLog()
         self.webhooks = Webhooks()
-        self.ready = ReadyJobs()  #: derived
+        self.limits = Limits()
+        self.shares = Shares()
+        self.age_s = AGE_S  #: 0 = a priority that gets nothing waits for ever
+        self.ready = ReadyJobs(self.limits, self.shares)  #: derived
         self.changes = Changes(set(), set())
         self._trees: dict[int, str] = {0: ""}
 
@@ -93,8 +104,24 @@ class ClusterState:
         if not job.open and job.finished_at is None and len(job.done) == len(job.states):
             job.end(at)
             self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
-        self.ready.refresh(job)
+        self.count(job, at)
+        self.ready.refresh(job, at)
         self.changes.jobs.add(job.id)
+
+    def count(self, job: Job, at: float) -> None:
+        """Tells limits and shares what of the job is on hosts now."""
+        tasks = len(job.running) - job.counted
+        if not tasks:
+            return
+        job.counted += tasks
+        account = self.shares.account(job.spec.user)
+        self.shares.accrue(account, at)
+        account.tasks += tasks
+        account.slots += tasks * job.shape.weight
+        self.limits.count(job, tasks)
+        self.ready.used(account)
+        if tasks > 0:
+            self.ready.fed(job.spec.priority, at)
 
     def settle_host(self, host: Host, at: float) -> None:
         """Follows up that attempts may have left a host: it is drained, or gone, when none is left."""

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
+from depalma.state.order_commands import SetLimit, SetOrder, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
     DeliverWebhooks,
@@ -100,6 +101,7 @@ class AddHost(Command, frozen=True, tag="host.add"):
     gpus: int
     at: float
     from_file: bool = True
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
@@ -184,8 +186,8 @@ class ChangeMasters(Command, frozen=True, tag="master.change"):
 
 
 class SetHost(Command, frozen=True, tag="host.set"):
-    """Changes what is given of a host; None leaves as it is. `labels` are set, `drop_labels` removed.
-    What runs there stays."""
+    """Changes what is given of a host; None leaves as it is. `labels` are set, `drop_labels` removed; of `resources`
+    those named are set, 0 removes one. What runs there stays."""
 
     request: str
     host: str
@@ -196,6 +198,7 @@ class SetHost(Command, frozen=True, tag="host.set"):
     gpus: int | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     drop_labels: tuple[str, ...] = ()
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class RemoveHost(Command, frozen=True, tag="host.remove"):
@@ -378,6 +381,9 @@ AnyCommand = (
     | DeliverWebhooks
     | InviteHost
     | JoinHost
+    | SetLimit
+    | SetShare
+    | SetOrder
 )
 
 _encoder = msgspec.msgpack.Encoder()

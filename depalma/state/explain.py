@@ -11,7 +11,9 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
+from depalma.state.shapes import described
 from depalma.state.task_states import QUEUED
+from depalma.state.turn import limit_reasons, turn_lines
 
 #: Hosts that are named one by one.
 _MAX_HOSTS = 100
@@ -54,7 +56,7 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     limit = job.spec.max_running
     if limit and len(job.running) >= limit:
         return f"{limit} of its tasks run, its own limit"
-    return ""
+    return "; ".join(limit_reasons(state, job))
 
 
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
@@ -83,8 +85,7 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     if not job.queued:
         return lines
     if job.ready:
-        before = state.ready.before(job)
-        lines.append(f"jobs with queued tasks before it: {before}" if before else "first in the queue")
+        lines += turn_lines(state, job)
     if not state.hosts:
         lines.append("there are no hosts")
     hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))
@@ -102,10 +103,14 @@ def _fit(job: Job, host: Host) -> str:
         return problem
     free = host.slots - host.used
     weight = job.shape.weight
+    for name, number in job.shape.needs:
+        taken, has = host.taken.get(name, 0), host.capacity(name)
+        if taken + number > has:
+            return f"fits, but {taken} of {described(name, has)} are taken, a task needs {number}"
     if free >= weight:
-        return f"fits, {free} of {host.slots} slots are free"
-    needed = f", a task needs {weight}" if weight > 1 else ""
-    return f"fits, but {min(host.used, host.slots)} of {host.slots} slots are taken{needed}"
+        return f"fits, {free:g} of {host.slots} slots are free"
+    needed = f", a task needs {weight:g}" if weight != 1 else ""
+    return f"fits, but {min(host.used, host.slots):g} of {host.slots} slots are taken{needed}"
 
 
 def _story_lines(job: Job, index: int) -> list[str]:

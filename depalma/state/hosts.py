@@ -7,6 +7,7 @@ from msgspec import Struct
 from depalma.model import AttemptRef, HostFacts, HostState
 from depalma.ownership import OwnerPolicy
 from depalma.state.jobs import Attempt
+from depalma.state.shapes import GPUS, MEMORY, Needs, Shape, described
 
 #: Incarnations that are over, remembered so that a late message of one is not taken for a new agent.
 KEEP_OVER = 16
@@ -79,6 +80,7 @@ class Host:
         "facts",
         "from_file",
         "gpus",
+        "gpus_taken",
         "groups",
         "incarnation",
         "labels",
@@ -91,9 +93,11 @@ class Host:
         "priority",
         "reason",
         "removing",
+        "resources",
         "runs",
         "since",
         "state",
+        "taken",
         "used",
     )
 
@@ -126,7 +130,10 @@ class Host:
         self.runs: dict[int, CodeRun] = {}  #: code index → how that command ended here
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
-        self.used = 0  #: slots that they take, those waiting there included
+        self.used: float = 0  #: slots that they take, those waiting there included
+        self.resources: dict[str, int] = {}  #: what it has so many of
+        self.taken: dict[str, int] = {}  #: what its attempts have of all that is counted
+        self.gpus_taken: set[int] = set()  #: numbers of GPUs that an attempt has
         self.from_file = True  #: the cluster file lists it; False = added at run time
         self.drain: Drain | None = None
         self.removing = ""  #: why it goes as soon as nothing of it can live; empty = it stays
@@ -191,16 +198,50 @@ class Host:
             return self.since
         return self.drain.at if self.drain.done_at is None else self.drain.done_at
 
-    def put(self, ref: AttemptRef, attempt: Attempt, weight: int) -> None:
-        """Takes an attempt that takes `weight` slots."""
+    def capacity(self, name: str) -> int:
+        """Returns how many it has of something that is counted."""
+        if name == MEMORY:
+            return self.facts.memory_bytes if self.facts is not None else 0
+        if name == GPUS:
+            return self.gpus or (self.facts.gpus if self.facts is not None else 0)
+        return self.resources.get(name, 0)
+
+    def lacks(self, needs: Needs) -> str:
+        """Returns in words what there is too little of even when nothing runs; empty when there is enough."""
+        for name, number in needs:
+            if self.capacity(name) < number:
+                return f"has {described(name, self.capacity(name))}, a task needs {number}"
+        return ""
+
+    def has_room(self, needs: Needs, taken: dict[str, int]) -> bool:
+        """Returns whether one more task with these needs may run beside what is `taken`."""
+        return all(taken.get(name, 0) + number <= self.capacity(name) for name, number in needs)
+
+    def free_gpus(self, number: int) -> tuple[int, ...]:
+        """Returns the first so many GPUs that no attempt has."""
+        free = (gpu for gpu in range(self.capacity(GPUS)) if gpu not in self.gpus_taken)
+        return tuple(gpu for gpu, _ in zip(free, range(number), strict=False))
+
+    def put(self, ref: AttemptRef, attempt: Attempt, shape: Shape) -> None:
+        """Takes an attempt, with what tasks of its shape take."""
         self.attempts[ref] = attempt
         job = ref[0]
         self.by_job[job] = self.by_job.get(job, 0) + 1
-        self.used += weight
+        self.used += shape.weight
+        if shape.needs:
+            for name, number in shape.needs:
+                self.taken[name] = self.taken.get(name, 0) + number
+            self.gpus_taken.update(attempt.gpus)
 
-    def release(self, job: int, weight: int) -> None:
+    def release(self, job: int, attempt: Attempt, shape: Shape) -> None:
         """Follows up the removal of an attempt of the job from `attempts`."""
-        self.used -= weight
+        self.used -= shape.weight
+        if shape.needs:
+            for name, number in shape.needs:
+                self.taken[name] -= number
+                if not self.taken[name]:
+                    del self.taken[name]
+            self.gpus_taken.difference_update(attempt.gpus)
         left = self.by_job[job] - 1
         if left:
             self.by_job[job] = left

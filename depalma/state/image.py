@@ -23,6 +23,7 @@ from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.invitations import Invitation
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
+from depalma.state.order_image import OrderImage, order_image, recount, restore_order
 from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
 
@@ -58,6 +59,7 @@ class StatePiece(Struct, array_like=True, gc=False):
     answers_since: float
     next_event: int
     removed_hosts: list[str] = []
+    order: OrderImage | None = None
 
 
 class CodePiece(_Piece, tag="code"):
@@ -160,6 +162,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
             state.answers.since,
             state.events.next_index,
             sorted(state.removed),
+            order_image(state),
         )
     )
     pieces = 1
@@ -258,6 +261,8 @@ class _Reader:
         state.answers.since = first.answers_since
         state.events.next_index = first.next_event
         state.removed = set(first.removed_hosts)
+        if first.order is not None:
+            restore_order(state, first.order)
         self._state_hash = first.state_hash
         self._pieces = 1
         self._seen: dict[Payload, Payload] = {}
@@ -314,6 +319,7 @@ def _settle(state: ClusterState, job: Job) -> None:
     """Derives what is not stored of a job that is complete."""
     if job.is_final:
         job.done.seal()
-    state.ready.refresh(job)
+    recount(state, job)
+    state.ready.refresh(job, 0.0)
     for index, attempt in job.running.items():
-        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)
+        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape)

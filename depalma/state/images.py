@@ -65,6 +65,7 @@ class HostImage(Struct, array_like=True, gc=False):
     owner_policy: OwnerPolicy = OwnerPolicy()
     owner_given: bool = False
     presence: Presence | None = None
+    resources: dict[str, int] = {}
 
 
 def job_image(
@@ -138,6 +139,7 @@ def host_image(host: Host) -> HostImage:
         host.owner_policy,
         host.owner_given,
         host.presence,
+        host.resources,
     )
 
 
@@ -150,4 +152,5 @@ def host_of(image: HostImage) -> Host:
     host.from_file, host.drain, host.removing = image.from_file, image.drain, image.removing
     host.lag, host.runs = image.lag, image.runs
     host.owner_policy, host.owner_given, host.presence = image.owner_policy, image.owner_given, image.presence
+    host.resources = image.resources
     return host

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 from depalma.model import AttemptRef
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
+from depalma.state.limits import Gate, tags_of
+from depalma.state.ready import Line
+from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, FIRST_FINAL, QUEUED, RUNNING, WORDS
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ def check(state: ClusterState) -> None:
         ready += job.ready
     _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
     _check_ready(state, ready)
+    _check_counts(state)
     back = state.removed.intersection(state.hosts)
     _must(not back, f"hosts {sorted(back)} are there and removed")
     for key, invitation in state.invitations.items():
@@ -110,15 +114,54 @@ def _check_running(state: ClusterState, job: Job, live: dict[str, dict[AttemptRe
 
 def _check_ready(state: ClusterState, ready: int) -> None:
     indexed = 0
-    for shape, keys in state.ready.shapes():
-        previous = None
-        for key in keys:
-            job = state.jobs.get(state.ready.job_of(key))
-            _must(job is not None and job.ready and job.shape == shape, f"ready index holds {key} under {shape}")
-            _must(previous is None or previous < key, f"ready index of {shape} is out of order at {key}")
-            previous = key
-            indexed += 1
-    _must(indexed == ready, f"ready index holds {indexed} jobs, {ready} are ready")
+    for priority, level in state.ready.levels.items():
+        _must(bool(level), f"ready index: priority {priority} is empty")
+        for (shape, gates), lane in level.items():
+            numbers = [number for _, number in lane.order]
+            _must(sorted(numbers) == sorted(lane.lines), f"ready index: users {numbers}, lines of {lane.lines.keys()}")
+            _must(lane.order == sorted(lane.order), f"ready index: users out of order: {lane.order}")
+            for line in lane.lines.values():
+                indexed += _check_line(state, line, priority, shape, gates)
+    _must(indexed == ready == state.ready.jobs, f"ready index holds {indexed} jobs, {ready} are ready")
+    _must(state.ready.priorities() == sorted(state.ready.levels, reverse=True), "ready index: priorities")
+    _must(state.ready.fed_at.keys() == state.ready.levels.keys(), f"fed: {state.ready.fed_at}")
+
+
+def _check_line(state: ClusterState, line: Line, priority: int, shape: Shape, gates: tuple[Gate, ...]) -> int:
+    """Checks one line; returns how many jobs it has."""
+    previous = 0
+    for number in line.jobs:
+        job = state.jobs.get(number)
+        _must(job is not None and job.ready and job.line is line, f"ready index: job {number} is not of its line")
+        if job is not None:
+            found = job.spec.priority, job.shape, state.limits.gates(job), job.spec.user
+            _must(found == (priority, shape, gates, line.account.name), f"ready index: job {number} is {found}")
+        _must(previous < number, f"ready index: out of order at job {number}")
+        previous = number
+    _must(previous > 0, f"ready index: an empty line of {line.account.name!r}")
+    return len(line.jobs)
+
+
+def _check_counts(state: ClusterState) -> None:
+    """Checks what limits and shares count against the attempts that live."""
+    tasks: Counter[str] = Counter()
+    slots: dict[str, float] = {}
+    gates: Counter[tuple[str, str]] = Counter()
+    for job in state.jobs.values():
+        live = len(job.running)
+        _must(job.counted == live, f"job {job.id}: {live} live, {job.counted} counted")
+        if live:
+            tasks[job.spec.user] += live
+            slots[job.spec.user] = slots.get(job.spec.user, 0) + live * job.shape.weight
+            gates.update({("tag", tag): live for tag in tags_of(job)})
+            if job.spec.group:
+                gates["group", job.spec.group] += live
+    _must(dict(gates) == state.limits.tasks, f"limits count {state.limits.tasks}, there are {dict(gates)}")
+    for name, account in state.shares.accounts.items():
+        found = tasks[name], slots.get(name, 0)
+        _must(found == (account.tasks, account.slots), f"user {name!r}: {found} live, {account.tasks}, {account.slots}")
+        _must(0 <= account.usage < 1e300, f"user {name!r}: usage {account.usage}")
+    _must(tasks.keys() <= state.shares.accounts.keys(), f"users without account: {tasks.keys()}")
 
 
 def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]) -> None:
@@ -128,6 +171,13 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
     used = sum(state.jobs[ref[0]].shape.weight for ref in live)
     _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
+    taken: Counter[str] = Counter()
+    for ref in live:
+        taken.update(dict(state.jobs[ref[0]].shape.needs))
+    _must(dict(taken) == host.taken, f"{name}: {dict(taken)} is taken, it says {host.taken}")
+    gpus = [gpu for attempt in live.values() for gpu in attempt.gpus]
+    _must(len(set(gpus)) == len(gpus), f"{name}: a GPU is given twice: {gpus}")
+    _must(set(gpus) == host.gpus_taken, f"{name}: GPUs {gpus} are taken, it says {host.gpus_taken}")
     _must(dict(Counter(ref[0] for ref in live)) == host.by_job, f"{name}: attempts by job are {host.by_job}")
     _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
     over = host.incarnation in host.over

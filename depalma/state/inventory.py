@@ -6,7 +6,7 @@ lost host.
 
 from __future__ import annotations
 
-from depalma.state.checks import bad_field
+from depalma.state.checks import bad_field, bad_resources
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected, RemoveHost, SetHost
 from depalma.state.hosts import Host
@@ -26,9 +26,11 @@ def set_host(state: ClusterState, command: SetHost) -> Applied | Rejected:
         return being_removed(host)
     labels = {key: value for key, value in host.labels.items() if key not in command.drop_labels} | command.labels
     wrong = bad_groups(command.groups or ()) or bad_labels(labels)
-    if wrong := wrong or bad_numbers(command.slots, command.gpus, command.priority):
+    wrong = wrong or bad_numbers(command.slots, command.gpus, command.priority)
+    resources = {name: number for name, number in {**host.resources, **command.resources}.items() if number}
+    if wrong := wrong or bad_resources(command.resources) or bad_resources(resources):
         return wrong
-    changed = _change(host, command, labels)
+    changed = _change(host, command, labels, resources)
     if changed:
         state.events.add("host.changed", command.at, host=host.name, detail={"fields": ",".join(changed)})
         state.changes.hosts.add(host.name)
@@ -36,7 +38,7 @@ def set_host(state: ClusterState, command: SetHost) -> Applied | Rejected:
     return Applied(None, state.version)
 
 
-def _change(host: Host, command: SetHost, labels: dict[str, str]) -> list[str]:
+def _change(host: Host, command: SetHost, labels: dict[str, str], resources: dict[str, int]) -> list[str]:
     """Takes the values over; returns the names of those that differ."""
     changed = []
     for field, name, value in (
@@ -45,6 +47,7 @@ def _change(host: Host, command: SetHost, labels: dict[str, str]) -> list[str]:
         ("priority", "priority", command.priority),
         ("slots", "configured_slots", command.slots),
         ("gpus", "gpus", command.gpus),
+        ("resources", "resources", resources),
     ):
         if value is not None and value != getattr(host, name):
             setattr(host, name, value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from typing import Any
 
 from msgspec import Struct
 
@@ -47,6 +48,7 @@ class Attempt(Struct, gc=False, array_like=True):
     started_at: float | None
     fence: int
     reason: str  #: why it was placed there
+    gpus: tuple[int, ...] = ()  #: those of its host that it has to itself
 
 
 class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
@@ -77,6 +79,7 @@ class Job:
         "cancelled_by",
         "chunks",
         "code_index",
+        "counted",
         "cursor",
         "done",
         "exit_code_seen",
@@ -85,6 +88,7 @@ class Job:
         "first_bad",
         "held",
         "id",
+        "line",
         "open",
         "ready",
         "requeued",
@@ -112,6 +116,8 @@ class Job:
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
         self.ready = False  #: in the index of ready jobs (kept by it)
+        self.line: Any = None  #: where it is there (kept by it)
+        self.counted = 0  #: tasks on hosts that limits and shares know of
         self.states = bytearray(spec.count)
         self.cursor = 0
         self.requeued: list[int] = []  #: sorted positions below the cursor

@@ -25,6 +25,8 @@ from depalma.state import (
     joining,
     masters,
     membership,
+    order_commands,
+    ordering,
     owners,
     restoring,
     submissions,
@@ -76,6 +78,9 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     webhook_commands.DeliverWebhooks: webhooks.deliver_webhooks,
     commands.InviteHost: joining.invite_host,
     commands.JoinHost: joining.join_host,
+    order_commands.SetLimit: ordering.set_limit,
+    order_commands.SetShare: ordering.set_share,
+    order_commands.SetOrder: ordering.set_order,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

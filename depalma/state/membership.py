@@ -7,7 +7,7 @@ or replaced it is over for good, and nothing that it still says counts.
 from __future__ import annotations
 
 from depalma.state.attempts import lose_attempts
-from depalma.state.checks import bad_field, bad_name, bad_range
+from depalma.state.checks import bad_field, bad_name, bad_range, bad_resources
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AddHost, Applied, HostLost, HostRecovered, HostSuspect, HostUp, Rejected
 from depalma.state.event_log import Detail
@@ -33,6 +33,7 @@ def add_host(state: ClusterState, command: AddHost) -> Applied | Rejected:
     host = state.hosts[command.name] = Host(
         command.name, command.groups, command.labels, command.priority, command.slots, command.gpus, command.at
     )
+    host.resources = {name: number for name, number in command.resources.items() if number}
     host.from_file = command.from_file or command.name in state.removed
     state.removed.discard(command.name)
     state.events.add("host.added", command.at, host=command.name, detail={"groups": ",".join(command.groups)})
@@ -44,7 +45,7 @@ def add_host(state: ClusterState, command: AddHost) -> Applied | Rejected:
 def _bad_host(command: AddHost) -> Rejected | None:
     wrong = bad_name("name", command.name) or bad_groups(command.groups)
     wrong = wrong or bad_numbers(command.slots, command.gpus, command.priority)
-    return wrong or bad_labels(command.labels)
+    return wrong or bad_labels(command.labels) or bad_resources(command.resources)
 
 
 def bad_groups(groups: tuple[str, ...]) -> Rejected | None:

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import frexp, ldexp
 from typing import NamedTuple
 
-from depalma.model import JobSpec
+from depalma.model import JobSpec, slots_of
+
+#: Names of what is counted on every host; other names are of resources that the cluster file or `host set` gives it.
+MEMORY = "memory_bytes"
+GPUS = "gpus"
+
+#: What a task takes of what its host has so many of: (name, number), by name.
+Needs = tuple[tuple[str, int], ...]
 
 
 class Shape(NamedTuple):
-    """The hard constraints of a job; the dispatcher looks at shapes, not at jobs."""
+    """What a job asks of a host; the dispatcher looks at shapes, not at jobs."""
 
     group: str  #: empty = any
     on_host: str  #: empty = any
     code_index: int  #: the host must have acknowledged it
-    weight: int  #: slots a task takes
-    memory_bytes: int  #: the host must have so much at all
+    weight: float  #: slots a task takes
+    needs: Needs = ()  #: what a task takes besides
+    labels: tuple[str, ...] = ()  #: rules that must hold for the host's labels
+    prefer: tuple[str, ...] = ()  #: rules of which as many as possible should
+    pack: bool = False  #: fill one host after the other
+    preempts: bool = False  #: what has lower priority makes room for it
+    within_s: float = 0.0  #: its tasks have ended so long after their start; a power of two, 0 = not known
 
 
 def shape_of(spec: JobSpec, code_index: int) -> Shape:
     """Returns the shape of a job that runs `spec` with the code of `code_index`."""
-    return Shape(spec.group, spec.on_host, code_index, slots_of(spec.cpus), spec.memory_bytes)
+    needs = needs_of(spec) if spec.memory_bytes or spec.gpus or spec.resources else ()
+    within_s = within(spec.timeout_s + spec.grace_s) if spec.timeout_s else 0.0
+    weight = slots_of(spec.cpus)
+    return Shape(
+        spec.group, spec.on_host, code_index, weight, needs, spec.labels, spec.prefer, spec.pack, spec.preempt, within_s
+    )
 
 
-def slots_of(cpus: float) -> int:
-    """Returns how many slots a task that asks for `cpus` takes: never less than one."""
-    return max(1, ceil(cpus))
+def within(limit_s: float) -> float:
+    """Returns the limit rounded up to a power of two, so that there are few different ones."""
+    mantissa, exponent = frexp(limit_s)
+    return ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
+
+
+def needs_of(spec: JobSpec) -> Needs:
+    """Returns what a task takes besides slots."""
+    needs = {MEMORY: spec.memory_bytes, GPUS: spec.gpus, **(spec.resources or {})}
+    return tuple(sorted((name, number) for name, number in needs.items() if number))
+
+
+def described(name: str, number: int) -> str:
+    """Returns a number of something that is counted, in words."""
+    if name == MEMORY:
+        return f"{number} bytes of memory"
+    return f"{number} GPU{'s' * (number != 1)}" if name == GPUS else f"{number} {name}"

@@ -106,6 +106,7 @@ def forget_jobs(state: ClusterState, command: ForgetJobs) -> Applied | Rejected:
         job = state.jobs.get(job_id)
         if job is not None and job.is_final:
             state.changes.forgotten.append(state.jobs.pop(job_id))
+            state.ready.trim(job.spec.user, command.at)
             state.changes.jobs.add(job_id)
             dropped.append(job_id)
     return Applied(tuple(dropped), state.version)

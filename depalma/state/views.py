@@ -21,6 +21,7 @@ from depalma.state.completions import Finished
 from depalma.state.explain import explain, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job, Story
+from depalma.state.shapes import GPUS
 from depalma.state.task_states import QUEUED, WORDS
 
 __all__ = [
@@ -109,6 +110,7 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         code_digest=state.tree_digest(job.code_index),
         reason=attempt.reason,
         attempts=_attempts(story, _live(attempt, word)),
+        gpus=attempt.gpus,
     )
 
 
@@ -236,12 +238,14 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         version=facts.version if facts else "",
         python=facts.python if facts else "",
         address=facts.address if facts else "",
-        gpus=host.gpus or (facts.gpus if facts else 0),
+        gpus=host.capacity(GPUS),
         since=host.shown_since,
         deadline_at=host.drain.deadline_at if host.drain is not None else None,
         limits=facts.limits if facts else "",
         owner_policy=host.owner_policy,
         owner_step=host.presence.step if host.presence is not None else "",
+        resources=host.resources,
+        taken=host.taken,
     )
 
 

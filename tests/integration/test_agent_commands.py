@@ -352,3 +352,31 @@ async def test_cancelling_many_at_once_ends_each_once(leader: FakeLeader, agent:
     assert set(outcomes) == {"succeeded", "cancelled"}
     assert len([report for frame in leader.report_frames for report in frame.reports]) == 200
     assert (await leader.run(command("true"), job=2)).outcome == "succeeded"
+
+
+async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, agent: AgentProcess) -> None:
+    """And one that asked for none finds what the agent itself has."""
+    show = 'echo "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset}"'
+    leader.job(1, command("sh", "-c", show, gpus=2))
+    await leader.assign(Assignment(1, 0, 1, 1, gpus=(1, 3)), Assignment(1, 1, 1, 1))
+    await leader.report((1, 0, 1))
+    await leader.report((1, 1, 1))
+
+    assert await text(leader) == "1,3 1,3\n"
+    outside = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset\n"
+
+
+async def test_tasks_that_need_half_a_cpu_run_two_on_a_slot(
+    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
+) -> None:
+    """All at once, each in a scratch folder of its own; a fifth one waits until there is room."""
+    script = 'pwd >"$0/$DEPALMA_TASK_INDEX"; while ! test -e "$0/release"; do sleep 0.02; done'
+    leader.job(1, command("sh", "-c", script, str(tmp_path), cpus=0.5))
+    await leader.assign(*[Assignment(1, task, 1, 1) for task in range(5)])
+    await wait_until(lambda: sum(bool(file.read_text()) for file in tmp_path.iterdir()) == 4, "four tasks at once")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+    assert len({file.read_text() for file in tmp_path.iterdir()}) == 4
+    (tmp_path / "release").touch()
+    for task in range(5):
+        assert (await leader.report((1, task, 1))).outcome == "succeeded"

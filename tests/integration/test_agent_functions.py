@@ -418,3 +418,19 @@ async def test_equal_large_results_are_one_blob(leader: FakeLeader, agent: Agent
         digests.add(report.result.digest)
     assert len(digests) == 1
     assert digests <= leader.blobs.keys()
+
+
+def seen_gpus() -> tuple[str | None, int]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
+async def test_functions_with_gpus_have_processes_of_their_own(leader: FakeLeader, agent: AgentProcess) -> None:
+    """A library holds on to the GPUs that it saw first, so no process sees those of another task."""
+    leader.job(1, function(seen_gpus, gpus=1))
+    await leader.assign(Assignment(1, 0, 1, 1, call(), gpus=(0,)), Assignment(1, 1, 1, 1, call(), gpus=(1,)))
+    first, second = value(await leader.report((1, 0, 1))), value(await leader.report((1, 1, 1)))
+    plain = value(await leader.run(function(seen_gpus), job=2, argument=call()))
+
+    assert (first[0], second[0]) == ("0", "1")
+    assert first[1] != second[1]
+    assert plain[0] == os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -116,6 +116,9 @@ def every_command() -> list[commands.AnyCommand]:
         webhook_commands.ReplayWebhook("r", "w", 3, True, 1.0, "ann"),
         webhook_commands.TryWebhook("r", "w", 1.0, "ann"),
         webhook_commands.DeliverWebhooks((("w", 1, 2, "why"),), 1.0),
+        commands.SetLimit("r", "tag", "t", 3, 1.0),
+        commands.SetShare("r", "ann", 2.0, 1.0),
+        commands.SetOrder("r", 1.0, 60.0, 5.0),
     ]
 
 
@@ -134,7 +137,7 @@ def test_tags_of_commands_never_change():
         "host.add", "host.drain", "host.invite", "host.join", "host.lost", "host.note_owner", "host.recovered",
         "host.remove", "host.set", "host.set_owner", "host.suspect", "host.undrain", "host.up",
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
-        "master.change", "task.assign", "task.finish", "task.start",
+        "master.change", "order.limit", "order.set", "order.share", "task.assign", "task.finish", "task.start",
         "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 

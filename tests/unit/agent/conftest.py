@@ -73,6 +73,7 @@ class Rig:
         assert len({*used, *lanes.free}) == len(used) + len(lanes.free), "a slot is used twice"
         assert all(slot < lanes.slots for slot in lanes.free)
         assert len(lanes.free) == max(0, lanes.slots - len(used)), "a slot is lost, or there are too many"
+        assert lanes.load == sum(lane.weight for lane in lanes.lanes.values() if lane.slot >= 0), "load"
         for worker in lanes.lanes.values():
             assert (worker.slot >= 0) == bool(worker.queue) or worker.stopping
         for job in core.jobs.values():

@@ -16,6 +16,7 @@ from depalma.protocol import Assign, Assignment, Forget, HeartbeatAnswer, JobTem
 KINDS = (
     JobSpec(kind="command", argv=("x",), timeout_s=3.0),
     JobSpec(kind="function", function="m:f"),
+    JobSpec(kind="function", function="m:f", cpus=0.4),
     JobSpec(kind="function", function="m:g", timeout_s=2.0),
 )
 

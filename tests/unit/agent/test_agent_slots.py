@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from depalma.agent.events import KeepReports, Launch, StopCommand, Tick
+from depalma.model import JobSpec
 from depalma.protocol import Kill, Welcome
 
 
 def slots(number: int) -> Welcome:
     return Welcome(1, "m1", 10.0, 1.0, ("http://m1",), number)
+
+
+def part(cpus: float) -> JobSpec:
+    return JobSpec(kind="command", argv=("x",), cpus=cpus)
 
 
 def test_more_slots_start_what_waits(rig_of: Any) -> None:
@@ -57,3 +62,32 @@ def test_a_moved_task_is_told_to_stop_and_reported_as_moved_even_if_it_ends_well
     (report,) = rig.one(rig.end((1, 0, 1)), KeepReports).reports
 
     assert (report.outcome, report.error, report.started_at) == ("moved", "drained: update", 0.0)
+
+
+def test_tasks_that_need_less_than_a_cpu_share_slots(rig_of: Any) -> None:
+    """Each has a slot number of its own, and so a scratch folder; a whole one starts when there is a whole slot."""
+    rig = rig_of(slots=2)
+    rig.assign(*[(1, task, 1) for task in range(6)], spec=part(0.4))
+    assert len({lane.slot for lane in rig.core.lanes.lanes.values()}) == 4
+    assert rig.core.free_slots == 0
+    rig.none(rig.assign((2, 0, 1)), Launch)
+
+    for task in range(4):
+        rig.end((1, task, 1), took_s=5.0)
+    assert {attempt.ref for lane in rig.core.lanes.lanes.values() for attempt in lane.queue} == {
+        (1, 4, 1), (1, 5, 1), (2, 0, 1),
+    }  # fmt: skip
+    for ref in ((1, 4, 1), (1, 5, 1), (2, 0, 1)):
+        rig.end(ref, took_s=5.0)
+    assert (sorted(rig.core.lanes.free), rig.core.lanes.load, rig.core.free_slots) == ([0, 1], 0.0, 2)
+
+
+def test_what_is_handed_ahead_takes_as_much_as_what_it_waits_for(rig_of: Any) -> None:
+    """A lane that holds half a slot is given no task that needs a whole one."""
+    rig = rig_of(slots=1)
+    rig.assign((1, 0, 1), spec=part(0.5))
+    rig.end((1, 0, 1), took_s=0.001)
+    rig.assign((1, 1, 1), (1, 2, 1), (1, 3, 1), spec=part(0.5))
+    rig.assign((2, 0, 1))
+    (waiting,) = rig.core.lanes.waiting
+    assert waiting.ref == (2, 0, 1)

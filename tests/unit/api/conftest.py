@@ -30,6 +30,7 @@ from depalma.errors import Rejected
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
+from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
 from depalma.lease import lease_times
 from depalma.loopwatch import LoopWatch
@@ -117,6 +118,7 @@ class OneMaster:
         self.wall: Callable[[], float] = time.time
         self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
         self.barriers = 0
+        self.rooms = Rooms(self, self.sessions).now
 
     @property
     def state(self) -> ClusterState:

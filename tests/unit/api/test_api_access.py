@@ -40,6 +40,9 @@ async def test_each_route_with_each_token(bench: Bench, route: Route) -> None:
         "master": "m1",
         "group": "g",
         "webhook": "w",
+        "kind": "tag",
+        "name": "db",
+        "user": "ann",
     }
     path = route.path.format(**names) if "{" in route.path else route.path
     for role in ("user", "agent", "master", "wrong", "none"):

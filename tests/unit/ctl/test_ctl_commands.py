@@ -45,6 +45,12 @@ NEEDS_CLUSTER = {
     "group set": (["g", "h1"], 4),
     "group add": (["g", "h1"], 4),
     "group remove": (["g"], 4),
+    "order show": ([], 4),
+    "order users": ([], 4),
+    "order limits": ([], 4),
+    "order limit": (["tag", "db", "4"], 4),
+    "order share": (["ann", "2"], 4),
+    "order set": (["--age", "0"], 4),
     "master ls": ([], 4),
     "master add": (["m4", "--host", "10.0.0.4"], 4),
     "master set": (["m1", "--host", "10.0.0.4"], 4),
@@ -73,6 +79,7 @@ WRITES = {
     "host add", "host set", "host remove", "host drain", "host undrain", "host invite", "group set", "group add",
     "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
     "webhook replay", "webhook test",
+    "order limit", "order share", "order set",
 }  # fmt: skip
 ALONE = {
     "dev",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
+from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
 from tests.unit.state.webhook_makers import WebhookMakers
 
 #: Jobs above this size are not looked at task by task.
@@ -127,9 +129,10 @@ class Bench:
         self.now += seconds
         return self.now
 
-    def host(self, name: str = "h1", slots: int = 2, *, groups: tuple[str, ...] = (), priority: int = 0) -> Host:
-        """Adds a host whose agent is connected as incarnation `NAME-1`."""
-        self.ok(c.AddHost("", name, groups, {}, priority, slots, 0, self.tick()))
+    def host(self, name: str = "h1", slots: int = 2, *, gpus: int = 0, priority: int = 0, **has: Any) -> Host:
+        """Adds a host whose agent is connected as incarnation `NAME-1`; `has`: its groups, labels, resources."""
+        groups, labels, resources = has.get("groups", ()), has.get("labels", {}), has.get("resources", {})
+        self.ok(c.AddHost("", name, groups, labels, priority, slots, gpus, self.tick(), resources=resources))
         self.up(name)
         return self.state.hosts[name]
 
@@ -225,7 +228,7 @@ class Fuzzer(WebhookMakers):
         makers = [
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
-            self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
+            self.order, self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.webhook,
         ]  # fmt: skip
         return rng.choice(makers)()
@@ -260,26 +263,16 @@ class Fuzzer(WebhookMakers):
             "first_index": rng.choice([0, 0, 5]),
             "arguments": rng.choice([None, self.packed(count)]),
             "open": rng.random() < 0.3,
-            "cpus": rng.choice([1.0, 1.0, 0.5, 2.0]),
-            "priority": rng.choice([0, 0, 5, -5]),
-            "group": rng.choice(["", "", "", "g"]),
-            "on_host": rng.choice(["", "", "", "h2"]),
             "max_running": rng.choice([0, 0, 1, 2]),
             "retries": rng.choice([0, 0, 1, 3]),
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
-        }
+        } | some_needs(rng)
         if rng.random() < 0.2:
             values |= rng.choice(
-                [
-                    {"count": -1}, {"count": 0, "arguments": None}, {"first_index": -1}, {"argv": ()},
-                    {"cpus": 0.0}, {"cpus": float("nan")}, {"cpus": 7.0}, {"priority": 10**9}, {"code_index": 50},
-                    {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}, {"group": "a b"},
-                    {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)},
-                    {"max_running": -1}, {"retries": 10**6}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
-                ]
-            )  # fmt: skip
+                [*BAD_SPECS, {"arguments": self.packed(count + 1)}, {"arguments": Payload(inline=b"junk")}]
+            )
         return c.SubmitJob(self.request(), JobSpec(**values), self.bench.now)  # type: ignore[arg-type]
 
     def packed(self, count: int) -> Payload:
@@ -351,7 +344,10 @@ class Fuzzer(WebhookMakers):
         groups = self.rng.choice([(), ("g",), ("bad name",)])
         slots = self.rng.choice([0, 2, 3, -1])
         level, file = self.rng.choice([0, 5]), self.rng.random() < 0.5
-        return c.AddHost(self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 0, self.bench.now, file)
+        has = some_resources(self.rng)
+        return c.AddHost(
+            self.request(), self.host_name(), groups, {"os": "x"}, level, slots, 2, self.bench.now, file, has
+        )
 
     def host_up(self) -> c.AnyCommand:
         host, code = self.host_name(), self.rng.choice([-1, -1, 0, 1])
@@ -371,12 +367,16 @@ class Fuzzer(WebhookMakers):
         kind = rng.choice(["set", "remove", "drain", "drain", "undrain", "undrain", "undrain"])
         if kind == "set":
             groups, slots = rng.choice([None, (), ("g",), ("g", "g")]), rng.choice([None, 0, 1, 4, -1])
-            return c.SetHost(request, host, now, groups, rng.choice([None, 7]), slots, None, {"a": "b"}, ("os",))
+            gpus, has, level = rng.choice([None, None, 1, 3]), some_resources(rng), rng.choice([None, 7])
+            return c.SetHost(request, host, now, groups, level, slots, gpus, {"a": "b"}, ("os",), has)
         if kind == "remove":
             return c.RemoveHost(request, host, rng.random() < 0.5, now, rng.choice(["ann", "ann", "a" * 300]))
         if kind == "drain":
             return c.DrainHost(request, host, rng.choice([None, now + 5, float("nan"), -1.0]), now, "update", "ann")
         return c.UndrainHost(request, host, now)
+
+    def order(self) -> c.AnyCommand:
+        return order_command(self.rng, self.request(), self.bench.now)
 
     def group(self) -> c.AnyCommand:
         rng, request, now = self.rng, self.request(), self.bench.now
@@ -440,7 +440,7 @@ class Fuzzer(WebhookMakers):
         if rng.random() < 0.4:
             values = rng.choice([{"idle_s": 60.0, "hours": "sat"}, {"hours": "sat 8"}, {"suspend_s": None}, {"x": 1}])
             return c.SetOwner(self.request(), host, values, now, rng.random() < 0.3, rng.random() < 0.3)
-        reason, step = rng.choice(["", "", "", "", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
+        reason, step = rng.choice(["", "input", "x" * 501]), rng.choice(["", "lowered", "suspended", "?"])
         return c.NoteOwner(host, self.incarnation(host), reason, step, rng.random() < 0.5, now)
 
 

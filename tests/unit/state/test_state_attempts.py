@@ -328,15 +328,15 @@ def test_no_retry_in_a_cancelled_job(bench, outcome, state):
 
 
 def test_slots_are_counted_by_weight(bench):
-    """cpus above one take that many slots, rounded up."""
+    """A task takes as many slots as it asks for CPUs, parts of one included."""
     host = bench.host(slots=4)
     bench.submit(cpus=2.5)
-    bench.submit(cpus=0.1)
+    bench.submit(cpus=0.25)
     bench.assign((1, 0, 1), (2, 0, 1))
-    assert host.used == 4
+    assert host.used == 2.75
 
     bench.finish((1, 0, 1))
-    assert host.used == 1
+    assert host.used == 0.25
 
 
 def test_results_that_are_equal_are_one_object(bench):

@@ -25,7 +25,7 @@ def machine_for(bench_class, fuzzer_class):
         def begin(self) -> None:
             self.bench = bench_class()
             for name in ("h1", "h2"):
-                self.bench.host(name)
+                self.bench.host(name, gpus=2)
             self.ended: dict[int, str] = {}
 
         def live(self, host: str) -> list[tuple[int, int, int]]:
@@ -50,6 +50,22 @@ def machine_for(bench_class, fuzzer_class):
                 open=opened,
                 cpus=2 if wide else 1,
             )
+
+        @rule(
+            user=st.sampled_from(["ann", "bob"]),
+            tagged=st.booleans(),
+            own=st.sampled_from([None, {"t": 1}, {"t": 3}]),
+            gpus=st.integers(0, 2),
+        )
+        def submit_for(self, user, tagged, own, gpus) -> None:
+            self.bench.submit(2, user=user, tags=("t",) if tagged else (), limits=own, gpus=gpus)
+
+        @rule(
+            which=st.sampled_from([("tag", "t"), ("user", "*"), ("user", "ann")]),
+            limit=st.sampled_from([None, 0, 1, 3]),
+        )
+        def limit(self, which, limit) -> None:
+            self.bench.do(c.SetLimit("", *which, limit, self.bench.tick()))
 
         @rule(job=st.integers(1, 5), count=st.integers(1, 3))
         def add(self, job, count) -> None:

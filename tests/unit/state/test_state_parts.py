@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depalma.model import Payload
+from depalma.model import Payload, slots_of
 from depalma.state.completions import Completions
 from depalma.state.event_log import EventLog
 from depalma.state.ordered import OrderedKeys
-from depalma.state.placement import ReadyJobs, order_key
-from depalma.state.shapes import slots_of
 
 NOTE = (1, "h1", 0, None, "", 3, "digest", "because")
 
@@ -61,18 +59,11 @@ def test_ordered_keys_over_many_chunks():
     assert keys.rank(5) == 0
 
 
-def test_order_is_priority_then_age():
-    """And the job can be read back from the key, also for negative priorities."""
-    jobs = [(0, 1), (0, 2), (5, 3), (-5, 4), (5, 9), (1_000_000, 10), (-1_000_000, 11)]
-    keys = {order_key(priority, job): (priority, job) for priority, job in jobs}
-
-    assert [keys[key] for key in sorted(keys)] == sorted(jobs, key=lambda each: (-each[0], each[1]))
-    assert all(ReadyJobs.job_of(key) == job for key, (_, job) in keys.items())
-
-
-@pytest.mark.parametrize(("cpus", "slots"), [(0.1, 1), (1.0, 1), (1.5, 2), (4.0, 4)])
+@pytest.mark.parametrize(
+    ("cpus", "slots"), [(0.001, 1 / 64), (0.5, 0.5), (0.1, 7 / 64), (1.0, 1), (1.5, 1.5), (4.0, 4)]
+)
 def test_slots_of_cpus(cpus, slots):
-    """Rounded up."""
+    """Rounded up to a 64th, so that sums are exact."""
     assert slots_of(cpus) == slots
 
 

@@ -206,7 +206,7 @@ def test_explain_speaks_of_code_memory_and_the_wanted_host(bench):
     assert "h1: the job wants host h2" in explain(bench.state, on_host)
     assert any("bytes of memory" in line for line in explain(bench.state, memory))
     assert "h1: has code index 0, the job needs 1" in explain(bench.state, code)
-    assert "jobs with queued tasks before it: 2" in explain(bench.state, code)
+    assert "jobs with queued tasks before it: 2 (2 of the same user)" in explain(bench.state, code)
     assert bench.plan() == []
 
 

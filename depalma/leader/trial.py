@@ -1,0 +1,67 @@
+"""What would become of a job if it were submitted now. [pure]"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import inf
+
+from depalma.dispatcher import HostRoom, plan
+from depalma.model import JobSpec, TrialView
+from depalma.policies.busy import least
+from depalma.policies.places import Place
+from depalma.policies.reserve import latest_start
+from depalma.state.cluster_state import ClusterState
+from depalma.state.explain import explain
+from depalma.state.jobs import Job
+from depalma.state.placement import misfit
+
+#: Tasks that one trial places at most, as a round does.
+ROUND = 2_000
+
+
+def trial(
+    state: ClusterState, hosts: Mapping[str, HostRoom], mean_s: Mapping[int, float], spec: JobSpec, now: float
+) -> TrialView:
+    """Returns what the dispatcher would do with the job; the state is as before."""
+    code_index = state.code_index if spec.code_index < 0 else spec.code_index
+    job = Job(state.next_job, spec, code_index, now)
+    known = spec.user in state.shares.accounts
+    state.jobs[job.id] = job
+    try:
+        state.ready.refresh(job, now)
+        starting: Counter[str] = Counter()
+        for command in plan(state, hosts, mean_s, now, 0, ROUND):
+            count = sum(ref[0] == job.id for ref in command.tasks)
+            if count:
+                starting[command.host] += count
+        waiting = job.queued - sum(starting.values())
+        starts_by = now if starting else _starts_by(state, hosts, job, now)
+        lines = explain(state, job, None) if waiting else []
+        return TrialView(
+            tasks=job.total,
+            starting=dict(sorted(starting.items())),
+            waiting=waiting,
+            starts_by=starts_by,
+            lines=lines[1:],
+        )
+    finally:
+        job.held = True  # so it is taken out of the order again
+        state.ready.refresh(job, now)
+        del state.jobs[job.id]
+        if not known:
+            state.shares.forget(spec.user)
+
+
+def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now: float) -> float | None:
+    """Returns when time limits of what runs let it start, if it is the first of all."""
+    account = state.shares.account(job.spec.user)
+    if not job.ready or state.ready.jobs > 1 or state.limits.room_of(job, account) <= 0:
+        return None
+    least_busy = least(room.foreign for room in hosts.values())
+    places = (Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts)
+    starts = [
+        latest_start(state, job.shape, place, now) for place in places if not misfit(job.shape, place.host, place.slots)
+    ]
+    first = min(starts, default=inf)
+    return None if first == inf else first

@@ -1,0 +1,1 @@
+"""The policies of the dispatcher, one a file. [pure]"""

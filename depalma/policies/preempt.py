@@ -1,0 +1,163 @@
+"""Which tasks have to make room for jobs that preempt. [pure]
+
+A job preempts only if it was asked to, only tasks of lower priority, and only such as may run again elsewhere. Of the
+hosts that it fits, the one is chosen where the least is lost: the lowest priority first, then what began last. What is
+ended is warned, has its grace time, and goes back to the queue without using up a retry.
+
+Looked at when a round could place nothing more. A job that does not preempt and comes first would take the room that
+is made, so nothing is ended for those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from msgspec import Struct
+
+from depalma.model import AttemptRef
+from depalma.policies.places import HostRoom
+from depalma.state.cluster_state import ClusterState
+from depalma.state.hosts import Host
+from depalma.state.placement import misfit
+from depalma.state.ready import Lane, Level
+from depalma.state.shapes import Shape
+
+#: Waiting tasks for which room is made at a time.
+MOST = 32
+
+
+class Preemption(Struct, frozen=True):
+    """Attempts on a host that are to end, and why."""
+
+    host: str
+    refs: tuple[AttemptRef, ...]
+    reason: str
+
+
+def preemptions(
+    state: ClusterState, hosts: Mapping[str, HostRoom], ending: Collection[AttemptRef]
+) -> Iterator[Preemption]:
+    """Yields what is to end now. `ending`: what was told to end already; its room is counted as free."""
+    if not any(lane.shape.preempts for level in state.ready.levels.values() for lane in level.values()):
+        return
+    rooms = [_Room(state, state.hosts[name], room.slots, ending) for name, room in hosts.items() if name in state.hosts]
+    left = MOST
+    for priority in state.ready.priorities():
+        level = state.ready.levels[priority]
+        if _is_held_up(state, level, rooms):
+            return
+        for lane in level.values():
+            for job in _wanted(state, lane, left) if lane.shape.preempts else ():
+                left -= 1
+                yield from _make_room(rooms, lane, f"preempted by job {job} of priority {priority}")
+
+
+class _Room:
+    """A host as it will be when everything has ended that was told to."""
+
+    def __init__(self, state: ClusterState, host: Host, slots: int, ending: Collection[AttemptRef]) -> None:
+        self.state = state
+        self.host = host
+        self.slots = slots
+        self.used = host.used
+        self.taken = dict(host.taken)
+        self.left: list[AttemptRef] = []  #: what lives there and may be ended, first what costs least
+        for ref in host.attempts:
+            if ref in ending:
+                self.give_back(ref)
+            elif state.jobs[ref[0]].spec.restartable:
+                self.left.append(ref)
+        self.left.sort(key=self.loss)
+
+    def loss(self, ref: AttemptRef) -> tuple[int, float, AttemptRef]:
+        """Returns what it costs to end an attempt: the priority first, then how long it has run."""
+        return self.state.jobs[ref[0]].spec.priority, -self.host.attempts[ref].assigned_at, ref
+
+    def give_back(self, ref: AttemptRef) -> None:
+        """Counts what an attempt has as free."""
+        shape = self.state.jobs[ref[0]].shape
+        self.used -= shape.weight
+        for name, number in shape.needs:
+            self.taken[name] -= number
+
+    def take(self, shape: Shape) -> None:
+        """Counts what a task will have as taken."""
+        self.used += shape.weight
+        for name, number in shape.needs:
+            self.taken[name] = self.taken.get(name, 0) + number
+
+    def fits(self, shape: Shape, without: Collection[AttemptRef] = ()) -> bool:
+        """Returns whether a task may start there, once these are gone."""
+        used, taken = self.used, dict(self.taken)
+        for ref in without:
+            gone = self.state.jobs[ref[0]].shape
+            used -= gone.weight
+            for name, number in gone.needs:
+                taken[name] -= number
+        return used + shape.weight <= self.slots and self.host.has_room(shape.needs, taken)
+
+    def victims(self, shape: Shape, priority: int) -> list[AttemptRef] | None:
+        """Returns what has to end for a task of the priority, as little as possible; None when that is not enough."""
+        chosen: list[AttemptRef] = []
+        for ref in self.left:
+            if self.fits(shape, chosen) or self.state.jobs[ref[0]].spec.priority >= priority:
+                break
+            chosen.append(ref)
+        if not self.fits(shape, chosen):
+            return None
+        for ref in list(chosen):  # what does not help stays
+            rest = [other for other in chosen if other != ref]
+            if self.fits(shape, rest):
+                chosen = rest
+        return chosen
+
+
+def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
+    """Returns whether a job of the level would take any room that is made, and does not preempt."""
+    return any(
+        not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
+        for lane in level.values()
+        if all(state.limits.room(gate) > 0 for gate in lane.gates)
+        and any(state.limits.room_of_user(line.account) > 0 for line in lane.lines.values())
+    )
+
+
+def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
+    """Yields the job of each task in the lane that limits would let start, up to so many."""
+    room = min([most, *(state.limits.room(gate) for gate in lane.gates)])
+    for line in lane.lines.values():
+        of_user = state.limits.room_of_user(line.account)
+        for number in line.jobs:
+            job = state.jobs[number]
+            limit = job.spec.max_running
+            tasks = min(room, of_user, limit - len(job.running) if limit else job.queued)
+            if room <= 0 or of_user <= 0:
+                break
+            room, of_user = room - tasks, of_user - tasks
+            for _ in range(tasks):
+                yield number
+
+
+def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Iterator[Preemption]:
+    """Yields what has to end for one task of the lane; nothing when there is room, or none can be made."""
+    shape = lane.shape
+    fitting = [room for room in rooms if not misfit(shape, room.host, room.slots)]
+    for room in fitting:
+        if room.fits(shape):
+            room.take(shape)
+            return
+    best: tuple[list[tuple[int, float, AttemptRef]], _Room, list[AttemptRef]] | None = None
+    for room in fitting:
+        victims = room.victims(shape, lane.priority)
+        if victims:
+            loss = sorted((room.loss(ref) for ref in victims), reverse=True)
+            if best is None or loss < best[0]:
+                best = loss, room, victims
+    if best is None:
+        return
+    _, room, victims = best
+    for ref in victims:
+        room.give_back(ref)
+        room.left.remove(ref)
+    room.take(shape)
+    yield Preemption(room.host.name, tuple(sorted(victims)), reason)

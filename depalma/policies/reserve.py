@@ -1,0 +1,116 @@
+"""A host is kept for a task that needs much, or small ones would keep it out for ever; and what may use it until
+then (backfill). [pure]
+
+When a job is stuck whose tasks take several slots or something that is counted, one host that it fits is reserved
+for it. Others may still go there if that costs the waiting task nothing:
+
+- beside it: what they take leaves enough for it, even if everything that runs there now goes on for ever;
+- before it: they have a time limit, and must have ended when by the time limits of what runs there now the waiting
+  task can start at the latest. So that time never moves back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING
+
+from depalma.state.jobs import Job
+from depalma.state.shapes import Shape
+
+if TYPE_CHECKING:
+    from depalma.policies.places import Place
+    from depalma.state.cluster_state import ClusterState
+
+#: From the time limit of a task on: until it was told, killed, reported and recorded.
+SLACK_S = 2.0
+
+
+class Reservation:
+    """What a place is kept for."""
+
+    __slots__ = ("gives_back", "shape", "start_at")
+
+    def __init__(self, shape: Shape, start_at: float, gives_back: float) -> None:
+        self.shape = shape
+        self.gives_back = gives_back  #: slots that get free at least when anything there ends
+        self.start_at = start_at  #: when the task can start at the latest; inf = that is not known
+
+    def admits(self, shape: Shape, place: Place, now: float) -> bool:
+        """Returns whether a task of another shape, for which there is room now, costs the waiting one nothing."""
+        if shape == self.shape:
+            return True
+        if shape.within_s and self.start_at < inf and now + shape.within_s + SLACK_S <= self.start_at:
+            return True
+        kept = dict(self.shape.needs)
+        slots = self.shape.weight
+        if not place.host.has_room(self.shape.needs, place.taken):
+            slots -= min(slots, self.gives_back)  # what ends and gives back what is missing gives back this, too
+        if place.used + shape.weight + slots > place.slots:
+            return False
+        return all(
+            place.taken.get(name, 0) + number + kept.get(name, 0) <= place.host.capacity(name)
+            for name, number in shape.needs
+        )
+
+
+def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> None:
+    """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known."""
+    places = list(places)
+    if shape.weight <= 1 and not shape.needs and all(place.used == int(place.used) for place in places):
+        return  # the next slot that gets free is its own anyway
+    best: tuple[float, float, float, str] | None = None
+    chosen: Place | None = None
+    for place in places:
+        if place.reserved is not None:
+            if place.reserved.shape == shape:
+                return
+            continue
+        key = (
+            latest_start(state, shape, place, now),
+            _missing(shape, place),
+            place.used - place.slots,
+            place.host.name,
+        )
+        if best is None or key < best:
+            best, chosen = key, place
+    if best is not None and chosen is not None:
+        weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
+        chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
+
+
+def _missing(shape: Shape, place: Place) -> float:
+    """Returns what must still get free there, as a share of what the task needs."""
+    missing = max(0, place.used + shape.weight - place.slots) / shape.weight
+    for name, number in shape.needs:
+        missing += max(0, place.taken.get(name, 0) + number - place.host.capacity(name)) / number
+    return missing
+
+
+def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) -> float:
+    """Returns when the time limits of what runs there leave room for the shape; inf if they do not say."""
+    jobs = state.jobs
+    host = place.host
+    if not any(jobs[job].spec.timeout_s for job in host.by_job):
+        return inf
+    ends = [
+        (_end(jobs[ref[0]], attempt.assigned_at if attempt.started_at is None else attempt.started_at), ref[0])
+        for ref, attempt in host.attempts.items()
+    ]
+    ends += [(_end(jobs[ref[0]], now), ref[0]) for ref in place.placed()]
+    ends.sort()
+    used, taken = place.used, dict(place.taken)
+    for end, job in ends:
+        gone = jobs[job].shape
+        used -= gone.weight
+        for name, number in gone.needs:
+            taken[name] -= number
+        if used + shape.weight <= place.slots and host.has_room(shape.needs, taken):
+            return max(end, now)
+    return inf
+
+
+def _end(job: Job, started_at: float) -> float:
+    """Returns when an attempt has ended for certain; inf without a time limit."""
+    spec = job.spec
+    return started_at + spec.timeout_s + spec.grace_s + SLACK_S if spec.timeout_s else inf

@@ -1,0 +1,35 @@
+"""The replicated commands about who comes first, and how many at once. [pure]"""
+
+from __future__ import annotations
+
+from depalma.state.command import Command
+
+
+class SetLimit(Command, frozen=True, tag="order.limit"):
+    """At most `limit` tasks of a tag, a user (`*`: each who has none of his own) or a group are on hosts at once; None
+    removes the limit. What is on hosts stays there."""
+
+    request: str
+    kind: str  #: tag, user or group
+    name: str
+    limit: int | None
+    at: float
+
+
+class SetShare(Command, frozen=True, tag="order.share"):
+    """Within a priority, users get slots in proportion to their weights (1 unless it is set)."""
+
+    request: str
+    user: str
+    weight: float
+    at: float
+
+
+class SetOrder(Command, frozen=True, tag="order.set"):
+    """How fast usage is forgotten, and after how long a priority that got nothing gets a task (0 = never). None leaves
+    as it is."""
+
+    request: str
+    at: float
+    half_life_s: float | None = None
+    age_s: float | None = None

@@ -1,0 +1,63 @@
+"""Where tasks go, on a cluster of real processes: GPUs, counted resources, labels, wishes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from depalma import Client, LocalCluster, Rejected
+
+Ctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cluster(fresh_cluster: Callable[..., LocalCluster]) -> LocalCluster:
+    return fresh_cluster(masters=1, agents=2, slots=4)
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with cluster.client() as made:
+        yield made
+
+
+def test_what_a_task_needs_decides_where_it_runs(client: Client, ctl: Ctl, wait_until: Callable[..., Any]) -> None:
+    """Each task of a GPU has one of its own; licences run out; labels are hard and wishes are not."""
+    ctl("host", "set", "h1", "--gpus", "2", "--resource", "licence=1", "--label", "disk=ssd", "--label", "ram_gb=128")
+    view = client.set_host("h2", labels={"disk": "hdd"}, resources={"tape": 2})
+    assert view.resources == {"tape": 2}
+
+    show = ["sh", "-c", "echo $DEPALMA_HOST $CUDA_VISIBLE_DEVICES; while ! test -e release; do sleep 0.05; done"]
+    ctl("submit", "--gpus", "1", "--array", "0-2", "--cwd", ".", "--", *show)
+    seen = wait_until(
+        lambda: sorted(ctl("logs", f"1.{task}").stdout for task in range(2)), lambda lines: "" not in lines
+    )
+    assert seen == ["h1 0\n", "h1 1\n"]
+    why = ctl("explain", "1.2").stdout
+    assert "h1: fits, but 2 of 2 GPUs are taken, a task needs 1" in why
+    assert "h2: has 0 GPUs, a task needs 1" in why
+    assert "gpus 2/2" in ctl("host", "show", "h1").stdout
+    assert sorted(tuple(task.gpus) for task in client.job(1).tasks() if task.state == "running") == [(0,), (1,)]
+
+    ctl("submit", "--resource", "licence=1", "--array", "0-1", "--cwd", ".", "--", *show)
+    wait_until(lambda: json.loads(ctl("show", "2", "-o", "json").stdout)["tasks"]["running"], lambda count: count == 1)
+    assert "fits, but 1 of 1 licence are taken, a task needs 1" in ctl("explain", "2").stdout
+
+    hard = client.command(["true"], labels=["disk in ssd,nvme", "ram_gb>64"])
+    hard.wait()
+    assert hard.tasks()[0].host == "h1"
+    wished = client.command(["true"], prefer=["disk=hdd"])
+    wished.wait()
+    (task,) = wished.tasks()
+    assert (task.host, "as preferred: disk=hdd" in task.reason) == ("h2", True)
+    never = client.command(["true"], labels=["disk=tape"], resources={"licence": 1})
+    assert "h1: its label is disk=ssd, the job wants disk=tape" in never.explain()
+    with pytest.raises(Rejected, match="labels: 'a>b' given; allowed: KEY=VALUE"):
+        client.command(["true"], labels=["a>b"])
+    refused = ctl("submit", "--resource", "gpus=1", "--", "true", code=5).stderr
+    assert "resources: 'gpus' given; allowed: names other than" in refused
+    client.cancel(1, 2, never.id)

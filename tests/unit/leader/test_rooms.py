@@ -1,0 +1,72 @@
+"""What the leader makes of the loads that agents report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from depalma.leader.rooms import LOOK_S, Rooms
+from depalma.leader.session import AgentSession
+from depalma.model import HostFacts, Load
+from depalma.state import commands as c
+from depalma.state.cluster_state import ClusterState
+from depalma.state.machine import Machine
+
+
+@dataclass
+class Reign:
+    """What rooms need of a reign."""
+
+    machine: Machine = field(default_factory=Machine)
+    sessions: list[AgentSession] = field(default_factory=list)
+    now_s: float = 0.0
+
+    @property
+    def state(self) -> ClusterState:
+        return self.machine.state
+
+    def clock(self) -> float:
+        self.now_s += LOOK_S
+        return self.now_s
+
+    def connected(self) -> list[AgentSession]:
+        return self.sessions
+
+    def do(self, *commands: c.AnyCommand) -> None:
+        for command in commands:
+            assert isinstance(self.machine.apply(c.encode(command), 1), c.Applied)
+
+
+def connect(reign: Reign, name: str, address: str) -> AgentSession:
+    facts = HostFacts(4, 4, 8 << 30, 0, "0.1.0", "3.11", address)
+    reign.do(c.AddHost("", name, (), {}, 0, 4, 0, 1.0), c.HostUp(name, "i1", facts, 1.0))
+    session = AgentSession(name, "i1", facts, web.WebSocketResponse())
+    reign.sessions.append(session)
+    return session
+
+
+async def test_a_load_counts_once_and_not_all_at_once() -> None:
+    """One measurement alone does not turn a host over; the same one is not counted twice."""
+    reign = Reign()
+    session = connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    assert rooms.now()["h1"].foreign == 0.0
+    session.load = Load(cpu_percent=100.0, foreign_cpu_percent=80.0, tasks_cpu_percent=20.0)
+    assert rooms.now()["h1"].foreign == 0.4
+    assert rooms.now()["h1"].foreign == 0.4
+    session.load = Load(cpu_percent=100.0, foreign_cpu_percent=80.0, tasks_cpu_percent=20.0)
+    assert rooms.now()["h1"].foreign == 0.4 + 0.5 * 0.4
+    reign.sessions.clear()
+    assert rooms.now() == {}
+
+
+async def test_agents_of_one_machine_are_not_foreign_to_each_other() -> None:
+    """What the tasks of one use is no reason to give less to the other."""
+    reign = Reign()
+    first, second = connect(reign, "h1", "10.0.0.11"), connect(reign, "h2", "10.0.0.11")
+    other = connect(reign, "h3", "10.0.0.12")
+    first.load = Load(cpu_percent=100.0, tasks_cpu_percent=90.0, foreign_cpu_percent=10.0)
+    second.load = other.load = Load(cpu_percent=100.0, tasks_cpu_percent=0.0, foreign_cpu_percent=100.0)
+    shares = {name: round(room.foreign, 6) for name, room in Rooms(reign, reign).now().items()}  # type: ignore[arg-type]
+    assert shares == {"h1": 0.1, "h2": 0.1, "h3": 1.0}

@@ -1,0 +1,117 @@
+"""Preemption: which tasks have to make room, for whom, and for whom not."""
+
+from __future__ import annotations
+
+from depalma.dispatcher import HostRoom
+from depalma.policies.preempt import MOST, preemptions
+from depalma.state import commands as c
+from depalma.state.explain import explain
+
+
+def wanted(bench, ending=()):
+    """What has to end now, by host; nothing may be left that a round could place."""
+    assert bench.plan() == []
+    rooms = {host.name: HostRoom(host.incarnation, host.slots) for host in bench.state.hosts.values()}
+    return {(each.host, each.refs, each.reason) for each in preemptions(bench.state, rooms, set(ending))}
+
+
+def test_only_who_asks_preempts(bench):
+    """However high its priority."""
+    bench.host("h1", slots=1)
+    bench.submit(1)
+    bench.dispatch()
+    bench.submit(1, priority=9)
+    assert wanted(bench) == set()
+    bench.submit(1, priority=10, preempt=True)
+    assert wanted(bench) == {("h1", ((1, 0, 1),), "preempted by job 3 of priority 10")}
+
+
+def test_only_lower_priorities_that_may_run_again(bench):
+    """Equals stay, and what may not be restarted."""
+    bench.host("h1", slots=3)
+    bench.submit(1, priority=5)
+    bench.submit(1, restartable=False)
+    bench.submit(1)
+    bench.dispatch()
+    bench.submit(3, priority=5, preempt=True)
+    assert wanted(bench) == {("h1", ((3, 0, 1),), "preempted by job 4 of priority 5")}
+
+
+def test_what_is_ending_is_not_asked_for_again(bench):
+    """Its room is what the job waits for; when it is there the job has it, and the task is queued again."""
+    bench.host("h1", slots=1)
+    bench.submit(1, priority=-1, retries=0)
+    bench.dispatch()
+    bench.start((1, 0, 1))
+    bench.submit(1, preempt=True)
+    ((_, refs, reason),) = wanted(bench)
+    assert wanted(bench, refs) == set()
+    bench.finish(*refs, outcome="moved", error=reason)
+    assert [ref for _, ref in bench.dispatch()] == [(2, 0, 1)]
+    assert "attempt 1 on h1: moved: preempted by job 2 of priority 0; queued again" in explain(
+        bench.state, bench.state.jobs[1], 0
+    )
+    bench.finish((2, 0, 1))
+    assert [ref for _, ref in bench.dispatch()] == [(1, 0, 2)]
+
+
+def test_the_least_is_lost(bench):
+    """The lowest priority first, of equals what began last, and no more than is needed."""
+    bench.host("h1", slots=2)
+    bench.host("h2", slots=2)
+    bench.submit(1, on_host="h1", priority=1)
+    bench.dispatch()
+    bench.submit(2, on_host="h2", priority=2)
+    bench.dispatch()
+    bench.submit(1, on_host="h1", priority=1)
+    bench.dispatch()
+    bench.submit(1, priority=5, preempt=True)
+    assert wanted(bench) == {("h1", ((3, 0, 1),), "preempted by job 4 of priority 5")}
+    bench.cancel(4)
+    bench.submit(1, priority=5, cpus=2, preempt=True)
+    assert wanted(bench) == {("h1", ((1, 0, 1), (3, 0, 1)), "preempted by job 5 of priority 5")}
+
+
+def test_what_does_not_help_stays(bench):
+    """For a GPU nobody has to end who has none."""
+    bench.host("h1", slots=2, gpus=1)
+    bench.submit(1, gpus=1)
+    bench.dispatch()
+    bench.submit(1)
+    bench.dispatch()
+    bench.submit(1, priority=1, gpus=1, preempt=True)
+    assert wanted(bench) == {("h1", ((1, 0, 1),), "preempted by job 3 of priority 1")}
+
+
+def test_nothing_is_ended_for_somebody_else(bench):
+    """A job that comes first and does not preempt would take the room; one that fits no host would not."""
+    bench.host("h1", slots=1)
+    bench.submit(1)
+    bench.dispatch()
+    first = bench.submit(1, priority=9)
+    bench.submit(1, priority=5, preempt=True)
+    assert wanted(bench) == set()
+    bench.cancel(first.id)
+    bench.submit(1, priority=9, gpus=4)
+    assert len(wanted(bench)) == 1
+
+
+def test_limits_hold(bench):
+    """A job at a limit makes no room that it could not use."""
+    bench.ok(c.SetLimit("", "user", "ann", 1, bench.tick()))
+    bench.host("h1", slots=3)
+    bench.submit(3)
+    bench.dispatch()
+    bench.submit(9, priority=1, user="ann", preempt=True)
+    assert len(wanted(bench)) == 1
+    bench.submit(9, priority=2, max_running=1, preempt=True)
+    assert sum(len(refs) for _, refs, _ in wanted(bench)) == 2
+
+
+def test_it_is_bounded(bench):
+    """A million waiting tasks are not looked at."""
+    bench.host("h1", slots=40)
+    bench.submit(40)
+    bench.dispatch()
+    bench.submit(1_000_000, priority=1, preempt=True)
+    assert sum(len(refs) for _, refs, _ in wanted(bench)) == MOST
