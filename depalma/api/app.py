@@ -27,6 +27,7 @@ from depalma.api import (
     openapi,
     results,
     snapshot,
+    steering,
     tasks,
 )
 from depalma.api.context import Api
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 ROUTES: tuple[Route, ...] = (
     *jobs.ROUTES,
+    *steering.ROUTES,
     *tasks.ROUTES,
     *results.ROUTES,
     *blobs_routes.ROUTES,

@@ -20,6 +20,7 @@ from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import JobHandle
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
+from depalma.client.steering import Steering, ids_of
 from depalma.client.stream import ResultStream
 from depalma.client.transport import Answer, Endpoints, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
@@ -33,7 +34,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client:
+class Client(Steering):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that
@@ -150,7 +151,7 @@ class Client:
 
     def cancel(self, *jobs: int | JobHandle) -> list[int]:
         """Cancels jobs; returns the ids of those that were live. Errors: Rejected (unknown_job), nothing is done."""
-        return self._run(verbs.cancel([job.id if isinstance(job, JobHandle) else job for job in jobs]))
+        return self._run(verbs.cancel(ids_of(jobs)))
 
     # ------------------------------------------------------------ cluster
 

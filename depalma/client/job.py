@@ -181,6 +181,24 @@ class JobHandle:
         """Cancels the job; its running tasks are stopped. Returns False if it was over already."""
         return self.id in self._client._run(verbs.cancel([self.id]))
 
+    def hold(self) -> bool:
+        """Starts no further task of it. Returns False if it was held or over already."""
+        return self.id in self._client._run(verbs.steer("hold", [self.id]))
+
+    def release(self) -> bool:
+        """Ends `hold`. Returns False if it was not held."""
+        return self.id in self._client._run(verbs.steer("release", [self.id]))
+
+    def retry(self) -> bool:
+        """Runs the tasks again that failed, timed out or were lost; then this handle waits for them anew.
+
+        Returns False if there were none. Errors: Rejected (job_cancelled).
+        """
+        if self.id not in self._client._run(verbs.steer("retry", [self.id])):
+            return False
+        self._record = self._view = None
+        return True
+
     # ------------------------------------------------------------ inside
 
     def _watched(self) -> Record:

@@ -179,6 +179,13 @@ def cancel(jobs: list[int]) -> Verb[list[int]]:
     return [int(job) for job in answer["cancelled"]]
 
 
+def steer(verb: str, jobs: list[int], changes: Mapping[str, object] | None = None) -> Verb[list[int]]:
+    """Holds, releases, retries or sets jobs and returns those that changed; `verb` is the last part of the path."""
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    answer = yield from send("POST", f"/v1/jobs/{verb}", {"jobs": jobs, "by": login_name(), **given})
+    return [int(job) for job in answer["changed"]]
+
+
 def job(job_id: int | str) -> Verb[JobView]:
     """Returns one job."""
     return (yield from _typed(f"/v1/jobs/{segment(job_id)}", JobView))

@@ -30,6 +30,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "result": ("depalma.ctl.result:result", "Print what a function returned"),
         "explain": ("depalma.ctl.jobs:explain", "Say why a job waits, or why it ended as it did"),
         "cancel": ("depalma.ctl.jobs:cancel", "Cancel jobs"),
+        "hold": ("depalma.ctl.steer:hold", "Start no further task of jobs"),
+        "release": ("depalma.ctl.steer:release", "Let held jobs go"),
+        "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),
+        "set": ("depalma.ctl.steer:set_command", "Change priority, name or tags of jobs"),
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
     },
     "Look at the cluster": {

@@ -118,14 +118,13 @@ def _bad_work(spec: JobSpec) -> Rejected | None:
 
 def _bad_texts(spec: JobSpec) -> Rejected | None:
     for field in ("name", "user", "group", "on_host", "cwd", "function", "stdout", "stderr"):
-        text: str = getattr(spec, field)
-        if len(text) > 4096 or "\0" in text:
-            return bad_field(field, text, "at most 4096 characters, no NUL")
+        if wrong := bad_text(field, getattr(spec, field)):
+            return wrong
     for field, name in (("group", spec.group), ("on_host", spec.on_host)):
         if name and (wrong := bad_name(field, name)):
             return wrong
-    if len(spec.tags) > 100 or any(not tag or len(tag) > 200 for tag in spec.tags):
-        return bad_field("tags", list(spec.tags), "at most 100 tags of 1 to 200 characters")
+    if wrong := bad_tags(spec.tags):
+        return wrong
     if spec.python and not _PYTHON.fullmatch(spec.python):
         return bad_field("python", spec.python, "like 3.11, or empty")
     if _too_long(spec.argv):
@@ -135,6 +134,20 @@ def _bad_texts(spec: JobSpec) -> Rejected | None:
             return bad_field("env", key, "names that are not empty and have no '='")
     if _too_long([*spec.env.keys(), *spec.env.values()]):
         return bad_field("env", sorted(spec.env), f"at most {_MAX_TEXT_BYTES} characters together, no NUL")
+    return None
+
+
+def bad_tags(tags: tuple[str, ...]) -> Rejected | None:
+    """Refuses tags that are empty, too long or too many."""
+    if len(tags) > 100 or any(not tag or len(tag) > 200 for tag in tags):
+        return bad_field("tags", list(tags), "at most 100 tags of 1 to 200 characters")
+    return None
+
+
+def bad_text(field: str, text: str) -> Rejected | None:
+    """Refuses a text that is too long for what it says, or holds a NUL."""
+    if len(text) > 4096 or "\0" in text:
+        return bad_field(field, text, "at most 4096 characters, no NUL")
     return None
 
 

@@ -83,7 +83,7 @@ class ClusterState:
 
     def settle(self, job: Job, at: float) -> None:
         """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change."""
-        if not job.open and job.finished_at is None and len(job.done) == len(job.states):
+        if not job.open and job.finished_at is None and job.done.ended == len(job.states):
             job.end(at)
             self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
         self.ready.refresh(job)

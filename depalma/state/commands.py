@@ -12,10 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
-
-
-class Command(Struct, frozen=True, array_like=True, gc=False):
-    """Base of all commands."""
+from depalma.state.command import Command
+from depalma.state.job_commands import HoldJobs, ReleaseJobs, RetryJobs, SetJobs
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -189,7 +187,7 @@ class SetHost(Command, frozen=True, tag="host.set"):
     priority: int | None = None
     slots: int | None = None
     gpus: int | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     drop_labels: tuple[str, ...] = ()
 
 
@@ -345,6 +343,10 @@ AnyCommand = (
     | LagCode
     | SetOwner
     | NoteOwner
+    | HoldJobs
+    | ReleaseJobs
+    | RetryJobs
+    | SetJobs
 )
 
 _encoder = msgspec.msgpack.Encoder()

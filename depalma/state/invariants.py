@@ -62,7 +62,7 @@ def _check_job(job: Job) -> None:
     for code in range(len(WORDS)):
         counted = states.count(code) if code >= FIRST_FINAL else 0
         _must(counted == job.tally[code], f"{name}: {counted} tasks {WORDS[code]}, tally says {job.tally[code]}")
-    _must(sum(job.tally) == len(job.done), f"{name}: {sum(job.tally)} tasks are final, {len(job.done)} completions")
+    _must(sum(job.tally) == job.done.ended, f"{name}: {sum(job.tally)} tasks are final, {job.done.ended} completions")
     below = states.count(QUEUED, 0, job.cursor)
     _must(below == len(job.requeued), f"{name}: {below} queued below the cursor, {len(job.requeued)} in the list")
     _must(job.requeued == sorted(set(job.requeued)), f"{name}: requeued is not sorted and distinct")
@@ -83,7 +83,7 @@ def _check_job(job: Job) -> None:
 def _check_tasks(job: Job) -> None:
     """Looks at every task."""
     final = {job.first + position for position, code in enumerate(job.states) if code >= FIRST_FINAL}
-    order = list(job.finished_order)
+    order = [index for place, index in enumerate(job.finished_order) if job.done.counts_at(place)]
     _must(len(order) == len(set(order)) and set(order) == final, f"job {job.id}: completions are not the final tasks")
     for index in order:
         record = job.outcome(index)

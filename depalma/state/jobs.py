@@ -133,7 +133,7 @@ class Job:
     @property
     def queued(self) -> int:
         """Returns how many tasks wait, held ones included."""
-        return len(self.states) - len(self.running) - len(self.done)
+        return len(self.states) - len(self.running) - self.done.ended
 
     @property
     def is_final(self) -> bool:

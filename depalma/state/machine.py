@@ -22,15 +22,19 @@ from depalma.state import (
     groups,
     image,
     inventory,
+    job_commands,
     masters,
     membership,
     owners,
     restoring,
+    retrying,
+    steering,
     submissions,
 )
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
-from depalma.state.commands import AnyCommand, Applied, Command, Rejected
+from depalma.state.command import Command
+from depalma.state.commands import AnyCommand, Applied, Rejected
 
 _Handler = Callable[[ClusterState, Any], Applied | Rejected]
 
@@ -63,6 +67,10 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.LagCode: codelog.lag_code,
     commands.SetOwner: owners.set_owner,
     commands.NoteOwner: owners.note_owner,
+    job_commands.HoldJobs: steering.hold_jobs,
+    job_commands.ReleaseJobs: steering.release_jobs,
+    job_commands.SetJobs: steering.set_jobs,
+    job_commands.RetryJobs: retrying.retry_jobs,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

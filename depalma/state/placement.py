@@ -66,16 +66,21 @@ class ReadyJobs:
         wanted = job.wants_host
         if wanted == job.ready:
             return
-        job.ready = wanted
-        key = order_key(job.spec.priority, job.id)
-        if wanted:
-            keys = self._by_shape.get(job.shape)
-            if keys is None:
-                keys = self._by_shape[job.shape] = OrderedKeys()
-            keys.add(key)
-        else:
+        if not wanted:
+            self.withdraw(job)
+            return
+        job.ready = True
+        keys = self._by_shape.get(job.shape)
+        if keys is None:
+            keys = self._by_shape[job.shape] = OrderedKeys()
+        keys.add(order_key(job.spec.priority, job.id))
+
+    def withdraw(self, job: Job) -> None:
+        """Takes the job out; `refresh` puts it back, in the place that it then has."""
+        if job.ready:
+            job.ready = False
             keys = self._by_shape[job.shape]
-            keys.remove(key)
+            keys.remove(order_key(job.spec.priority, job.id))
             if not keys:
                 del self._by_shape[job.shape]
 

@@ -38,10 +38,15 @@ _AGAIN = "FinishTasks: returned, moved, or failed with retries left; HostLost or
 _LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task is not restartable"
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
+_AGAIN_HELD = "as to queued, in a job that is held meanwhile"
+_RETRIED = "RetryJobs"
+_RETRIED_HELD = "RetryJobs, in a job that is held"
 
 #: Every legal move of a task and what makes it. A pair that is not here never happens.
 TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("held", "cancelled"): "CancelJobs",
+    ("held", "queued"): "ReleaseJobs",
+    ("queued", "held"): "HoldJobs",
     ("queued", "assigned"): "AssignTasks",
     ("queued", "cancelled"): "CancelJobs",
     ("assigned", "running"): "StartTasks",
@@ -57,6 +62,14 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("running", "timed_out"): _NO_RETRY,
     ("running", "cancelled"): _CANCELLED,
     ("running", "lost"): _LOST,
+    ("assigned", "held"): _AGAIN_HELD,
+    ("running", "held"): _AGAIN_HELD,
+    ("failed", "queued"): _RETRIED,
+    ("timed_out", "queued"): _RETRIED,
+    ("lost", "queued"): _RETRIED,
+    ("failed", "held"): _RETRIED_HELD,
+    ("timed_out", "held"): _RETRIED_HELD,
+    ("lost", "held"): _RETRIED_HELD,
 }
 
 

@@ -29,6 +29,10 @@ NEEDS_CLUSTER = {
     "result": (["1.0"], 4),
     "explain": (["1"], 4),
     "cancel": (["1"], 4),
+    "hold": (["1"], 4),
+    "release": (["1"], 4),
+    "retry": (["1"], 4),
+    "set": (["1", "--priority", "3"], 4),
     "ps": ([], 4),
     "top": ([], 4),
     "events": ([], 4),
@@ -63,7 +67,7 @@ NEEDS_CLUSTER = {
 WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
-    "code retry", "code rollback", "code run",
+    "code retry", "code rollback", "code run", "hold", "release", "retry", "set",
 }  # fmt: skip
 ALONE = {
     "dev",

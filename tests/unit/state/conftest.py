@@ -18,6 +18,7 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
+from tests.unit.state.job_makers import JobMakers
 
 #: Jobs above this size are not looked at task by task.
 WATCHED_TASKS = 300
@@ -209,7 +210,7 @@ def make_bench() -> type[Bench]:
     return Bench
 
 
-class Fuzzer:
+class Fuzzer(JobMakers):
     """Makes commands by chance: most of them plausible for the state as it is, some of them nonsense."""
 
     def __init__(self, bench: Bench, rng: random.Random) -> None:
@@ -225,7 +226,8 @@ class Fuzzer:
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner,
+            self.host_list, self.group, self.owner,
+            self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
         ]  # fmt: skip
         return rng.choice(makers)()
 

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from depalma import items
 from depalma.model import FINAL_STATES, Payload, Report
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 
 HOSTS = st.sampled_from(["h1", "h2"])
 OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
@@ -62,6 +63,14 @@ def machine_for(bench_class, fuzzer_class):
         @rule(job=st.integers(1, 5))
         def cancel(self, job) -> None:
             self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
+
+        @rule(job=st.integers(1, 5), kind=st.sampled_from([jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs]))
+        def steer(self, job, kind) -> None:
+            self.bench.do(kind("", (job,), self.bench.tick()))
+
+        @rule(job=st.integers(1, 5), priority=st.integers(-2, 2))
+        def set_priority(self, job, priority) -> None:
+            self.bench.do(jc.SetJobs("", (job,), self.bench.tick(), priority=priority))
 
         @rule(ahead=st.integers(0, 3), limit=st.integers(1, 6))
         def dispatch(self, ahead, limit) -> None:

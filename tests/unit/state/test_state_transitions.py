@@ -12,6 +12,7 @@ import depalma.state
 from depalma import items
 from depalma.model import HostFacts, Payload, Report, TaskState
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 from depalma.state.task_states import TRANSITIONS, transitions_markdown
 
 REACHABLE = ("held", "queued", "assigned", "running", "succeeded", "failed", "cancelled", "timed_out", "lost")
@@ -52,6 +53,10 @@ def battery() -> dict[str, c.AnyCommand]:
         "up": c.HostUp(host, life, HostFacts(2, 2, 1, 0, "", "", ""), at),
         "up anew": c.HostUp(host, "h1-2", HostFacts(2, 2, 1, 0, "", "", ""), at),
         "add host": c.AddHost("", "h9", (), {}, 0, 1, 0, at),
+        "hold": jc.HoldJobs("", (1,), at),
+        "release": jc.ReleaseJobs("", (1,), at),
+        "retry": jc.RetryJobs("", (1,), at),
+        "set": jc.SetJobs("", (1,), at, priority=3),
         "code": c.AddCode("", "pkg", "module", "a" * 64, 1, "ann", at),
         "ack": c.AckCode(host, life, 0, "", "sig", at),
     }
@@ -66,12 +71,14 @@ def battery() -> dict[str, c.AnyCommand]:
 def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
     """Returns all moves that any one command can make from a state."""
     found = set()
-    for retries, restartable, cancelled in product((0, 1), (True, False), (False, True)):
+    for retries, restartable, cancelled, held in product((0, 1), *[(True, False)] * 3):
         if (word == "lost" and (restartable or cancelled)) or (word in ("failed", "timed_out") and retries):
             continue
         for command in battery().values():
             bench = make_bench()
             bring(bench, word, retries=retries, restartable=restartable, cancelled=cancelled)
+            if held and word not in ("held", "queued"):
+                bench.do(jc.HoldJobs("", (1,), 4000.0))
             assert bench.state.jobs[1].state_of(0) == word
             bench.do(command)
             if 1 in bench.state.jobs:
@@ -88,11 +95,13 @@ def test_moves(word, make_bench):
 
 
 def test_the_table_speaks_of_known_states():
-    """And final states are final."""
+    """And what has ended stays so, unless it failed and is retried."""
     words = set(get_args(TaskState))
-    for start, end in TRANSITIONS:
+    for (start, end), cause in TRANSITIONS.items():
         assert {start, end} <= words
-        assert start in ("held", "queued", "assigned", "running")
+        if start not in ("held", "queued", "assigned", "running"):
+            assert start in ("failed", "timed_out", "lost")
+            assert cause.startswith("RetryJobs")
 
 
 def test_design_shows_the_table():

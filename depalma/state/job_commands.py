@@ -1,0 +1,47 @@
+"""The replicated commands that steer jobs which are there already. [pure]"""
+
+from __future__ import annotations
+
+from depalma.state.command import Command
+
+
+class HoldJobs(Command, frozen=True, tag="job.hold"):
+    """No further task of them is handed out until ReleaseJobs; what is on a host goes on. Answers Applied(jobs that
+    are held now and were not)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+
+
+class ReleaseJobs(Command, frozen=True, tag="job.release"):
+    """Ends HoldJobs, and `hold` of a submission. Answers Applied(jobs that were held)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+
+
+class RetryJobs(Command, frozen=True, tag="job.retry"):
+    """Queues the tasks that failed, timed out or were lost again, with all of their retries. A job that had ended is
+    live again. Refused for a cancelled job. Answers Applied(jobs that had such tasks)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+
+
+class SetJobs(Command, frozen=True, tag="job.set"):
+    """Changes what is given of jobs that live; None leaves as it is. What is on a host stays there. Answers
+    Applied(jobs that live)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+    priority: int | None = None
+    name: str | None = None
+    tags: tuple[str, ...] | None = None
