@@ -37,6 +37,15 @@ class Payload(Struct, frozen=True, omit_defaults=True, gc=False, forbid_unknown_
     size_bytes: int = 0
 
 
+class Dependency(Struct, frozen=True, omit_defaults=True, gc=False, forbid_unknown_fields=True):
+    """What has to end before work may start. `fail`: it failed, timed out or was lost; being cancelled counts only for
+    `any`."""
+
+    job: int  #: in a graph, -1 is the first job of the same submission, -2 the second, and so on
+    when: Literal["ok", "fail", "any"] = "ok"
+    each: bool = False  #: each task waits for that job's task of equal index, not for the whole job
+
+
 class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """What the user asked for; stored once a job, never a task.
 
@@ -82,6 +91,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     isolate: bool = False  #: each task of a function job in a process of its own
     inputs: Payload | None = None  #: an archive (staging.py), unpacked into the scratch folder before the start
     outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
+    after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):

@@ -19,6 +19,7 @@ from depalma.api import (
     cluster,
     code,
     events,
+    graphs,
     hosts,
     inventory,
     jobs,
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 ROUTES: tuple[Route, ...] = (
     *jobs.ROUTES,
     *steering.ROUTES,
+    *graphs.ROUTES,
     *tasks.ROUTES,
     *results.ROUTES,
     *blobs_routes.ROUTES,

@@ -16,6 +16,7 @@ from depalma.client import contexts, functions, host_verbs, master_verbs, specs,
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
+from depalma.client.graphs import Graph
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import JobHandle
 from depalma.client.record import Record
@@ -115,6 +116,10 @@ class Client(Steering):
         executor = Executor(self, **options)
         self._executors.add(executor)
         return executor
+
+    def graph(self) -> Graph:
+        """Returns an empty graph: jobs that wait for each other, and are submitted all at once or not at all."""
+        return Graph(self)
 
     def _start(self, work: specs.Work, *, watch: bool) -> JobHandle:
         session = self._stream.prepare() if watch else ""

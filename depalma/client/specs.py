@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypedDict
 
@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from depalma.client import functions
 from depalma.client.functions import Function
-from depalma.model import MAX_TASKS, JobSpec
+from depalma.model import MAX_TASKS, Dependency, JobSpec
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
+_AFTER = re.compile(r"^([1-9][0-9]{0,17})(?::(ok|fail|any))?$")
 _ARRAY = re.compile(r"^(\d+)-(\d+)(?:%(\d+))?$")
 
 
@@ -48,6 +49,8 @@ class JobOptions(TypedDict, total=False):
     code_index: int
     stdout: str
     stderr: str
+    after: object  #: a job (id or handle), "42:fail", or several: what has to end first, and how (ok, fail, any)
+    after_each: object  #: the same, task by task: each waits for that job's task of equal index
 
 
 _OPTIONS = frozenset(JobOptions.__annotations__)
@@ -71,8 +74,27 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
         values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
+    after = (*dependencies("after", values.pop("after", ())), *dependencies("after_each", values.pop("after_each", ())))
+    if after:
+        values["after"] = after
     values.setdefault("user", login_name())
     return values
+
+
+def dependencies(option: str, given: object) -> Iterator[Dependency]:
+    """Yields what `after` or `after_each` means: ids, `"42:fail"`, handles of jobs. Errors: ValueError."""
+    several = given if isinstance(given, list | tuple | set | frozenset) else (given,)
+    for one in several:
+        if isinstance(one, Dependency):
+            yield one
+            continue
+        text = str(one if isinstance(one, int | str) and not isinstance(one, bool) else getattr(one, "id", one))
+        match = _AFTER.fullmatch(text)
+        if not match:
+            raise ValueError(
+                f"{option}: {one!r} given; allowed: a job's id or handle, or like '42:ok', '42:fail', '42:any'"
+            )
+        yield Dependency(int(match[1]), match[2] or "ok", option == "after_each")  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from depalma.ctl import after
 from depalma.ctl.session import FORMATS, Session
 from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_env
 
@@ -68,7 +69,7 @@ def spec_options(
     *, files: bool = False, hold: bool = False, array: bool = False, max_running: bool = False
 ) -> Callable[[F], F]:
     """Returns the decorator that adds the options that describe a job."""
-    wanted = [*_COMMON, *_FILES] if files else [*_COMMON]
+    wanted = [*_COMMON, *after.OPTIONS, *_FILES] if files else [*_COMMON, *after.OPTIONS]
     wanted += [_HOLD] * hold + [_ARRAY] * array + [_MAX_RUNNING] * max_running
 
     def decorate(function: F) -> F:

@@ -14,6 +14,7 @@ import click
 
 from depalma import items
 from depalma.ctl import failures
+from depalma.ctl.after import put_after
 from depalma.ctl.command import ARGUMENTS, command
 from depalma.ctl.output import show_value
 from depalma.ctl.script import ScriptError, directives, script_argv
@@ -24,7 +25,7 @@ from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
-_REPEATED = ("tags", "env", "inputs", "outputs")
+_REPEATED = ("tags", "env", "inputs", "outputs", "after", "after_each")
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 
@@ -37,22 +38,32 @@ _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
         "depalmactl submit train.sh --epochs 3      # reads #DEPALMA and #SBATCH lines",
         "id=$(depalmactl submit -q -- sleep 60)",
         "depalmactl submit --wait -- pytest && echo passed",
+        "depalmactl submit --after 42 --after 43:any -- ./report",
+        "depalmactl submit -f graph.yaml            # jobs that wait for each other, all or none",
     ),
 )
 @spec_options(files=True, hold=True, array=True)
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
-@click.argument("words", nargs=-1, required=True, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
+@click.option("-f", "--file", "graph", metavar="GRAPH", help="Jobs of a YAML file.")
+@click.argument("words", nargs=-1, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
 @click.pass_context
-def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, graph: str | None, **options: Any) -> None:
     """Submit a job and print its id.
 
     After `--`, or with more than a file's name, CMD runs as it stands (no shell). A single existing file is a
     script: its text is sent, its `#DEPALMA --option` lines count as options, and a subset of `#SBATCH` is read too.
-    What stands on the command line wins over the script.
+    What stands on the command line wins over the script. With `-f` it is a YAML file of jobs that wait for each other.
     """
     session = ctx.find_object(Session)
     assert session is not None
     failures.passes_job_code = wait
+    if graph is not None:
+        from depalma.ctl.graph import submit_file
+
+        submit_file(ctx, session, graph, words, wait=wait)
+        return
+    if not words:
+        raise click.UsageError("Missing argument '-- CMD ARG… | SCRIPT ARG…'.", ctx)
     script = _script_of(ctx, words)
     if script is None:
         argv, name = list(words), Path(words[0]).name
@@ -60,6 +71,7 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options:
         argv, options = _read_script(ctx, script, words[1:], options)
         name = script.name
     spec = build_spec(argv, options, default_name=name)
+    put_after(session, spec, options)
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     announce(session, job, options["array"].tasks if options.get("array") else 1, waits=wait)
@@ -95,6 +107,7 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **opt
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
     spec |= {"count": len(arguments), "arguments": _payload(session, arguments)}
+    put_after(session, spec, options)
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     announce(session, job, len(arguments), waits=wait)
@@ -157,7 +170,7 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
         except click.UsageError as error:
             message = error.format_message().rstrip(".")
             raise click.UsageError(f"{path}: line {directive.line}: {message}", ctx) from error
-        if inner.params["words"] != ("-",) or inner.params["wait"]:
+        if inner.params["words"] != ("-",) or inner.params["wait"] or inner.params["graph"]:
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
             if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:

@@ -19,6 +19,8 @@ MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
 MAX_REQUEST = 200
 MAX_GLOBS = 100
+MAX_AFTER = 1000
+MAX_AFTER_EACH = 8  #: a bit each, in one byte a task
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
 _MAX_TEXT_BYTES = 131_072
@@ -97,7 +99,14 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
-    return _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec) or _bad_tasks(spec)
+    return (
+        _bad_work(spec)
+        or _bad_texts(spec)
+        or _bad_numbers(spec)
+        or _bad_files(spec)
+        or _bad_tasks(spec)
+        or _bad_after(spec)
+    )
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -184,6 +193,23 @@ def _bad_files(spec: JobSpec) -> Rejected | None:
     if spec.inputs is not None and not spec.inputs.digest:
         return bad_field("inputs", "no digest", "the digest of an archive that is a blob")
     return bad_payload("inputs", spec.inputs) if spec.inputs is not None else None
+
+
+def _bad_after(spec: JobSpec) -> Rejected | None:
+    """Refuses dependencies that no cluster could keep; whether the jobs are there is not looked at."""
+    after = spec.after
+    if len(after) > MAX_AFTER:
+        return bad_field("after", f"{len(after)} dependencies", f"at most {MAX_AFTER}")
+    if len({(one.job, one.each) for one in after}) < len(after):
+        return bad_field("after", [one.job for one in after], "each job once, and its tasks of equal index once")
+    if wrong := next((one.when for one in after if one.when not in ("ok", "fail", "any")), None):
+        return bad_field("after.when", wrong, "ok, fail, any")
+    each = sum(one.each for one in after)
+    if each > MAX_AFTER_EACH:
+        return bad_field("after", f"{each} jobs whose tasks are waited for", f"at most {MAX_AFTER_EACH}")
+    if each and spec.open:
+        return bad_field("after.each", True, "not in an open job: it waits for whole jobs only")
+    return None
 
 
 def _bad_tasks(spec: JobSpec) -> Rejected | None:

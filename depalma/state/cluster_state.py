@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from depalma.codetree import CodeEntry, tree_at, tree_digest
 from depalma.model import MasterAddress
+from depalma.state.dependencies import Waiting, follow
 from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
@@ -41,6 +42,7 @@ class ClusterState:
         "removed",
         "term",
         "version",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class ClusterState:
         self.answers = Answers()
         self.events = EventLog()
         self.ready = ReadyJobs()  #: derived
+        self.waiting = Waiting()  #: derived
         self.changes = Changes(set(), set())
         self._trees: dict[int, str] = {0: ""}
 
@@ -82,9 +85,20 @@ class ClusterState:
         return digest
 
     def settle(self, job: Job, at: float) -> None:
-        """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change."""
-        if not job.open and job.finished_at is None and job.done.ended == len(job.states):
+        """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change; and
+        what that means for those that wait for it."""
+        self.settle_alone(job, at)
+        if job.id in self.waiting:
+            follow(self, job, at)
+
+    def settle_alone(self, job: Job, at: float) -> None:
+        """Follows up a change of a job, as far as it concerns itself."""
+        if job.unmet and job.cancelled:
+            self.waiting.drop(job)
+        if not job.open and job.finished_at is None and job.done.ended == len(job.states) and not job.waits_for_jobs:
             job.end(at)
+            if job.unmet:
+                self.waiting.drop(job)
             self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
         self.ready.refresh(job)
         self.changes.jobs.add(job.id)

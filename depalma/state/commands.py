@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
-from depalma.state.job_commands import HoldJobs, ReleaseJobs, RetryJobs, SetJobs
+from depalma.state.job_commands import HoldJobs, ReleaseJobs, RetryJobs, SetJobs, SubmitGraph
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -347,6 +347,7 @@ AnyCommand = (
     | ReleaseJobs
     | RetryJobs
     | SetJobs
+    | SubmitGraph
 )
 
 _encoder = msgspec.msgpack.Encoder()

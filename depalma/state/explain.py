@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
+from depalma.state.dependencies import waiting_for
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
@@ -44,6 +45,8 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     """Returns in one line why tasks of a job wait; empty when there is nothing special to say."""
     if job.held:
         return "held until it is released"
+    if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
+        return waiting_for(job)
     if job.queued == 0:
         return "open: waits for more tasks" if job.open and not job.running else ""
     shape = job.shape
@@ -80,7 +83,9 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
 def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     reason = waiting_reason(state, job)
     lines = [reason] if reason else []
-    if not job.queued:
+    if job.unmet and not job.held and not reason:
+        lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
+    if job.queued == job.blocked or job.waits_for_jobs:
         return lines
     if job.ready:
         before = state.ready.before(job)
@@ -127,7 +132,7 @@ def _final_lines(job: Job, index: int) -> list[str]:
     if record is None:
         return []
     if not record.host:
-        return ["cancelled while it was queued", _cancel_line(job)]
+        return ["cancelled while it was queued", *([_cancel_line(job)] if job.cancelled else [record.error])]
     ending = f"attempt {record.attempt} on {record.host}: {record.state}"
     if record.exit_code is not None:
         ending += f", exit code {record.exit_code}"
@@ -139,4 +144,6 @@ def _final_lines(job: Job, index: int) -> list[str]:
 
 
 def _cancel_line(job: Job) -> str:
+    if job.cancel_reason:
+        return f"the job was cancelled: it {job.cancel_reason}"
     return f"the job was cancelled{' by ' + job.cancelled_by if job.cancelled_by else ''}"

@@ -23,7 +23,7 @@ from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
 from depalma.state.requests import Answer
-from depalma.state.task_states import FIRST_FINAL
+from depalma.state.task_states import FINAL_CODES
 
 #: Raised when an older version could not read what this one writes.
 FORMAT = 2
@@ -283,9 +283,11 @@ class _Reader:
 def _settle(state: ClusterState, job: Job) -> None:
     """Derives what is not stored of a job that is complete."""
     if len(job.done) != sum(job.tally):
-        job.done.recount(lambda index: job.states[index - job.first] >= FIRST_FINAL)
+        job.done.recount(lambda index: job.states[index - job.first] in FINAL_CODES)
     if job.is_final:
         job.done.seal()
     state.ready.refresh(job)
+    if job.unmet:
+        state.waiting.add(job, {each.job: len(state.jobs[each.job].finished_order) for each in job.unmet})
     for index, attempt in job.running.items():
         state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape.weight)

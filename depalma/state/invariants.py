@@ -11,9 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from depalma.model import AttemptRef
+from depalma.state.dependencies import check_dependencies
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
-from depalma.state.task_states import ASSIGNED, FIRST_FINAL, QUEUED, RUNNING, WORDS
+from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
 
 if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
@@ -39,6 +40,7 @@ def check(state: ClusterState) -> None:
         ready += job.ready
     _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
     _check_ready(state, ready)
+    check_dependencies(state, _must)
     back = state.removed.intersection(state.hosts)
     _must(not back, f"hosts {sorted(back)} are there and removed")
     for host in state.hosts.values():
@@ -55,12 +57,12 @@ def _must(holds: bool, message: str) -> None:
 
 def _check_job(job: Job) -> None:
     name, states = f"job {job.id}", job.states
-    queued = states.count(QUEUED)
+    queued = states.count(QUEUED) + states.count(BLOCKED)
     live = states.count(ASSIGNED) + states.count(RUNNING)
     _must(queued == job.queued, f"{name}: {queued} tasks are queued, {job.queued} by arithmetic")
     _must(live == len(job.running), f"{name}: {live} tasks live, {len(job.running)} attempts")
     for code in range(len(WORDS)):
-        counted = states.count(code) if code >= FIRST_FINAL else 0
+        counted = states.count(code) if code in FINAL_CODES else 0
         _must(counted == job.tally[code], f"{name}: {counted} tasks {WORDS[code]}, tally says {job.tally[code]}")
     _must(sum(job.tally) == job.done.ended, f"{name}: {sum(job.tally)} tasks are final, {job.done.ended} completions")
     below = states.count(QUEUED, 0, job.cursor)
@@ -68,7 +70,7 @@ def _check_job(job: Job) -> None:
     _must(job.requeued == sorted(set(job.requeued)), f"{name}: requeued is not sorted and distinct")
     _must(all(states[position] == QUEUED for position in job.requeued), f"{name}: requeued holds one that is not")
     _must(0 <= job.cursor <= len(states), f"{name}: cursor {job.cursor} of {len(states)}")
-    left = bool(queued or live or job.open)
+    left = bool(queued or live or job.open or job.waits_for_jobs)
     _must(job.is_final != left, f"{name}: final {job.is_final}, with {queued} queued, {live} live, open {job.open}")
     _must(not job.cancelled or (not queued and not job.open), f"{name}: cancelled, yet {queued} queued or open")
     limit = job.spec.max_running
@@ -82,7 +84,7 @@ def _check_job(job: Job) -> None:
 
 def _check_tasks(job: Job) -> None:
     """Looks at every task."""
-    final = {job.first + position for position, code in enumerate(job.states) if code >= FIRST_FINAL}
+    final = {job.first + position for position, code in enumerate(job.states) if code in FINAL_CODES}
     order = [index for place, index in enumerate(job.finished_order) if job.done.counts_at(place)]
     _must(len(order) == len(set(order)) and set(order) == final, f"job {job.id}: completions are not the final tasks")
     for index in order:

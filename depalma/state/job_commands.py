@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from depalma.model import JobSpec
 from depalma.state.command import Command
+
+
+class SubmitGraph(Command, frozen=True, tag="job.submit_graph"):
+    """Creates jobs that wait for each other (`after` with a negative number names one of them), all or none.
+    Answers Applied(their ids, in order)."""
+
+    request: str
+    specs: tuple[JobSpec, ...]
+    at: float
 
 
 class HoldJobs(Command, frozen=True, tag="job.hold"):

@@ -12,19 +12,21 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from depalma.model import JobSpec, Payload, Report, TaskCounts, TaskState
+from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
 from depalma.state.task_states import (
     ASSIGNED,
+    BLOCKED,
     CANCELLED,
     FAILED,
-    FIRST_FINAL,
+    FINAL_CODES,
     LOST,
     QUEUED,
     RUNNING,
     SUCCEEDED,
     TIMED_OUT,
+    UNBLOCKED,
     WORDS,
 )
 
@@ -73,6 +75,8 @@ class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "blocked",
+        "cancel_reason",
         "cancelled",
         "cancelled_by",
         "chunks",
@@ -85,6 +89,7 @@ class Job:
         "first_bad",
         "held",
         "id",
+        "masks",
         "open",
         "ready",
         "requeued",
@@ -96,6 +101,7 @@ class Job:
         "stories",
         "submitted_at",
         "tally",
+        "unmet",
     )
 
     def __init__(self, job_id: int, spec: JobSpec, code_index: int, submitted_at: float) -> None:
@@ -109,6 +115,10 @@ class Job:
         self.held = spec.hold
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
+        self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
+        self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
+        self.blocked = 0  #: tasks that wait for tasks of other jobs
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
         self.ready = False  #: in the index of ready jobs (kept by it)
@@ -132,7 +142,7 @@ class Job:
 
     @property
     def queued(self) -> int:
-        """Returns how many tasks wait, held ones included."""
+        """Returns how many tasks wait, held and blocked ones included."""
         return len(self.states) - len(self.running) - self.done.ended
 
     @property
@@ -141,10 +151,17 @@ class Job:
         return self.finished_at is not None
 
     @property
+    def waits_for_jobs(self) -> bool:
+        """Returns whether all of it waits for the end of other jobs."""
+        return bool(self.unmet) and not all(each.each for each in self.unmet)
+
+    @property
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        return self.queued > 0 and not self.held and not (limit and len(self.running) >= limit)
+        if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
+            return False
+        return not (self.unmet and self.waits_for_jobs)
 
     @property
     def finished_order(self) -> Completions:
@@ -173,7 +190,9 @@ class Job:
         if self.finished_at is None:
             if self.running:
                 return "running"
-            return "held" if self.held else "queued"
+            if self.held:
+                return "held"
+            return "blocked" if self.waits_for_jobs or 0 < self.blocked == self.queued else "queued"
         tally = self.tally
         if tally[FAILED]:
             return "failed"
@@ -198,7 +217,11 @@ class Job:
         if position < 0:
             raise IndexError(index)
         code = self.states[position]
-        return "held" if code == QUEUED and self.held else WORDS[code]
+        if code not in (QUEUED, BLOCKED):
+            return WORDS[code]
+        if self.held:
+            return "held"
+        return "blocked" if code == BLOCKED or self.waits_for_jobs else "queued"
 
     def last_attempt(self, index: int) -> int:
         """Returns the number of the task's last attempt, 0 when it had none."""
@@ -214,7 +237,7 @@ class Job:
     def outcome(self, index: int) -> Finished | None:
         """Returns the record of a finished task, None while it is not finished."""
         position = index - self.first
-        if not 0 <= position < len(self.states) or self.states[position] < FIRST_FINAL:
+        if not 0 <= position < len(self.states) or self.states[position] not in FINAL_CODES:
             return None
         return self.done.find(index, WORDS[self.states[position]])
 
@@ -270,9 +293,8 @@ class Job:
         self.states[index - self.first] = code
         del self.running[index]
         self.tally[code] += 1
+        self._has_ended()
         done = self.done
-        if done is NOTHING_DONE:
-            done = self.done = Completions(self.first)
         started = report.started_at
         if started is None:
             started = attempt.started_at
@@ -320,8 +342,10 @@ class Job:
         count = self.queued
         if not count:
             return 0
-        if self.done is NOTHING_DONE:
-            self.done = Completions(self.first)
+        self._has_ended()
+        if self.blocked:
+            self.states = self.states.translate(UNBLOCKED)
+            self.requeued, self.cursor, self.blocked, self.masks = [], 0, 0, bytearray()
         for position in self.requeued:
             self._cancel_one(position, at)
         self.requeued.clear()
@@ -338,12 +362,36 @@ class Job:
         self.cursor = len(self.states)
         return count
 
-    def _cancel_one(self, position: int, at: float) -> None:
+    def block(self, mask: int) -> None:
+        """Lets every task of a new job wait for tasks of other jobs: for one a bit of `mask`."""
+        total = len(self.states)
+        self.masks = bytearray([mask]) * total
+        self.states = bytearray([BLOCKED]) * total
+        self.blocked = self.cursor = total
+
+    def unblock(self, position: int) -> None:
+        """Queues a blocked task."""
+        self.states[position] = QUEUED
+        self.blocked -= 1
+        insort(self.requeued, position)
+
+    def cancel_blocked(self, position: int, at: float, reason: str) -> None:
+        """Cancels a blocked task: what it waits for cannot come any more."""
+        self._has_ended()
+        self.blocked -= 1
+        self.masks[position] = 0
+        self._cancel_one(position, at, reason)
+
+    def _has_ended(self) -> None:
+        if self.done is NOTHING_DONE:
+            self.done = Completions(self.first)
+
+    def _cancel_one(self, position: int, at: float, reason: str = "") -> None:
         self.states[position] = CANCELLED
         self.tally[CANCELLED] += 1
         story = self.stories.get(position)
         number = story.last if story else 0
-        self.done.add(self.first + position, (number, "", None, None, "", 0, "", "", "", None), None, at, None)
+        self.done.add(self.first + position, (number, "", None, None, reason, 0, "", "", "", None), None, at, None)
 
     def _note_bad(self, index: int, code: int, report: Report) -> None:
         if self.first_bad < 0 and code != CANCELLED:

@@ -19,6 +19,7 @@ from depalma.state import (
     codelog,
     commands,
     draining,
+    graphs,
     groups,
     image,
     inventory,
@@ -69,6 +70,7 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.NoteOwner: owners.note_owner,
     job_commands.HoldJobs: steering.hold_jobs,
     job_commands.ReleaseJobs: steering.release_jobs,
+    job_commands.SubmitGraph: graphs.submit_graph,
     job_commands.SetJobs: steering.set_jobs,
     job_commands.RetryJobs: retrying.retry_jobs,
 }

@@ -18,6 +18,7 @@ FAILED: Final = 4
 CANCELLED: Final = 5
 TIMED_OUT: Final = 6
 LOST: Final = 7
+BLOCKED: Final = 8  #: waits for a task of another job; of a whole job that waits, tasks are QUEUED (see Job.unmet)
 
 #: The word of each byte.
 WORDS: Final[tuple[TaskState, ...]] = (
@@ -29,8 +30,12 @@ WORDS: Final[tuple[TaskState, ...]] = (
     "cancelled",
     "timed_out",
     "lost",
+    "blocked",
 )
-FIRST_FINAL: Final = SUCCEEDED  #: bytes from here on are final states
+WAITING_WORDS: Final = ("held", "blocked", "queued")
+#: Turns the bytes of blocked tasks into those of queued ones.
+UNBLOCKED: Final = bytes(QUEUED if code == BLOCKED else code for code in range(256))
+FINAL_CODES: Final = range(SUCCEEDED, BLOCKED)  #: bytes of final states
 #: Bytes that a final state may follow from an agent's report.
 OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
 
@@ -38,14 +43,19 @@ _AGAIN = "FinishTasks: returned, moved, or failed with retries left; HostLost or
 _LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task is not restartable"
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
+_CANCELLED_WAITING = "CancelJobs; or what it waited for ended otherwise than it asked for"
 _AGAIN_HELD = "as to queued, in a job that is held meanwhile"
 _RETRIED = "RetryJobs"
 _RETRIED_HELD = "RetryJobs, in a job that is held"
 
 #: Every legal move of a task and what makes it. A pair that is not here never happens.
 TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
-    ("held", "cancelled"): "CancelJobs",
+    ("held", "cancelled"): _CANCELLED_WAITING,
     ("held", "queued"): "ReleaseJobs",
+    ("held", "blocked"): "ReleaseJobs, and what it waits for has not ended",
+    ("blocked", "held"): "HoldJobs",
+    ("blocked", "queued"): "what it waited for ended as it asked for",
+    ("blocked", "cancelled"): _CANCELLED_WAITING,
     ("queued", "held"): "HoldJobs",
     ("queued", "assigned"): "AssignTasks",
     ("queued", "cancelled"): "CancelJobs",

@@ -21,7 +21,7 @@ from depalma.state.completions import Finished
 from depalma.state.explain import explain, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job, Story
-from depalma.state.task_states import QUEUED, WORDS
+from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [
     "code_view", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
@@ -60,7 +60,7 @@ def _command(spec: JobSpec) -> str:
 
 def _job_reason(state: ClusterState, job: Job) -> str:
     if job.cancelled:
-        by = f" by {job.cancelled_by}" if job.cancelled_by else ""
+        by = f" by {job.cancelled_by}" if job.cancelled_by else f": it {job.cancel_reason}" if job.cancel_reason else ""
         return f"cancelled{by}" + ("" if job.is_final else f", still on hosts: {len(job.running)}")
     if not job.is_final:
         return waiting_reason(state, job)
@@ -156,7 +156,7 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
         code_index=record.code_index or job.code_index,
         code_digest=record.code_digest,
         error=record.error,
-        reason=record.reason or ("" if record.host else "cancelled while it was queued"),
+        reason=record.reason or ("" if record.host else record.error or "cancelled while it was queued"),
         attempts=_attempts(story, last),
         error_code=record.error_code,
         outputs=record.outputs,
@@ -206,14 +206,16 @@ def _indices(job: Job, state_filter: TaskState | None, after: int) -> Iterator[i
     if state_filter is None:
         yield from range(job.first + start, job.first + job.total)
         return
-    if state_filter in ("held", "queued"):
-        code = QUEUED if (state_filter == "held") == job.held else -1
-    else:
-        code = WORDS.index(state_filter) if state_filter in WORDS else -1
-    position = job.states.find(code, start) if code >= 0 else -1
+    states, code = job.states, WORDS.index(state_filter) if state_filter in WORDS else -1
+    if state_filter in WAITING_WORDS:
+        # Of a held job all that waits is held, of one that waits for whole jobs all that waits is blocked.
+        whole = "held" if job.held else "blocked" if job.waits_for_jobs else ""
+        if whole:
+            states, code = states.translate(UNBLOCKED), QUEUED if state_filter == whole else -1
+    position = states.find(code, start) if code >= 0 else -1
     while position >= 0:
         yield job.first + position
-        position = job.states.find(code, position + 1)
+        position = states.find(code, position + 1)
 
 
 def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | None) -> HostView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from depalma.model import Dependency, JobSpec
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
 
@@ -21,14 +22,39 @@ class JobMakers:
     def job_id(self) -> int:
         raise NotImplementedError
 
+    def after(self) -> tuple[Dependency, ...]:
+        rng = self.rng
+        if rng.random() < 0.8:
+            return ()
+        jobs = [self.job_id() for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+        return tuple(Dependency(job, rng.choice(["ok", "ok", "fail", "any"]), rng.random() < 0.5) for job in jobs)
+
+    def graph(self) -> c.AnyCommand:
+        """Mostly without a cycle, sometimes with one, or with a member or a job that is not there."""
+        rng, size = self.rng, self.rng.randint(0, 4)
+        specs = []
+        for place in range(size):
+            wild = rng.random() < 0.05
+            others = range(-size - 1, 0) if wild else range(-place, 0)
+            picked = rng.sample(list(others), min(len(others), rng.randint(0, 2)))
+            after = [Dependency(job, rng.choice(["ok", "fail", "any"]), rng.random() < 0.4) for job in picked]
+            specs.append(
+                JobSpec(kind="command", argv=("true",), count=rng.choice([0, 1, 2, 3]), after=(*after, *self.after()))
+            )
+        return jc.SubmitGraph(self.request(), tuple(specs), self.bench.now)
+
     def steer(self) -> c.AnyCommand:
         rng, request, now = self.rng, self.request(), self.bench.now
         jobs = tuple(self.job_id() for _ in range(rng.randint(0, 2)))
         by = rng.choice(["ann", "ann", "ann", "a" * 300])
-        match rng.choice(["hold", "release", "release", "set"]):
+        match rng.choice(["hold", "hold", "release", "release", "release", "set"]):
             case "hold":
+                live = [job.id for job in self.bench.state.jobs.values() if job.running]
+                jobs = (*jobs, rng.choice(live)) if live and rng.random() < 0.5 else jobs
                 return jc.HoldJobs(request, jobs, now, by)
             case "release":
+                held = [job.id for job in self.bench.state.jobs.values() if job.held]
+                jobs = (*jobs, rng.choice(held)) if held and rng.random() < 0.5 else jobs
                 return jc.ReleaseJobs(request, jobs, now, by)
         changes = rng.choice(
             [
@@ -49,6 +75,6 @@ class JobMakers:
         bad = [job for job in live if not job.cancelled and (job.counts().failed or job.counts().lost)]
         if not bad or rng.random() < 0.2:
             return jc.RetryJobs(self.request(), tuple(self.job_id() for _ in range(2)), self.bench.now, "ann")
-        job = rng.choice(bad)
+        job = rng.choice([job for job in bad if job.counts().failed and job.held] or bad)
         kind = jc.HoldJobs if not job.is_final and not job.held and rng.random() < 0.5 else jc.RetryJobs
         return kind(self.request(), (job.id,), self.bench.now, "ann")

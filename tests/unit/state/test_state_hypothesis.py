@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from depalma import items
-from depalma.model import FINAL_STATES, Payload, Report
+from depalma.model import FINAL_STATES, Dependency, Payload, Report
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
 
@@ -40,10 +40,16 @@ def machine_for(bench_class, fuzzer_class):
             restartable=st.booleans(),
             opened=st.booleans(),
             wide=st.booleans(),
+            after=st.lists(
+                st.builds(Dependency, st.integers(1, 5), st.sampled_from(["ok", "fail", "any"]), st.booleans()),
+                max_size=2,
+            ),
         )
-        def submit(self, count, retries, limit, priority, restartable, opened, wide) -> None:
+        def submit(self, count, retries, limit, priority, restartable, opened, wide, after) -> None:
+            known = {(one.job, one.each): one for one in after if one.job in self.bench.state.jobs}
             self.bench.submit(
-                count,
+                after=tuple(one for one in known.values() if not (one.each and opened)),
+                count=count,
                 retries=retries,
                 max_running=limit,
                 priority=priority,

@@ -10,18 +10,36 @@ import pytest
 
 import depalma.state
 from depalma import items
-from depalma.model import HostFacts, Payload, Report, TaskState
+from depalma.model import Dependency, HostFacts, JobSpec, Payload, Report, TaskState
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
 from depalma.state.task_states import TRANSITIONS, transitions_markdown
 
-REACHABLE = ("held", "queued", "assigned", "running", "succeeded", "failed", "cancelled", "timed_out", "lost")
+REACHABLE = (
+    "held",
+    "blocked",
+    "queued",
+    "assigned",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "timed_out",
+    "lost",
+)
 REF = (1, 0, 1)
+COMMAND = {"kind": "command", "argv": ("true",), "count": 2}
 
 
 def bring(bench, word: str, *, retries: int, restartable: bool, cancelled: bool) -> None:
     """Brings task 1.0 into a state; task 1.1 keeps its job alive."""
     bench.host("h1")
+    if word == "blocked" or (word == "held" and cancelled):
+        source = JobSpec(kind="command", argv=("x",), count=2)
+        after = (Dependency(-2, "ok", each=True),)
+        bench.ok(jc.SubmitGraph("", (JobSpec(**COMMAND, hold=word == "held", after=after), source), bench.tick()))
+        bench.assign((2, 0, 1), (2, 1, 1))
+        return
     bench.submit(2, retries=retries, restartable=restartable, hold=word == "held", open=True)
     if word in ("held", "queued"):
         return
@@ -65,6 +83,8 @@ def battery() -> dict[str, c.AnyCommand]:
         for outcome in ("succeeded", "failed", "timed_out", "cancelled", "returned", "nonsense"):
             report = Report(1, 0, number, outcome)
             made[f"{outcome} {number}"] = c.FinishTasks(host, life, (report,), at)
+    for outcome in ("succeeded", "failed"):
+        made[f"source {outcome}"] = c.FinishTasks(host, life, (Report(2, 0, 1, outcome),), at)
     return made
 
 
@@ -77,7 +97,7 @@ def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
         for command in battery().values():
             bench = make_bench()
             bring(bench, word, retries=retries, restartable=restartable, cancelled=cancelled)
-            if held and word not in ("held", "queued"):
+            if held and word not in ("held", "blocked", "queued"):
                 bench.do(jc.HoldJobs("", (1,), 4000.0))
             assert bench.state.jobs[1].state_of(0) == word
             bench.do(command)
@@ -99,7 +119,7 @@ def test_the_table_speaks_of_known_states():
     words = set(get_args(TaskState))
     for (start, end), cause in TRANSITIONS.items():
         assert {start, end} <= words
-        if start not in ("held", "queued", "assigned", "running"):
+        if start not in ("held", "blocked", "queued", "assigned", "running"):
             assert start in ("failed", "timed_out", "lost")
             assert cause.startswith("RetryJobs")
 
