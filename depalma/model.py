@@ -91,6 +91,14 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     isolate: bool = False  #: each task of a function job in a process of its own
     inputs: Payload | None = None  #: an archive (staging.py), unpacked into the scratch folder before the start
     outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
+    #: before a task is tried again after a failure: this long, twice as long after the next one, an hour at most
+    backoff_s: float = 0.0
+    retry_exit_codes: tuple[int, ...] = ()  #: only a command that ended with one of these is tried again; empty = any
+    timeout_retries: int = -1  #: further attempts after a task timed out; -1 = they count among `retries`
+    lost_retries: int = -1  #: further attempts after its host was lost; -1 = no limit
+    start_within_s: float = (
+        0.0  #: a job none of whose tasks has started so long after submission is cancelled; 0 = waits
+    )
     after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
 
 

@@ -42,6 +42,11 @@ class JobOptions(TypedDict, total=False):
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
+    backoff_s: float  #: before the next attempt; doubles each time, up to an hour
+    retry_exit_codes: Sequence[int]  #: of a command: only after these; empty = any
+    timeout_retries: int  #: further attempts after a timeout, if these count apart
+    lost_retries: int  #: further attempts after a lost host (no limit)
+    start_within_s: float  #: the job is cancelled if nothing of it has started by then
     timeout_s: float
     grace_s: float  #: between SIGTERM and SIGKILL
     restartable: bool
@@ -72,6 +77,8 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if "tags" in values:
         tags = values["tags"]
         values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+    if "retry_exit_codes" in values:
+        values["retry_exit_codes"] = tuple(values["retry_exit_codes"])
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
     after = (*dependencies("after", values.pop("after", ())), *dependencies("after_each", values.pop("after_each", ())))

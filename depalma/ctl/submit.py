@@ -25,7 +25,7 @@ from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
-_REPEATED = ("tags", "env", "inputs", "outputs", "after", "after_each")
+_REPEATED = ("tags", "env", "inputs", "outputs", "after", "after_each", "retry_exit_codes")
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 

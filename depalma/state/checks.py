@@ -172,6 +172,10 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("max_output_bytes", spec.max_output_bytes, 0, 1 << 50),
         ("scratch_bytes", spec.scratch_bytes, 0, 1 << 50),
         ("retries", spec.retries, 0, MAX_RETRIES),
+        ("timeout_retries", spec.timeout_retries, -1, MAX_RETRIES),
+        ("lost_retries", spec.lost_retries, -1, MAX_RETRIES),
+        ("backoff_s", spec.backoff_s, 0, 86_400),
+        ("start_within_s", spec.start_within_s, 0, 1e9),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),
         ("first_index", spec.first_index, 0, MAX_FIRST_INDEX),
@@ -179,6 +183,8 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
     ):
         if wrong := bad_range(field, value, low, high):
             return wrong
+    if len(spec.retry_exit_codes) > 256 or not all(1 <= code <= 255 for code in spec.retry_exit_codes):
+        return bad_field("retry_exit_codes", list(spec.retry_exit_codes), "at most 256 codes from 1 to 255")
     if spec.max_files and not 16 <= spec.max_files <= 1 << 20:
         return bad_field("max_files", spec.max_files, "0 (the host's own limit), or 16 to 1048576")
     return None

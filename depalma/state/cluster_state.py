@@ -13,6 +13,7 @@ from depalma.state.invariants import check
 from depalma.state.jobs import Job
 from depalma.state.placement import ReadyJobs
 from depalma.state.requests import Answers
+from depalma.state.timing import Due
 
 
 class Changes(Struct, gc=False):
@@ -33,6 +34,7 @@ class ClusterState:
         "answers",
         "changes",
         "code",
+        "due",
         "events",
         "hosts",
         "jobs",
@@ -58,6 +60,7 @@ class ClusterState:
         self.events = EventLog()
         self.ready = ReadyJobs()  #: derived
         self.waiting = Waiting()  #: derived
+        self.due = Due()  #: derived
         self.changes = Changes(set(), set())
         self._trees: dict[int, str] = {0: ""}
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
-from depalma.state.job_commands import HoldJobs, ReleaseJobs, RetryJobs, SetJobs, SubmitGraph
+from depalma.state.job_commands import HoldJobs, PassTime, ReleaseJobs, RetryJobs, SetJobs, SubmitGraph
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -348,6 +348,7 @@ AnyCommand = (
     | RetryJobs
     | SetJobs
     | SubmitGraph
+    | PassTime
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -213,11 +213,15 @@ def check_dependencies(state: ClusterState, must: Callable[[bool, str], None]) -
         name, blocked = f"job {job.id}", job.states.count(BLOCKED)
         must(not job.unmet or not (job.is_final or job.cancelled), f"{name}: over, and waits for {job.unmet}")
         must(blocked == job.blocked, f"{name}: {blocked} tasks are blocked, it says {job.blocked}")
-        must(not blocked or any(one.each for one in job.unmet), f"{name}: {blocked} tasks wait for nothing")
+        late = [position for position in job.delayed if job.states[position] != BLOCKED]
+        must(not late, f"{name}: positions {late} are to be tried again later, and are not blocked")
+        tied = blocked - len(job.delayed)
+        must(not tied or any(one.each for one in job.unmet), f"{name}: {tied} tasks wait for nothing")
         must(not job.running or not job.waits_for_jobs, f"{name}: waits for jobs and runs")
-        must(not blocked or len(job.masks) == job.total, f"{name}: {len(job.masks)} masks of {job.total} tasks")
+        must(not tied or len(job.masks) == job.total, f"{name}: {len(job.masks)} masks of {job.total} tasks")
         for position, mask in enumerate(job.masks):
-            must((mask != 0) == (job.states[position] == BLOCKED), f"{name}: position {position} has mask {mask}")
+            waits = job.states[position] == BLOCKED and position not in job.delayed
+            must((mask != 0) == waits, f"{name}: position {position} has mask {mask}")
         for one in job.unmet:
             source = state.jobs.get(one.job)
             must(source is not None and not source.is_final, f"{name}: waits for job {one.job}, which is over")

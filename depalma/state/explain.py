@@ -6,6 +6,8 @@ leader knows (which hosts are connected) is not here.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
 from depalma.state.dependencies import waiting_for
@@ -46,7 +48,7 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if job.held:
         return "held until it is released"
     if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
-        return waiting_for(job)
+        return waiting_for(job) or next_attempt(job)
     if job.queued == 0:
         return "open: waits for more tasks" if job.open and not job.running else ""
     shape = job.shape
@@ -58,6 +60,14 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if limit and len(job.running) >= limit:
         return f"{limit} of its tasks run, its own limit"
     return ""
+
+
+def next_attempt(job: Job) -> str:
+    """Returns in one line when what failed is tried again; empty if nothing waits for that."""
+    if not job.delayed:
+        return ""
+    first = datetime.fromtimestamp(min(job.delayed.values()), UTC)
+    return f"{len(job.delayed)} failed tasks are tried again, the first at {first:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
@@ -83,6 +93,8 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
 def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     reason = waiting_reason(state, job)
     lines = [reason] if reason else []
+    if job.delayed and not job.held and next_attempt(job) != reason:
+        lines.append(next_attempt(job))
     if job.unmet and not job.held and not reason:
         lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
     if job.queued == job.blocked or job.waits_for_jobs:

@@ -287,6 +287,7 @@ def _settle(state: ClusterState, job: Job) -> None:
     if job.is_final:
         job.done.seal()
     state.ready.refresh(job)
+    state.due.add_job(job)
     if job.unmet:
         state.waiting.add(job, {each.job: len(state.jobs[each.job].finished_order) for each in job.unmet})
     for index, attempt in job.running.items():

@@ -41,6 +41,7 @@ class JobImage(Struct, array_like=True, gc=False):
     unmet: tuple[Dependency, ...] = ()
     masks: bytes = b""
     cancel_reason: str = ""
+    delayed: list[tuple[int, float]] = []
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -98,6 +99,7 @@ def job_image(
         job.unmet,
         bytes(job.masks),
         job.cancel_reason,
+        list(job.delayed.items()),
     )
 
 
@@ -117,7 +119,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.blocked = job.states.count(BLOCKED)
+    job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 
 

@@ -55,3 +55,11 @@ class SetJobs(Command, frozen=True, tag="job.set"):
     priority: int | None = None
     name: str | None = None
     tags: tuple[str, ...] | None = None
+
+
+class PassTime(Command, frozen=True, tag="time.pass"):
+    """It is `at` for the leader: what was to happen until then happens (a back-off or a start deadline is over), at
+    most `limit` of it. Answers Applied(how much did)."""
+
+    at: float
+    limit: int = 1000

@@ -69,6 +69,8 @@ class Story(Struct, gc=False, array_like=True):
     last: int  #: number of the last attempt that ended so
     failures: int  #: those that count against the job's retries
     attempts: list[PastAttempt]  #: the latest ones
+    timeouts: int = 0  #: those that timed out, where these count apart
+    losses: int = 0  #: those whose host was lost
 
 
 class Job:
@@ -82,6 +84,7 @@ class Job:
         "chunks",
         "code_index",
         "cursor",
+        "delayed",
         "done",
         "exit_code_seen",
         "finished_at",
@@ -118,7 +121,8 @@ class Job:
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
-        self.blocked = 0  #: tasks that wait for tasks of other jobs
+        self.blocked = 0  #: tasks that wait for tasks of other jobs, or for the time of their next attempt
+        self.delayed: dict[int, float] = {}  #: of these, by position, when that is
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
         self.ready = False  #: in the index of ready jobs (kept by it)
@@ -346,6 +350,7 @@ class Job:
         if self.blocked:
             self.states = self.states.translate(UNBLOCKED)
             self.requeued, self.cursor, self.blocked, self.masks = [], 0, 0, bytearray()
+            self.delayed = {}
         for position in self.requeued:
             self._cancel_one(position, at)
         self.requeued.clear()
@@ -374,6 +379,13 @@ class Job:
         self.states[position] = QUEUED
         self.blocked -= 1
         insort(self.requeued, position)
+
+    def delay(self, position: int, until: float) -> None:
+        """Takes a task that came back out of the queue again until a time."""
+        del self.requeued[bisect_left(self.requeued, position)]
+        self.states[position] = BLOCKED
+        self.blocked += 1
+        self.delayed[position] = until
 
     def cancel_blocked(self, position: int, at: float, reason: str) -> None:
         """Cancels a blocked task: what it waits for cannot come any more."""

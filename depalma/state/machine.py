@@ -31,6 +31,7 @@ from depalma.state import (
     retrying,
     steering,
     submissions,
+    timing,
 )
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
@@ -70,6 +71,7 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.NoteOwner: owners.note_owner,
     job_commands.HoldJobs: steering.hold_jobs,
     job_commands.ReleaseJobs: steering.release_jobs,
+    job_commands.PassTime: timing.pass_time,
     job_commands.SubmitGraph: graphs.submit_graph,
     job_commands.SetJobs: steering.set_jobs,
     job_commands.RetryJobs: retrying.retry_jobs,

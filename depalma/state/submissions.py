@@ -36,6 +36,7 @@ def create(state: ClusterState, spec: JobSpec, at: float) -> Job:
     code_index = state.code_index if spec.code_index < 0 else spec.code_index
     job = state.jobs[state.next_job] = Job(state.next_job, spec, code_index, at)
     state.next_job += 1
+    state.due.add_job(job)
     state.events.add("job.submitted", at, job=job.id, detail={"tasks": job.total, "name": spec.name})
     return job
 

@@ -40,10 +40,11 @@ FINAL_CODES: Final = range(SUCCEEDED, BLOCKED)  #: bytes of final states
 OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
 
 _AGAIN = "FinishTasks: returned, moved, or failed with retries left; HostLost or HostUp of a new incarnation"
-_LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task is not restartable"
+_LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task may not run again"
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
-_CANCELLED_WAITING = "CancelJobs; or what it waited for ended otherwise than it asked for"
+_CANCELLED_WAITING = "CancelJobs; what it waited for ended otherwise than it asked for; PassTime: its start deadline"
+_BACK_OFF = "FinishTasks: failed with retries left, and a back-off"
 _AGAIN_HELD = "as to queued, in a job that is held meanwhile"
 _RETRIED = "RetryJobs"
 _RETRIED_HELD = "RetryJobs, in a job that is held"
@@ -54,11 +55,11 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("held", "queued"): "ReleaseJobs",
     ("held", "blocked"): "ReleaseJobs, and what it waits for has not ended",
     ("blocked", "held"): "HoldJobs",
-    ("blocked", "queued"): "what it waited for ended as it asked for",
+    ("blocked", "queued"): "what it waited for ended as it asked for; PassTime: its back-off is over",
     ("blocked", "cancelled"): _CANCELLED_WAITING,
     ("queued", "held"): "HoldJobs",
     ("queued", "assigned"): "AssignTasks",
-    ("queued", "cancelled"): "CancelJobs",
+    ("queued", "cancelled"): "CancelJobs; PassTime: its start deadline",
     ("assigned", "running"): "StartTasks",
     ("assigned", "queued"): _AGAIN,
     ("assigned", "succeeded"): "FinishTasks",
@@ -72,6 +73,8 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("running", "timed_out"): _NO_RETRY,
     ("running", "cancelled"): _CANCELLED,
     ("running", "lost"): _LOST,
+    ("assigned", "blocked"): _BACK_OFF,
+    ("running", "blocked"): _BACK_OFF,
     ("assigned", "held"): _AGAIN_HELD,
     ("running", "held"): _AGAIN_HELD,
     ("failed", "queued"): _RETRIED,

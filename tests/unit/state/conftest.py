@@ -228,7 +228,7 @@ class Fuzzer(JobMakers):
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group, self.owner,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
-            rng.choice([self.graph, self.finish]), self.assign,
+            rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -271,7 +271,7 @@ class Fuzzer(JobMakers):
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
-            "after": self.after(),
+            **self.more(),
         }
         if rng.random() < 0.2:
             values |= rng.choice(

@@ -29,6 +29,21 @@ class JobMakers:
         jobs = [self.job_id() for _ in range(rng.choice([1, 1, 1, 2, 3]))]
         return tuple(Dependency(job, rng.choice(["ok", "ok", "fail", "any"]), rng.random() < 0.5) for job in jobs)
 
+    def more(self) -> dict[str, Any]:
+        """Fields of a job that have to do with other jobs, and with time."""
+        rng = self.rng
+        return {
+            "after": self.after(),
+            "backoff_s": rng.choice([0.0, 0.0, 0.0, 3.0]),
+            "retry_exit_codes": rng.choice([(), (), (3,)]),
+            "timeout_retries": rng.choice([-1, -1, 1]),
+            "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
+            "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
+        }
+
+    def pass_time(self) -> c.AnyCommand:
+        return jc.PassTime(self.bench.now + self.rng.choice([-5.0, 0.0, 0.0, 9.0]), self.rng.choice([1, 1000]))
+
     def graph(self) -> c.AnyCommand:
         """Mostly without a cycle, sometimes with one, or with a member or a job that is not there."""
         rng, size = self.rng, self.rng.randint(0, 4)

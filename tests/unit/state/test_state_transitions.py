@@ -31,7 +31,7 @@ REF = (1, 0, 1)
 COMMAND = {"kind": "command", "argv": ("true",), "count": 2}
 
 
-def bring(bench, word: str, *, retries: int, restartable: bool, cancelled: bool) -> None:
+def bring(bench, word: str, cancelled: bool, **spec: object) -> None:
     """Brings task 1.0 into a state; task 1.1 keeps its job alive."""
     bench.host("h1")
     if word == "blocked" or (word == "held" and cancelled):
@@ -40,7 +40,7 @@ def bring(bench, word: str, *, retries: int, restartable: bool, cancelled: bool)
         bench.ok(jc.SubmitGraph("", (JobSpec(**COMMAND, hold=word == "held", after=after), source), bench.tick()))
         bench.assign((2, 0, 1), (2, 1, 1))
         return
-    bench.submit(2, retries=retries, restartable=restartable, hold=word == "held", open=True)
+    bench.submit(2, hold=word == "held", open=True, start_within_s=100.0, **spec)
     if word in ("held", "queued"):
         return
     bench.assign(REF, (1, 1, 1))
@@ -75,6 +75,7 @@ def battery() -> dict[str, c.AnyCommand]:
         "release": jc.ReleaseJobs("", (1,), at),
         "retry": jc.RetryJobs("", (1,), at),
         "set": jc.SetJobs("", (1,), at, priority=3),
+        "time": jc.PassTime(at),
         "code": c.AddCode("", "pkg", "module", "a" * 64, 1, "ann", at),
         "ack": c.AckCode(host, life, 0, "", "sig", at),
     }
@@ -91,12 +92,14 @@ def battery() -> dict[str, c.AnyCommand]:
 def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
     """Returns all moves that any one command can make from a state."""
     found = set()
-    for retries, restartable, cancelled, held in product((0, 1), *[(True, False)] * 3):
+    for retries, restartable, cancelled, held, backoff_s in product((0, 1), *[(True, False)] * 3, (0.0, 9.0)):
         if (word == "lost" and (restartable or cancelled)) or (word in ("failed", "timed_out") and retries):
             continue
         for command in battery().values():
             bench = make_bench()
-            bring(bench, word, retries=retries, restartable=restartable, cancelled=cancelled)
+            if backoff_s and not retries:
+                continue
+            bring(bench, word, cancelled, retries=retries, restartable=restartable, backoff_s=backoff_s)
             if held and word not in ("held", "blocked", "queued"):
                 bench.do(jc.HoldJobs("", (1,), 4000.0))
             assert bench.state.jobs[1].state_of(0) == word
