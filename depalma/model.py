@@ -362,6 +362,23 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     command: str
 
 
+class ScheduleView(Struct, frozen=True, kw_only=True):
+    name: str
+    cron: str
+    zone: str
+    next_at: float
+    last_at: float | None  #: its last tick
+    last_job: int | None
+    runs: int
+    skipped: int  #: ticks without a job
+    catch_up: str
+    overlap: str
+    created_at: float
+    by: str
+    command: str  #: for people
+    spec: JobSpec
+
+
 class EventView(Struct, frozen=True, kw_only=True):
     """One line of `events`. `index` grows by one an event and never repeats: resume with `--after index`."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, Unpack
 
-from depalma.client import verbs
+from depalma.client import schedules, specs, verbs
+from depalma.client.specs import JobOptions
 from depalma.client.verbs import Verb
+from depalma.model import ScheduleView
 
 T = TypeVar("T")
 
@@ -58,6 +60,36 @@ class Steering:
         """Changes what is given of jobs that live; returns their ids. Tasks that are on a host stay there."""
         return self._run(verbs.steer("set", ids_of(jobs), _changes(priority, name, tags)))
 
+    def add_schedule(
+        self,
+        name: str,
+        /,
+        cron: str,
+        argv: Sequence[str],
+        *,
+        zone: str = "UTC",
+        catch_up: str = "one",
+        overlap: str = "run",
+        cwd: str = "",
+        array: int | str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> ScheduleView:
+        """Submits a command job at each tick of `cron`, exactly one, whoever leads.
+
+        `catch_up`: of ticks that were missed while no leader was there: one job for all of them, one each (`all`), or
+        `none`. `overlap`: `skip` leaves a tick out while the last job lives. Errors: Rejected (name_taken, bad_field).
+        """
+        work = specs.command_work(argv, cwd=cwd, indices=array, options=options)
+        return self._run(schedules.add(name, cron, work, zone, catch_up, overlap))
+
+    def schedules(self) -> list[ScheduleView]:
+        """Returns the schedules, by name."""
+        return self._run(schedules.listing())
+
+    def remove_schedule(self, name: str) -> None:
+        """Removes a schedule; its jobs stay. Errors: Rejected (unknown_schedule)."""
+        self._run(schedules.remove(name))
+
 
 class AsyncSteering:
     """What `AsyncClient` can do with jobs that are there; see `Steering`."""
@@ -86,3 +118,29 @@ class AsyncSteering:
     ) -> list[int]:
         """Changes what is given of jobs that live; returns their ids."""
         return await self._run(verbs.steer("set", ids_of(jobs), _changes(priority, name, tags)))
+
+    async def add_schedule(
+        self,
+        name: str,
+        /,
+        cron: str,
+        argv: Sequence[str],
+        *,
+        zone: str = "UTC",
+        catch_up: str = "one",
+        overlap: str = "run",
+        cwd: str = "",
+        array: int | str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> ScheduleView:
+        """Submits a command job at each tick of `cron`; see `Steering.add_schedule`."""
+        work = specs.command_work(argv, cwd=cwd, indices=array, options=options)
+        return await self._run(schedules.add(name, cron, work, zone, catch_up, overlap))
+
+    async def schedules(self) -> list[ScheduleView]:
+        """Returns the schedules, by name."""
+        return await self._run(schedules.listing())
+
+    async def remove_schedule(self, name: str) -> None:
+        """Removes a schedule; its jobs stay. Errors: Rejected (unknown_schedule)."""
+        await self._run(schedules.remove(name))

@@ -20,6 +20,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run work": {
         "submit": ("depalma.ctl.submit:submit", "Submit a command or a script as a job"),
         "map": ("depalma.ctl.submit:map_command", "Submit a job with one task an argument"),
+        "cron": ("depalma.ctl.cron:cron", "Jobs at times of day: add, ls, show, rm"),
         "run": ("depalma.ctl.run:run", "Submit a command, stream its output, exit with its code"),
     },
     "Watch and steer jobs": {

@@ -13,6 +13,7 @@ from depalma.state.invariants import check
 from depalma.state.jobs import Job
 from depalma.state.placement import ReadyJobs
 from depalma.state.requests import Answers
+from depalma.state.schedule import Schedule
 from depalma.state.timing import Due
 
 
@@ -42,6 +43,7 @@ class ClusterState:
         "next_job",
         "ready",
         "removed",
+        "schedules",
         "term",
         "version",
         "waiting",
@@ -55,6 +57,7 @@ class ClusterState:
         self.hosts: dict[str, Host] = {}
         self.masters: dict[str, MasterAddress] = {}  #: empty until the first leader has recorded them
         self.removed: set[str] = set()  #: hosts of the cluster file that were removed, and stay so
+        self.schedules: dict[str, Schedule] = {}
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()
         self.events = EventLog()

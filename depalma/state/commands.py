@@ -13,7 +13,17 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
-from depalma.state.job_commands import HoldJobs, PassTime, ReleaseJobs, RetryJobs, SetJobs, SubmitGraph
+from depalma.state.job_commands import (
+    AddSchedule,
+    HoldJobs,
+    PassTime,
+    ReleaseJobs,
+    RemoveSchedule,
+    RetryJobs,
+    SetJobs,
+    SubmitGraph,
+    TickSchedule,
+)
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -349,6 +359,9 @@ AnyCommand = (
     | SetJobs
     | SubmitGraph
     | PassTime
+    | AddSchedule
+    | RemoveSchedule
+    | TickSchedule
 )
 
 _encoder = msgspec.msgpack.Encoder()

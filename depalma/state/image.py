@@ -23,6 +23,7 @@ from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
 from depalma.state.requests import Answer
+from depalma.state.schedule import Schedule
 from depalma.state.task_states import FINAL_CODES
 
 #: Raised when an older version could not read what this one writes.
@@ -104,6 +105,12 @@ class MastersPiece(_Piece, tag="masters"):
     masters: list[MasterAddress]
 
 
+class SchedulesPiece(_Piece, tag="schedules"):
+    """Only there if there are some: older versions do not know it."""
+
+    schedules: list[Schedule]
+
+
 class EndPiece(_Piece, tag="end"):
     """The last one: without it something is missing."""
 
@@ -121,6 +128,7 @@ AnyPiece = (
     | OlderPiece
     | EventsPiece
     | MastersPiece
+    | SchedulesPiece
     | EndPiece
 )
 
@@ -153,6 +161,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("older", state.answers.older.items()),
         _batches("events", state.events.records),
         _batches("masters", state.masters.values()),
+        _batches("schedules", state.schedules.values()),
     ):
         yield data
         pieces += 1
@@ -278,6 +287,8 @@ class _Reader:
                 state.events.records.extend(piece.events)
             case MastersPiece():
                 state.masters.update((each.id, each) for each in piece.masters)
+            case SchedulesPiece():
+                state.schedules.update((each.name, each) for each in piece.schedules)
 
 
 def _settle(state: ClusterState, job: Job) -> None:

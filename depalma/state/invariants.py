@@ -14,6 +14,7 @@ from depalma.model import AttemptRef
 from depalma.state.dependencies import check_dependencies
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
+from depalma.state.schedule import check_schedules
 from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def check(state: ClusterState) -> None:
     _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
     _check_ready(state, ready)
     check_dependencies(state, _must)
+    check_schedules(state, _must)
     back = state.removed.intersection(state.hosts)
     _must(not back, f"hosts {sorted(back)} are there and removed")
     for host in state.hosts.values():

@@ -63,3 +63,38 @@ class PassTime(Command, frozen=True, tag="time.pass"):
 
     at: float
     limit: int = 1000
+
+
+class AddSchedule(Command, frozen=True, tag="schedule.add"):
+    """A job of this spec is to be submitted at each tick of `cron` in the time zone `zone`, first at `first_at` (which
+    the proposer reckons: the state knows no time zones). Refused if the name is taken. See `schedules.Schedule`."""
+
+    request: str
+    name: str
+    spec: JobSpec
+    cron: str
+    zone: str
+    first_at: float
+    at: float
+    catch_up: str = "one"
+    overlap: str = "run"
+    by: str = ""
+
+
+class RemoveSchedule(Command, frozen=True, tag="schedule.remove"):
+    """No more jobs of it; those that are there stay."""
+
+    request: str
+    name: str
+    at: float
+
+
+class TickSchedule(Command, frozen=True, tag="schedule.tick"):
+    """The tick `tick_at` of a schedule has come, and the next one is `next_at`. Refused unless `tick_at` is the one
+    that is awaited, so each tick happens once. `run`: whether it makes a job. Answers Applied(job id, or None)."""
+
+    name: str
+    tick_at: float
+    next_at: float
+    run: bool
+    at: float

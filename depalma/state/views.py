@@ -24,7 +24,7 @@ from depalma.state.jobs import Attempt, Job, Story
 from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [
-    "code_view", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
+    "code_view", "command_of", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
 ]  # fmt: skip
 
 
@@ -48,11 +48,12 @@ def job_view(state: ClusterState, job: Job) -> JobView:
         exit_code=job.exit_code,
         reason=_job_reason(state, job),
         open=job.open,
-        command=_command(spec),
+        command=command_of(spec),
     )
 
 
-def _command(spec: JobSpec) -> str:
+def command_of(spec: JobSpec) -> str:
+    """Returns the command line or the function's name, for people."""
     if spec.kind == "command":
         return " ".join(spec.argv)
     return spec.function or spec.name or "function"

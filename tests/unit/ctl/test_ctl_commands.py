@@ -30,6 +30,10 @@ NEEDS_CLUSTER = {
     "explain": (["1"], 4),
     "cancel": (["1"], 4),
     "hold": (["1"], 4),
+    "cron add": (["n", "@daily", "--", "true"], 4),
+    "cron ls": ([], 4),
+    "cron show": (["n"], 4),
+    "cron rm": (["n"], 4),
     "release": (["1"], 4),
     "retry": (["1"], 4),
     "set": (["1", "--priority", "3"], 4),
@@ -68,6 +72,7 @@ WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
     "code retry", "code rollback", "code run", "hold", "release", "retry", "set",
+    "cron add", "cron rm",
 }  # fmt: skip
 ALONE = {
     "dev",

@@ -229,6 +229,7 @@ class Fuzzer(JobMakers):
             self.host_list, self.group, self.owner,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
+            self.schedule,
         ]  # fmt: skip
         return rng.choice(makers)()
 

@@ -44,6 +44,21 @@ class JobMakers:
     def pass_time(self) -> c.AnyCommand:
         return jc.PassTime(self.bench.now + self.rng.choice([-5.0, 0.0, 0.0, 9.0]), self.rng.choice([1, 1000]))
 
+    def schedule(self) -> c.AnyCommand:
+        rng, now, state = self.rng, self.bench.now, self.bench.state
+        name = rng.choice([*state.schedules, "nightly", "poll", "bad name"])
+        kind = rng.choice(["add", "tick", "tick", "tick", "remove"])
+        if kind == "add":
+            spec = JobSpec(kind="command", argv=("true",), count=rng.choice([1, 2, 0]), code_index=rng.choice([-1, 9]))
+            times, first = rng.choice(["@daily", "* * * * *", "nonsense"]), now + rng.choice([5.0, -5.0, 60.0])
+            policies = rng.choice(["one", "all", "none", "some"]), rng.choice(["run", "skip"])
+            return jc.AddSchedule(self.request(), name, spec, times, "UTC", first, now, *policies, "ann")
+        if kind == "remove":
+            return jc.RemoveSchedule(self.request(), name, now)
+        known = state.schedules.get(name)
+        tick = known.next_at if known is not None and rng.random() < 0.8 else now
+        return jc.TickSchedule(name, tick, tick + rng.choice([60.0, 60.0, 0.0]), rng.random() < 0.8, now)
+
     def graph(self) -> c.AnyCommand:
         """Mostly without a cycle, sometimes with one, or with a member or a job that is not there."""
         rng, size = self.rng, self.rng.randint(0, 4)
@@ -90,6 +105,6 @@ class JobMakers:
         bad = [job for job in live if not job.cancelled and (job.counts().failed or job.counts().lost)]
         if not bad or rng.random() < 0.2:
             return jc.RetryJobs(self.request(), tuple(self.job_id() for _ in range(2)), self.bench.now, "ann")
-        job = rng.choice([job for job in bad if job.counts().failed and job.held] or bad)
+        job = rng.choice([job for job in bad if job.held] or bad)
         kind = jc.HoldJobs if not job.is_final and not job.held and rng.random() < 0.5 else jc.RetryJobs
         return kind(self.request(), (job.id,), self.bench.now, "ann")
