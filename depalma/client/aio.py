@@ -104,7 +104,8 @@ class AsyncClient(AsyncCluster, AsyncSteering):
     async def _start(self, work: specs.Work) -> AsyncJobHandle:
         session = await self._prepared()
         submitted = await self._run(verbs.submit(work, session))
-        handle = AsyncJobHandle(self, submitted.id, count=work.spec.count, first=work.spec.first_index)
+        count = None if work.spec.open else work.spec.count
+        handle = AsyncJobHandle(self, submitted.id, count=count, first=work.spec.first_index)
         handle._watch(session, submitted.master)
         return handle
 

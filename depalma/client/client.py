@@ -129,7 +129,9 @@ class Client(Steering):
             record = Record(submitted.id)
             self._stream.watch(submitted.id, record, session, submitted.master)
         spec = work.spec
-        return JobHandle(self, submitted.id, count=spec.count, first=spec.first_index, record=record)
+        return JobHandle(
+            self, submitted.id, count=None if spec.open else spec.count, first=spec.first_index, record=record
+        )
 
     # ------------------------------------------------------------ jobs
 

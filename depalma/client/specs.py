@@ -54,6 +54,7 @@ class JobOptions(TypedDict, total=False):
     code_index: int
     stdout: str
     stderr: str
+    open: bool  #: tasks may be added (`job.add`) until it is closed (`job.close`)
     after: object  #: a job (id or handle), "42:fail", or several: what has to end first, and how (ok, fail, any)
     after_each: object  #: the same, task by task: each waits for that job's task of equal index
 
@@ -212,6 +213,7 @@ def function_work(
     values = fields(options)
     inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))
+    is_open = values.pop("open", False) or is_open
     values.update(count=len(arguments), open=is_open)
     if isinstance(function, str) or by_reference:
         # Calls that are added to an open job may carry pickled functions whatever the first one was.

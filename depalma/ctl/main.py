@@ -31,6 +31,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "result": ("depalma.ctl.result:result", "Print what a function returned"),
         "explain": ("depalma.ctl.jobs:explain", "Say why a job waits, or why it ended as it did"),
         "cancel": ("depalma.ctl.jobs:cancel", "Cancel jobs"),
+        "add": ("depalma.ctl.opened:add", "Add tasks to an open job"),
+        "close": ("depalma.ctl.opened:close", "Say that an open job gets no more tasks"),
         "hold": ("depalma.ctl.steer:hold", "Start no further task of jobs"),
         "release": ("depalma.ctl.steer:release", "Let held jobs go"),
         "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),

@@ -92,10 +92,11 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, graph: str
     ),
 )
 @spec_options(files=True, hold=True, max_running=True)
+@click.option("--open", "is_open", is_flag=True, help="Leave it open for further tasks: see add, close.")
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
 @click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C]", type=click.UNPROCESSED)
 @click.pass_context
-def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_open: bool, **options: Any) -> None:
     """Submit one job with a task for each argument after `:::`, or for each line on stdin.
 
     `{}` stands for the argument (at the end if it is nowhere). One word with spaces in it is a shell command, in
@@ -106,7 +107,9 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **opt
     failures.passes_job_code = wait
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
-    spec |= {"count": len(arguments), "arguments": _payload(session, arguments)}
+    if is_open:
+        spec["open"] = True
+    spec |= {"count": len(arguments), "arguments": payload_of(session, arguments)}
     put_after(session, spec, options)
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
@@ -190,18 +193,23 @@ def _given(ctx: click.Context, name: str) -> bool:
 
 
 def _split(ctx: click.Context, words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    if ":::" in words:
-        at = words.index(":::")
-        command_words, arguments = list(words[:at]), list(words[at + 1 :])
-    else:
-        if sys.stdin.isatty():
-            raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
-        command_words, arguments = list(words), sys.stdin.read().splitlines()
-    if not command_words:
+    at = words.index(":::") if ":::" in words else len(words)
+    if not at:
         raise click.UsageError("no command before ':::'", ctx)
+    return list(words[:at]), arguments_of(ctx, words[at:])
+
+
+def arguments_of(ctx: click.Context, words: tuple[str, ...]) -> list[str]:
+    """Returns the words after `:::`, or the lines of stdin. Errors: click.UsageError when there are none."""
+    if words:
+        arguments = list(words[1:])
+    elif sys.stdin.isatty():
+        raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
+    else:
+        arguments = sys.stdin.read().splitlines()
     if not arguments:
-        raise click.UsageError("nothing to map over: no argument came, so no job was submitted", ctx)
-    return command_words, arguments
+        raise click.UsageError("nothing to map over: no argument came, so nothing was submitted", ctx)
+    return arguments
 
 
 def map_argv(words: Sequence[str]) -> list[str]:
@@ -235,7 +243,8 @@ def _shell_text(text: str) -> str:
     return "".join(parts) + ("" if seen else ' "$1"')
 
 
-def _payload(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
+def payload_of(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns the packed arguments as the API takes them; many are uploaded first."""
     packed = items.pack([argument.encode("utf-8", "surrogateescape") for argument in arguments])
     if len(packed) <= INLINE_LIMIT_BYTES:
         return {"inline": base64.b64encode(packed).decode(), "size_bytes": len(packed)}

@@ -72,3 +72,31 @@ def test_a_cancelled_job_cannot_be_retried(ctl: Ctl) -> None:
     job = ctl("submit", "-q", "--hold", "--", "true").stdout.strip()
     ctl("cancel", "-q", job)
     assert f"job {job} was cancelled" in ctl("retry", job, code=5).stderr
+
+
+def test_tasks_are_added_to_an_open_job(ctl: Ctl, value: Callable[..., Any], client: Client) -> None:
+    job = ctl("map", "-q", "--open", "echo {}", ":::", "a", "b").stdout.strip()
+    assert value("add", job, ":::", "c") == {"job": int(job), "first": 2, "last": 2}
+    assert ctl("add", job, stdin="d\ne\n").stdout == f"{job}.3 {job}.4\n"
+    assert client.job(int(job)).add(["f"]) == 5
+    assert ctl("add", "--close", job, ":::", "g").stdout == f"{job}.6 {job}.6\n"
+    ctl("wait", job)
+    assert [ctl("logs", f"{job}.{index}").stdout for index in range(7)] == [f"{letter}\n" for letter in "abcdefg"]
+    assert f"job {job} is closed" in ctl("add", job, ":::", "x", code=5).stderr
+    assert "put ::: before" in ctl("add", job, "x", code=2).stderr
+    assert "nothing was submitted" in ctl("add", job, stdin="", code=2).stderr
+    ctl("close", "987654", code=3)
+
+
+def test_calls_are_added_to_an_open_map(client: Client) -> None:
+    job = client.map(triple, [1, 2], open=True)
+    assert job.add([3, 4]) == 2
+    job.close()
+    assert list(job.results(timeout=30)) == [3, 6, 9, 12]
+
+
+def triple(x: int) -> int:
+    return 3 * x
+
+
+triple.__module__ = "__main__"

@@ -30,6 +30,8 @@ NEEDS_CLUSTER = {
     "explain": (["1"], 4),
     "cancel": (["1"], 4),
     "hold": (["1"], 4),
+    "add": (["1", ":::", "a"], 4),
+    "close": (["1"], 4),
     "cron add": (["n", "@daily", "--", "true"], 4),
     "cron ls": ([], 4),
     "cron show": (["n"], 4),
@@ -72,7 +74,7 @@ WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
     "code retry", "code rollback", "code run", "hold", "release", "retry", "set",
-    "cron add", "cron rm",
+    "cron add", "cron rm", "add", "close",
 }  # fmt: skip
 ALONE = {
     "dev",
