@@ -378,11 +378,13 @@ class Job:
         """Queues a blocked task."""
         self.states[position] = QUEUED
         self.blocked -= 1
-        insort(self.requeued, position)
+        if position < self.cursor:
+            insort(self.requeued, position)
 
     def delay(self, position: int, until: float) -> None:
         """Takes a task that came back out of the queue again until a time."""
-        del self.requeued[bisect_left(self.requeued, position)]
+        if position < self.cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
         self.states[position] = BLOCKED
         self.blocked += 1
         self.delayed[position] = until

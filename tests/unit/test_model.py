@@ -9,7 +9,7 @@ import pytest
 
 from depalma import model
 from depalma.model import FINAL_STATES, JobSpec, JobView, MasterAddress, Payload, Report, TaskCounts, TaskState
-from depalma.state import commands
+from depalma.state import commands, job_commands
 
 
 def test_an_unknown_field_is_refused_by_name():
@@ -108,6 +108,15 @@ def every_command() -> list[commands.AnyCommand]:
             "r", "h", {"idle_s": 1.0, "hours": "sat", "warn_s": None, "requeue_all": True}, 1.0, True, True
         ),
         commands.NoteOwner("h", "i", "why", "lowered", True, 1.0),
+        job_commands.HoldJobs("r", (1,), 1.0, "ann"),
+        job_commands.ReleaseJobs("r", (1,), 1.0, "ann"),
+        job_commands.RetryJobs("r", (1,), 1.0, "ann"),
+        job_commands.SetJobs("r", (1,), 1.0, "ann", 3, "n", ("t",)),
+        job_commands.SubmitGraph("r", (spec, msgspec.structs.replace(spec, after=(model.Dependency(-1),))), 1.0),
+        job_commands.PassTime(1.0, 5),
+        job_commands.AddSchedule("r", "n", spec, "@daily", "UTC", 2.0, 1.0, "all", "skip", "ann"),
+        job_commands.RemoveSchedule("r", "n", 1.0),
+        job_commands.TickSchedule("n", 2.0, 3.0, True, 2.5),
     ]
 
 
@@ -127,6 +136,10 @@ def test_tags_of_commands_never_change():
         "host.set_owner", "host.suspect", "host.undrain", "host.up",
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
         "master.change", "task.assign", "task.finish", "task.start",
+        "host.add", "host.drain", "host.lost", "host.recovered", "host.remove", "host.set", "host.suspect",
+        "host.undrain", "host.up", "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
+        "job.release", "job.retry", "job.set", "job.submit", "job.submit_graph", "master.change", "schedule.add",
+        "schedule.remove", "schedule.tick", "task.assign", "task.finish", "task.start", "time.pass",
     ]  # fmt: skip
 
 

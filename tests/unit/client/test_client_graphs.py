@@ -46,7 +46,7 @@ def test_names_become_places():
         ({"jobs": {"a": {**PREPARE, "after": {"b": 1}}}}, "a: after: {'b': 1} given; allowed: a job's id"),
         (
             {"jobs": {"a": {**PREPARE, "retrys": 1}}},
-            "a: unknown option 'retrys'; allowed: after, after_each, code_index",
+            "a: unknown option 'retrys'; allowed: after, after_each, backoff_s",
         ),
         ({"jobs": {"a": {**PREPARE, "priority": "high"}}}, "a: Expected `int`, got `str` - at `$.priority`"),
         ({"jobs": {"a": {**PREPARE, "array": "x"}}}, "a: array: 'x' given"),

@@ -52,6 +52,19 @@ def test_a_pause_is_an_hour_at_most(bench):
         pass_time(bench, bench.now + 3600)
 
 
+def test_a_task_that_was_taken_out_of_turn_waits_as_well(bench):
+    """Those before it in the queue were never handed out: it is not among those that came back."""
+    bench.host(slots=4)
+    job = bench.submit(3, retries=1, backoff_s=10.0)
+    bench.assign((1, 2, 1))
+    bench.finish((1, 2, 1), outcome="failed")
+    assert [job.state_of(index) for index in range(3)] == ["queued", "queued", "blocked"]
+
+    assert pass_time(bench, bench.now + 10) == 1
+
+    assert [ref for _, ref in bench.dispatch()] == [(1, 0, 1), (1, 1, 1), (1, 2, 2)]
+
+
 def test_explain_says_when(bench):
     bench.host(slots=1)
     job = bench.submit(retries=1, backoff_s=10.0)
