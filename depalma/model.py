@@ -99,6 +99,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     start_within_s: float = (
         0.0  #: a job none of whose tasks has started so long after submission is cancelled; 0 = waits
     )
+    start_at: float = 0.0  #: nothing of it starts before this time (seconds since the epoch); 0 = at once
     after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
 
 

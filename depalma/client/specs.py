@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypedDict
 
@@ -54,6 +55,7 @@ class JobOptions(TypedDict, total=False):
     code_index: int
     stdout: str
     stderr: str
+    start_at: float | datetime  #: nothing starts before: seconds since the epoch, or a time (without zone: local)
     open: bool  #: tasks may be added (`job.add`) until it is closed (`job.close`)
     after: object  #: a job (id or handle), "42:fail", or several: what has to end first, and how (ok, fail, any)
     after_each: object  #: the same, task by task: each waits for that job's task of equal index
@@ -78,6 +80,8 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if "tags" in values:
         tags = values["tags"]
         values["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+    if isinstance(values.get("start_at"), datetime):
+        values["start_at"] = values["start_at"].timestamp()
     if "retry_exit_codes" in values:
         values["retry_exit_codes"] = tuple(values["retry_exit_codes"])
     if "env" in values:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from depalma.ctl import after
+from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
 from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_env
 
@@ -64,6 +65,9 @@ _COMMON = (
     ),
     click.option(
         "--lost-retries", type=click.IntRange(0), metavar="N", help="Further attempts after a lost host (no limit)."
+    ),
+    click.option(
+        "--at", "start_at", type=MOMENT, metavar="TIME", help="Not before: 2026-11-27T03:00, 03:00 (the next), +2h."
     ),
     click.option(
         "--start-within", type=DURATION, metavar="TIME", help="Cancel the job if nothing of it has started by then."
@@ -131,6 +135,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "retry_exit_codes": list(options.get("retry_exit_codes") or ()),
         "timeout_retries": options.get("timeout_retries"),
         "lost_retries": options.get("lost_retries"),
+        "start_at": options.get("start_at"),
         "start_within_s": options.get("start_within"),
         "env": env,
         "cpu_time_s": options.get("cpu_time"),

@@ -102,7 +102,7 @@ def _job_terms(job: Job | None, host: Host) -> tuple[str, int, int]:
     weight = job.shape.weight
     if job.held:
         return "held", 0, weight
-    if job.waits_for_jobs:
+    if job.waits:
         return "blocked", 0, weight
     if job.cancelled:
         return "cancelled", 0, weight

@@ -18,6 +18,8 @@ MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
 MAX_REQUEST = 200
+#: The year 9999, as far as dates go.
+LATEST_AT = 253_370_764_800.0
 MAX_GLOBS = 100
 MAX_AFTER = 1000
 MAX_AFTER_EACH = 8  #: a bit each, in one byte a task
@@ -175,6 +177,7 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("timeout_retries", spec.timeout_retries, -1, MAX_RETRIES),
         ("lost_retries", spec.lost_retries, -1, MAX_RETRIES),
         ("backoff_s", spec.backoff_s, 0, 86_400),
+        ("start_at", spec.start_at, 0, LATEST_AT),
         ("start_within_s", spec.start_within_s, 0, 1e9),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),

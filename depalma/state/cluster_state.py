@@ -99,9 +99,11 @@ class ClusterState:
 
     def settle_alone(self, job: Job, at: float) -> None:
         """Follows up a change of a job, as far as it concerns itself."""
-        if job.unmet and job.cancelled:
-            self.waiting.drop(job)
-        if not job.open and job.finished_at is None and job.done.ended == len(job.states) and not job.waits_for_jobs:
+        if job.cancelled:
+            job.asleep = False
+            if job.unmet:
+                self.waiting.drop(job)
+        if not job.open and job.finished_at is None and job.done.ended == len(job.states) and not job.waits:
             job.end(at)
             if job.unmet:
                 self.waiting.drop(job)

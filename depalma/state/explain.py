@@ -47,6 +47,8 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     """Returns in one line why tasks of a job wait; empty when there is nothing special to say."""
     if job.held:
         return "held until it is released"
+    if job.asleep:
+        return f"starts at {_moment(job.spec.start_at)}, not before"
     if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
         return waiting_for(job) or next_attempt(job)
     if job.queued == 0:
@@ -66,8 +68,11 @@ def next_attempt(job: Job) -> str:
     """Returns in one line when what failed is tried again; empty if nothing waits for that."""
     if not job.delayed:
         return ""
-    first = datetime.fromtimestamp(min(job.delayed.values()), UTC)
-    return f"{len(job.delayed)} failed tasks are tried again, the first at {first:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{len(job.delayed)} failed tasks are tried again, the first at {_moment(min(job.delayed.values()))}"
+
+
+def _moment(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
@@ -97,7 +102,7 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
         lines.append(next_attempt(job))
     if job.unmet and not job.held and not reason:
         lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
-    if job.queued == job.blocked or job.waits_for_jobs:
+    if job.queued == job.blocked or job.waits:
         return lines
     if job.ready:
         before = state.ready.before(job)

@@ -42,6 +42,7 @@ class JobImage(Struct, array_like=True, gc=False):
     masks: bytes = b""
     cancel_reason: str = ""
     delayed: list[tuple[int, float]] = []
+    asleep: bool = False
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -100,6 +101,7 @@ def job_image(
         bytes(job.masks),
         job.cancel_reason,
         list(job.delayed.items()),
+        job.asleep,
     )
 
 
@@ -119,6 +121,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
+    job.asleep = image.asleep
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

@@ -72,9 +72,10 @@ def _check_job(job: Job) -> None:
     _must(job.requeued == sorted(set(job.requeued)), f"{name}: requeued is not sorted and distinct")
     _must(all(states[position] == QUEUED for position in job.requeued), f"{name}: requeued holds one that is not")
     _must(0 <= job.cursor <= len(states), f"{name}: cursor {job.cursor} of {len(states)}")
-    left = bool(queued or live or job.open or job.waits_for_jobs)
+    left = bool(queued or live or job.open or job.waits)
     _must(job.is_final != left, f"{name}: final {job.is_final}, with {queued} queued, {live} live, open {job.open}")
     _must(not job.cancelled or (not queued and not job.open), f"{name}: cancelled, yet {queued} queued or open")
+    _must(not job.asleep or (not live and not job.cancelled), f"{name}: runs before its time")
     limit = job.spec.max_running
     _must(not limit or live <= limit, f"{name}: {live} live, limit {limit}")
     for position, story in job.stories.items():

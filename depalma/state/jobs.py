@@ -77,6 +77,7 @@ class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "asleep",
         "blocked",
         "cancel_reason",
         "cancelled",
@@ -119,6 +120,7 @@ class Job:
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        self.asleep = spec.start_at > submitted_at  #: its time has not come
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
         self.blocked = 0  #: tasks that wait for tasks of other jobs, or for the time of their next attempt
@@ -160,12 +162,17 @@ class Job:
         return bool(self.unmet) and not all(each.each for each in self.unmet)
 
     @property
+    def waits(self) -> bool:
+        """Returns whether all of it waits, for its time or for the end of other jobs."""
+        return self.asleep or self.waits_for_jobs
+
+    @property
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
         if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
             return False
-        return not (self.unmet and self.waits_for_jobs)
+        return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
     @property
     def finished_order(self) -> Completions:
@@ -196,7 +203,7 @@ class Job:
                 return "running"
             if self.held:
                 return "held"
-            return "blocked" if self.waits_for_jobs or 0 < self.blocked == self.queued else "queued"
+            return "blocked" if self.waits or 0 < self.blocked == self.queued else "queued"
         tally = self.tally
         if tally[FAILED]:
             return "failed"
@@ -225,7 +232,7 @@ class Job:
             return WORDS[code]
         if self.held:
             return "held"
-        return "blocked" if code == BLOCKED or self.waits_for_jobs else "queued"
+        return "blocked" if code == BLOCKED or self.waits else "queued"
 
     def last_attempt(self, index: int) -> int:
         """Returns the number of the task's last attempt, 0 when it had none."""

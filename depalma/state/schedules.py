@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from depalma import cron
-from depalma.state.checks import bad_field, bad_name, bad_range, bad_spec, bad_text
+from depalma.state.checks import LATEST_AT, bad_field, bad_name, bad_range, bad_spec, bad_text
 from depalma.state.commands import Applied, Rejected
 from depalma.state.event_log import Detail
 from depalma.state.job_commands import AddSchedule, RemoveSchedule, TickSchedule
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MAX_SCHEDULES = 10_000
 CATCH_UPS = ("one", "all", "none")
 OVERLAPS = ("run", "skip")
-#: The year 9999, as far as dates go.
-_LATEST_AT = 253_370_764_800.0
 
 
 def add_schedule(state: ClusterState, command: AddSchedule) -> Applied | Rejected:
@@ -75,7 +73,7 @@ def bad_schedule(command: AddSchedule) -> Rejected | None:
         or (bad_field("zone", command.zone, "at most 100 characters") if len(command.zone) > 100 else None)
         or bad_text("by", command.by)
         or (bad_field("cron", command.cron, "at most 200 characters") if len(command.cron) > 200 else None)
-        or bad_range("first_at", command.first_at, command.at, _LATEST_AT)
+        or bad_range("first_at", command.first_at, command.at, LATEST_AT)
     )
 
 
@@ -96,7 +94,7 @@ def tick_schedule(state: ClusterState, command: TickSchedule) -> Applied | Rejec
     schedule = state.schedules.get(command.name)
     if schedule is None or schedule.next_at != command.tick_at:
         return Rejected("stale_tick", f"schedule {command.name[:80]} does not await a tick at {command.tick_at}")
-    if wrong := bad_range("next_at", command.next_at, command.tick_at, _LATEST_AT):
+    if wrong := bad_range("next_at", command.next_at, command.tick_at, LATEST_AT):
         return wrong
     if command.next_at == command.tick_at:
         return bad_field("next_at", command.next_at, "later than tick_at")

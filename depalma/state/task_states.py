@@ -55,7 +55,7 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("held", "queued"): "ReleaseJobs",
     ("held", "blocked"): "ReleaseJobs, and what it waits for has not ended",
     ("blocked", "held"): "HoldJobs",
-    ("blocked", "queued"): "what it waited for ended as it asked for; PassTime: its back-off is over",
+    ("blocked", "queued"): "what it waited for ended as it asked for; PassTime: its time has come",
     ("blocked", "cancelled"): _CANCELLED_WAITING,
     ("queued", "held"): "HoldJobs",
     ("queued", "assigned"): "AssignTasks",

@@ -1,4 +1,4 @@
-"""What happens at a time: the end of a back-off, a start deadline. [pure]
+"""What happens at a time: a job's time to start, the end of a back-off, a start deadline. [pure]
 
 The state has no clock. `Due` says what is next; the leader looks at its clock and proposes `PassTime` when that time
 has come, and only what is due by the time in the command happens. So a new leader goes on where the last one was, and
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
 
 _WHOLE = -1  #: in place of a position: the start deadline of the job
+_WAKE = -2  #: its time to start
 _MAX_LIMIT = 10_000
 
 
@@ -41,6 +42,8 @@ class Due:
         """Notes all that is due for a job."""
         if job.spec.start_within_s and never_started(job):
             self.add(job.submitted_at + job.spec.start_within_s, job.id, _WHOLE)
+        if job.asleep:
+            self.add(job.spec.start_at, job.id, _WAKE)
         for position, until in job.delayed.items():
             self.add(until, job.id, position)
 
@@ -62,7 +65,9 @@ def pass_time(state: ClusterState, command: PassTime) -> Applied | Rejected:
         job = state.jobs.get(job_id)
         if job is None or job.is_final:
             continue
-        if position != _WHOLE and job.delayed.get(position) == at:
+        if position == _WAKE and job.asleep:
+            job.asleep = False
+        elif position >= 0 and job.delayed.get(position) == at:
             del job.delayed[position]
             job.unblock(position)
         elif position == _WHOLE and never_started(job):

@@ -210,7 +210,7 @@ def _indices(job: Job, state_filter: TaskState | None, after: int) -> Iterator[i
     states, code = job.states, WORDS.index(state_filter) if state_filter in WORDS else -1
     if state_filter in WAITING_WORDS:
         # Of a held job all that waits is held, of one that waits for whole jobs all that waits is blocked.
-        whole = "held" if job.held else "blocked" if job.waits_for_jobs else ""
+        whole = "held" if job.held else "blocked" if job.waits else ""
         if whole:
             states, code = states.translate(UNBLOCKED), QUEUED if state_filter == whole else -1
     position = states.find(code, start) if code >= 0 else -1

@@ -47,3 +47,11 @@ def test_exit_codes_that_are_worth_a_retry(ctl: Ctl, value: Callable[..., Any]) 
     second = ctl("submit", "-q", *options, "--", "sh", "-c", "exit 9").stdout.strip()
     ctl("wait", first, second, code=None)
     assert [value("show", f"{job}.0")["attempt"] for job in (first, second)] == [4, 1]
+
+
+def test_a_job_starts_at_its_time(ctl: Ctl, value: Callable[..., Any]) -> None:
+    job = ctl("submit", "-q", "--at", "+1", "--", "true").stdout.strip()
+    ctl("wait", job)
+    view = value("show", job)
+    assert view["started_at"] - view["submitted_at"] >= 0.9
+    assert "is not a time" in ctl("submit", "--at", "tomorrow", "--", "true", code=2).stderr

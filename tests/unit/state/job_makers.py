@@ -38,6 +38,7 @@ class JobMakers:
             "retry_exit_codes": rng.choice([(), (), (3,)]),
             "timeout_retries": rng.choice([-1, -1, 1]),
             "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
+            "start_at": rng.choice([0.0, 0.0, 0.0, self.bench.now + 20.0]),
             "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
         }
 

@@ -186,6 +186,7 @@ def test_hosts_may_be_lost_so_often(bench, allowed):
         ({"backoff_s": float("nan")}, "backoff_s: nan given"),
         ({"timeout_retries": -2}, "timeout_retries: -2 given; allowed: -1 to 1000"),
         ({"lost_retries": 1001}, "lost_retries: 1001 given"),
+        ({"start_at": float("inf")}, "start_at: inf given"),
         ({"start_within_s": -3.0}, "start_within_s: -3.0 given"),
         ({"retry_exit_codes": (0,)}, "retry_exit_codes: [0] given; allowed: at most 256 codes from 1 to 255"),
     ],
@@ -238,3 +239,46 @@ def test_held_and_blocked_time_counts(bench):
 
     assert pass_time(bench, bench.now + 60) == 2
     assert [bench.state.jobs[job].state() for job in (1, 2, 3)] == ["held", "cancelled", "cancelled"]
+
+
+# ---------------------------------------------------------------- a time to start
+
+
+def test_nothing_of_a_job_starts_before_its_time(bench):
+    bench.host(slots=4)
+    job = bench.submit(2, start_at=5000.0)
+    assert (job.state(), job.state_of(1)) == ("blocked", "blocked")
+    assert job_view(bench.state, job).reason == "starts at 1970-01-01 01:23:20 UTC, not before"
+    assert bench.plan() == []
+    assert bench.assign((1, 0, 1)).refused == (((1, 0, 1), "blocked"),)
+    bench.check_snapshot()
+    assert pass_time(bench, 4999.9) == 0
+
+    assert pass_time(bench, 5000.0) == 1
+
+    assert len(bench.dispatch()) == 2
+    assert pass_time(bench, 6000.0) == 0
+    bench.check_snapshot()
+
+
+def test_a_time_that_is_over_is_no_obstacle(bench):
+    assert bench.submit(start_at=1.0).state() == "queued"
+
+
+def test_it_may_be_cancelled_before_and_others_may_wait_for_it(bench):
+    job = bench.submit(start_at=5000.0)
+    other = bench.submit(after=(Dependency(job.id, "any"),), start_at=4000.0)
+    bench.cancel(job.id)
+    assert job.state() == "cancelled"
+    assert other.state() == "blocked"
+
+    assert pass_time(bench, 9000.0) == 1
+
+    assert other.state() == "queued"
+
+
+def test_a_job_without_tasks_ends_in_its_time(bench):
+    job = bench.submit(0, start_at=5000.0)
+    assert not job.is_final
+    pass_time(bench, 5000.0)
+    assert job.state() == "succeeded"
