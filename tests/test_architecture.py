@@ -23,7 +23,8 @@ PURE = (
     "model.py", "lease.py", "dispatcher.py", "codetree.py", "items.py", "protocol.py", "client/wire.py", "state/",
     "agent/core.py", "agent/execution.py", "agent/lanes.py", "agent/events.py", "leader/leases.py", "leader/history.py",
     "agent/loadring.py", "leader/laggards.py", "ignoring.py", "requirements.py", "ownership.py", "agent/yielding.py",
-    "cron.py", "consensus/append_filter.py", "consensus/replication.py", "consensus/messages.py", "consensus/envelope.py",
+    "consensus/append_filter.py", "consensus/replication.py", "consensus/messages.py", "consensus/envelope.py",
+    "cron.py",
 )  # fmt: skip
 #: Third-party package → where it may be imported (prefixes below depalma/).
 HOMES = {

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from depalma.model import HostFacts, HostState, JobSpec, Payload
-from depalma.ownership import OwnerPolicy
 from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
+from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
 from depalma.state.jobs import Attempt, Chunk, Job, Story

@@ -134,10 +134,7 @@ def test_tags_of_commands_never_change():
         "code.ack", "code.add", "code.append", "code.fail", "code.lag", "group.add", "group.remove", "group.set",
         "host.add", "host.drain", "host.lost", "host.note_owner", "host.recovered", "host.remove", "host.set",
         "host.set_owner", "host.suspect", "host.undrain", "host.up",
-        "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
-        "master.change", "task.assign", "task.finish", "task.start",
-        "host.add", "host.drain", "host.lost", "host.recovered", "host.remove", "host.set", "host.suspect",
-        "host.undrain", "host.up", "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
+        "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
         "job.release", "job.retry", "job.set", "job.submit", "job.submit_graph", "master.change", "schedule.add",
         "schedule.remove", "schedule.tick", "task.assign", "task.finish", "task.start", "time.pass",
     ]  # fmt: skip

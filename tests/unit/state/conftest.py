@@ -293,16 +293,6 @@ class Fuzzer(JobMakers):
         count = self.rng.choice([0, 1, 4])
         return c.AddTasks(self.request(), self.job_id(), self.packed(count), count, self.bench.now)
 
-    def close(self) -> c.AnyCommand:
-        return c.CloseJob(self.request(), self.job_id(), self.bench.now)
-
-    def cancel(self) -> c.AnyCommand:
-        jobs = tuple(self.job_id() for _ in range(self.rng.randint(0, 2)))
-        return c.CancelJobs(self.request(), jobs, self.bench.now, "ann")
-
-    def forget(self) -> c.AnyCommand:
-        return c.ForgetJobs(tuple(self.job_id() for _ in range(self.rng.randint(0, 2))), self.bench.now)
-
     def assign(self) -> c.AnyCommand:
         if self.rng.random() < 0.7:
             planned = self.bench.plan(dict.fromkeys(self.bench.state.jobs, 0.01), ahead=self.rng.choice([0, 3]))

@@ -22,6 +22,16 @@ class JobMakers:
     def job_id(self) -> int:
         raise NotImplementedError
 
+    def close(self) -> c.AnyCommand:
+        return c.CloseJob(self.request(), self.job_id(), self.bench.now)
+
+    def cancel(self) -> c.AnyCommand:
+        jobs = tuple(self.job_id() for _ in range(self.rng.randint(0, 2)))
+        return c.CancelJobs(self.request(), jobs, self.bench.now, "ann")
+
+    def forget(self) -> c.AnyCommand:
+        return c.ForgetJobs(tuple(self.job_id() for _ in range(self.rng.randint(0, 2))), self.bench.now)
+
     def after(self) -> tuple[Dependency, ...]:
         rng = self.rng
         if rng.random() < 0.8:
