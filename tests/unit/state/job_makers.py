@@ -44,7 +44,7 @@ class JobMakers:
         rng = self.rng
         return {
             "after": self.after(),
-            "backoff_s": rng.choice([0.0, 0.0, 0.0, 3.0]),
+            "backoff_s": rng.choice([0.0, 0.0, 3.0]),
             "retry_exit_codes": rng.choice([(), (), (3,)]),
             "timeout_retries": rng.choice([-1, -1, 1]),
             "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
