@@ -390,3 +390,24 @@ class EventView(Struct, frozen=True, kw_only=True):
     task: int | None = None
     host: str = ""
     detail: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+class WebhookView(Struct, frozen=True, kw_only=True):
+    """A target that is told what happens. Its ids count from 1 without gaps."""
+
+    name: str
+    url: str
+    kinds: tuple[str, ...]  #: of events: `job.finished`, `task.*`, `*`
+    jobs: tuple[int, ...]  #: only events of these; empty = of any, and what is of no job
+    tags: tuple[str, ...]
+    users: tuple[str, ...]
+    keep: int  #: so many of the latest ids are kept, delivered or not
+    made_at: float
+    by: str
+    last: int  #: the newest id
+    delivered: int  #: the last id that was delivered
+    oldest: int  #: the oldest id that is kept
+    waiting: int  #: ids that are kept and not delivered
+    missing: int | None  #: ids that were dropped undelivered; None = not known, the cluster was restored
+    error: str = ""  #: why the next one cannot be delivered
+    failing_since: float | None = None

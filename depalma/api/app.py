@@ -31,6 +31,7 @@ from depalma.api import (
     snapshot,
     steering,
     tasks,
+    webhooks,
 )
 from depalma.api.context import Api
 from depalma.api.forward import FORWARDED, Forwarder
@@ -66,6 +67,7 @@ ROUTES: tuple[Route, ...] = (
     *hosts.ROUTES,
     *masters.ROUTES,
     *inventory.ROUTES,
+    *webhooks.ROUTES,
     *cluster.ROUTES,
     *events.ROUTES,
     *snapshot.ROUTES,

@@ -34,6 +34,11 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     _add_many(lines, "depalma_tasks", "gauge", "Tasks by state", "state", api.totals.tasks)
     hosts: Counter[str] = Counter(host.shown_state for host in state.hosts.values())
     _add_many(lines, "depalma_hosts", "gauge", "Hosts by state", "state", hosts)
+    webhooks = state.webhooks
+    waiting = {name: webhooks.undelivered(name) for name in webhooks.by_name}
+    _add_many(lines, "depalma_webhook_waiting", "gauge", "Ids that wait to be delivered", "webhook", waiting)
+    failing = {name: int(bool(webhook.error)) for name, webhook in webhooks.by_name.items()}
+    _add_many(lines, "depalma_webhook_failing", "gauge", "1 if the next id was not taken", "webhook", failing)
     _add(lines, "depalma_tasks_finished_total", "counter", "Tasks reported to this leader", rates.finished_total)
     _add(lines, "depalma_tasks_submitted_total", "counter", "Tasks submitted here", rates.submitted_total)
     _add(lines, "depalma_result_streams", "gauge", "Open result streams", len(api.streams))

@@ -22,6 +22,7 @@ STATUS: dict[str, int] = {
     "unknown_schedule": 404,
     "unknown_master": 404,
     "unknown_group": 404,
+    "unknown_webhook": 404,
     "unknown_code": 404,
     "unknown_blob": 404,
     "log_unavailable": 404,

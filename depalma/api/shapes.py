@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from depalma.model import (
     CodeView,
@@ -16,6 +16,7 @@ from depalma.model import (
     Payload,
     ProcessView,
     TaskView,
+    WebhookView,
 )
 
 
@@ -234,6 +235,49 @@ class EventList(Struct, frozen=True):
     events: list[EventView]
     oldest: int
     latest: int
+
+
+class WebhookList(Struct, frozen=True):
+    webhooks: list[WebhookView]
+
+
+class WebhookToAdd(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    url: str
+    kinds: tuple[str, ...] = ("job.finished",)
+    jobs: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    keep: int = 50_000  #: ids that are kept, delivered or not
+    by: str = ""
+
+
+class WebhookChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is not given stays."""
+
+    url: str | None = None
+    kinds: tuple[str, ...] | None = None
+    jobs: tuple[int, ...] | None = None
+    tags: tuple[str, ...] | None = None
+    users: tuple[str, ...] | None = None
+    keep: int | None = None
+    new_secret: bool = False
+    by: str = ""
+
+
+class WebhookSaved(Struct, frozen=True):
+    webhook: WebhookView
+    secret: str = ""  #: a new one: it is not shown again
+
+
+class WebhookReplay(Struct, frozen=True, forbid_unknown_fields=True):
+    from_id: int = field(name="from")
+    skip: bool = False  #: leave out what was not delivered
+    by: str = ""
+
+
+class WebhookTested(Struct, frozen=True):
+    id: int
 
 
 class HostLoad(Struct, frozen=True):

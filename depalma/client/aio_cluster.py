@@ -1,4 +1,4 @@
-"""What `AsyncClient` can do about the cluster itself: its hosts, groups and masters."""
+"""What `AsyncClient` can do about the cluster itself: its hosts, groups, masters and webhooks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar, Unpack
 
-from depalma.client import host_verbs, master_verbs, verbs
+from depalma.client import host_verbs, master_verbs, verbs, webhook_verbs
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.verbs import Verb
-from depalma.model import HostView, MasterView
+from depalma.client.webhook_verbs import WebhookOptions, WebhookSaved
+from depalma.model import HostView, MasterView, WebhookView
 
 T = TypeVar("T")
 
@@ -92,3 +93,33 @@ class AsyncCluster(ABC):
     async def transfer(self, master_id: str) -> None:
         """Lets this master lead. Errors: Rejected, with the code transfer_failed if it could not take over."""
         await self._run(master_verbs.transfer(master_id))
+
+    async def webhooks(self) -> list[WebhookView]:
+        """Returns the webhooks."""
+        return await self._run(webhook_verbs.webhooks())
+
+    async def webhook(self, name: str) -> WebhookView:
+        """Returns one webhook, and how far it is."""
+        return await self._run(webhook_verbs.webhook(name))
+
+    async def add_webhook(self, name: str, url: str, **options: Unpack[WebhookOptions]) -> WebhookSaved:
+        """Makes a webhook: events go to `url`, signed with the secret of the answer, which is not shown again."""
+        return await self._run(webhook_verbs.add_webhook(name, url, options))
+
+    async def set_webhook(
+        self, name: str, *, url: str | None = None, new_secret: bool = False, **options: Unpack[WebhookOptions]
+    ) -> WebhookSaved:
+        """Changes what is given; ids go on, and so does what was not delivered."""
+        return await self._run(webhook_verbs.set_webhook(name, url, new_secret, options))
+
+    async def remove_webhook(self, name: str) -> None:
+        """Ends a webhook, with all that it has not delivered."""
+        await self._run(webhook_verbs.remove_webhook(name))
+
+    async def replay_webhook(self, name: str, from_id: int, *, skip: bool = False) -> WebhookView:
+        """Delivers from this id on, once more. With `skip` it may leave out what was not delivered."""
+        return await self._run(webhook_verbs.replay_webhook(name, from_id, skip))
+
+    async def test_webhook(self, name: str) -> int:
+        """Sends a test event to this webhook only; returns its id."""
+        return await self._run(webhook_verbs.try_webhook(name))

@@ -25,6 +25,7 @@ from depalma.client.steering import Steering, ids_of
 from depalma.client.stream import ResultStream
 from depalma.client.transport import Answer, Endpoints, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
+from depalma.client.webhook_methods import WebhookMethods
 from depalma.errors import DepalmaError
 from depalma.model import CodeView, EventView, HostView, JobView, MasterView, Payload
 
@@ -35,7 +36,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client(Steering):
+class Client(Steering, WebhookMethods):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that

@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Look at the cluster": {
         "top": ("depalma.ctl.top:top", "Live view of the whole cluster"),
         "events": ("depalma.ctl.events:events", "Print what happened, one line an event"),
+        "webhook": ("depalma.ctl.webhooks:webhook", "Who is told what happens: add, ls, show, set, replay, test"),
         "load": ("depalma.ctl.load:load", "Show the load of hosts, now or over the last hour"),
         "host": ("depalma.ctl.hostlist:host", "Hosts: ls, show, add, remove, drain, undrain, set, pause, unpause"),
         "group": ("depalma.ctl.hostlist:group", "Groups of hosts: ls, set, add, remove"),

@@ -1,4 +1,4 @@
-"""What a master does while it leads: dispatch, leases, the code log, cancellations, forgetting.
+"""What a master does while it leads: dispatch, leases, the code log, cancellations, forgetting, webhooks.
 
 Everything here is soft: a new leader starts with nothing of it and loses nothing by that.
 """
@@ -20,6 +20,7 @@ from depalma.leader.laggards import Laggards
 from depalma.leader.leases import Leases
 from depalma.leader.sessions import Sessions
 from depalma.leader.timekeeping import keep_time
+from depalma.leader.webhooks import Messengers
 from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
 from depalma.ownership import OwnerPolicy
@@ -44,6 +45,7 @@ class Reign:
         self._laggards = Laggards(context.config.settings.code_lag_s, context.config.settings.code_kick_s)
         self._dispatching = DispatchLoop(context, self.sessions)
         self.sessions.on_room = self._dispatching.wake
+        self._messengers = Messengers(context, self._ended)
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
@@ -61,6 +63,7 @@ class Reign:
         ]
         for task in self._tasks:
             task.add_done_callback(self._ended)
+        self._messengers.begin()
         self._dispatching.wake()
 
     def end(self) -> None:
@@ -68,6 +71,7 @@ class Reign:
         for task in self._tasks:
             task.cancel()
         self._tasks = []
+        self._messengers.end()
         self.sessions.close_all()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -91,6 +95,8 @@ class Reign:
         if changes.code:
             for session in self.sessions.connected():
                 self.sessions.send_code(session)
+        if changes.webhooks:
+            self._messengers.changed(changes.webhooks)
         self._dispatching.wake()
 
     def _kill_cancelled(self, job_id: int) -> None:

@@ -11,6 +11,7 @@ from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
 from depalma.state.jobs import Job
+from depalma.state.outbox import Webhooks
 from depalma.state.placement import ReadyJobs
 from depalma.state.requests import Answers
 from depalma.state.schedule import Schedule
@@ -24,6 +25,7 @@ class Changes(Struct, gc=False):
     hosts: set[str]
     code: bool = False
     masters: bool = False
+    webhooks: set[str] = field(default_factory=set)
     forgotten: list[Job] = field(default_factory=list)  #: to be freed by whoever drains, at the pace that suits it
 
 
@@ -47,6 +49,7 @@ class ClusterState:
         "term",
         "version",
         "waiting",
+        "webhooks",
     )
 
     def __init__(self) -> None:
@@ -61,6 +64,7 @@ class ClusterState:
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()
         self.events = EventLog()
+        self.webhooks = Webhooks()
         self.ready = ReadyJobs()  #: derived
         self.waiting = Waiting()  #: derived
         self.due = Due()  #: derived

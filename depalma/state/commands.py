@@ -24,6 +24,14 @@ from depalma.state.job_commands import (
     SubmitGraph,
     TickSchedule,
 )
+from depalma.state.webhook_commands import (
+    AddWebhook,
+    DeliverWebhooks,
+    RemoveWebhook,
+    ReplayWebhook,
+    SetWebhook,
+    TryWebhook,
+)
 
 
 class SubmitJob(Command, frozen=True, tag="job.submit"):
@@ -362,6 +370,12 @@ AnyCommand = (
     | AddSchedule
     | RemoveSchedule
     | TickSchedule
+    | AddWebhook
+    | SetWebhook
+    | RemoveWebhook
+    | ReplayWebhook
+    | TryWebhook
+    | DeliverWebhooks
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -8,10 +8,7 @@ from itertools import islice
 
 from depalma.model import EventView
 from depalma.state.cluster_state import ClusterState
-from depalma.state.event_log import MOVED, RETURNED, EventRecord
-from depalma.state.task_states import WORDS
-
-_BACK = {RETURNED: "returned", MOVED: "moved"}
+from depalma.state.event_log import EventRecord
 
 
 def events_after(state: ClusterState, index: int, limit: int = 1000) -> list[EventView]:
@@ -35,29 +32,5 @@ def newest(state: ClusterState) -> int:
 
 def _open(record: EventRecord, after: int) -> Iterator[EventView]:
     """Yields the events of a record with a number above `after`."""
-    if not record.refs:
-        if record.first > after:
-            yield EventView(
-                index=record.first,
-                at=record.at,
-                kind=record.kind,
-                job=None if record.job < 0 else record.job,
-                host=record.host,
-                detail=dict(record.detail or {}),
-            )
-        return
-    for place in range(max(0, after + 1 - record.first), len(record.refs)):
-        job, task, attempt = record.refs[place]
-        detail = {"attempt": attempt, **(record.detail or {})}
-        if record.words:
-            word = record.words[place]
-            detail["state"] = _BACK.get(word) or WORDS[word]
-        yield EventView(
-            index=record.first + place,
-            at=record.at,
-            kind=record.kind,
-            job=job,
-            task=task,
-            host=record.host,
-            detail=detail,
-        )
+    for place in range(max(0, after + 1 - record.first), record.count):
+        yield record.event(place, record.first + place)

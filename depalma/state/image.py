@@ -22,6 +22,7 @@ from depalma.state.completions import CompletionsImage
 from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
+from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
 from depalma.state.schedule import Schedule
 from depalma.state.task_states import FINAL_CODES
@@ -111,6 +112,16 @@ class SchedulesPiece(_Piece, tag="schedules"):
     schedules: list[Schedule]
 
 
+class WebhooksPiece(_Piece, tag="webhooks"):
+    webhooks: list[Webhook]
+
+
+class OutboxPiece(_Piece, tag="outbox"):
+    """Entries, each with the name of its webhook."""
+
+    entries: list[tuple[str, Outgoing]]
+
+
 class EndPiece(_Piece, tag="end"):
     """The last one: without it something is missing."""
 
@@ -129,6 +140,8 @@ AnyPiece = (
     | EventsPiece
     | MastersPiece
     | SchedulesPiece
+    | WebhooksPiece
+    | OutboxPiece
     | EndPiece
 )
 
@@ -162,6 +175,8 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("events", state.events.records),
         _batches("masters", state.masters.values()),
         _batches("schedules", state.schedules.values()),
+        _batches("webhooks", state.webhooks.by_name.values()),
+        _batches("outbox", state.webhooks.all_entries()),
     ):
         yield data
         pieces += 1
@@ -289,6 +304,13 @@ class _Reader:
                 state.masters.update((each.id, each) for each in piece.masters)
             case SchedulesPiece():
                 state.schedules.update((each.name, each) for each in piece.schedules)
+            case WebhooksPiece():
+                state.events.fresh = []
+                for webhook in piece.webhooks:
+                    state.webhooks.add(webhook)
+            case OutboxPiece():
+                for name, entry in piece.entries:
+                    state.webhooks.outboxes[name].put(entry, state.webhooks.by_name[name].keep)
 
 
 def _settle(state: ClusterState, job: Job) -> None:

@@ -50,6 +50,7 @@ def check(state: ClusterState) -> None:
     for place, entry in enumerate(state.code, 1):
         _must(entry.index == place, f"code entry {place}: its index is {entry.index}")
     _check_events(state)
+    _check_webhooks(state)
 
 
 def _must(holds: bool, message: str) -> None:
@@ -152,3 +153,23 @@ def _check_events(state: ClusterState) -> None:
         may_skip = record.kind == "cluster.restored"  # the one event before which numbers are missing
         _must(len(record.words) in (0, len(record.refs)), f"events: {record.first} has words for other tasks")
         expected = record.first
+
+
+def _check_webhooks(state: ClusterState) -> None:
+    webhooks = state.webhooks
+    _must((state.events.fresh is not None) == bool(webhooks.by_name), "events are kept for webhooks, or not, wrongly")
+    _must(not state.events.fresh, f"{len(state.events.fresh or ())} events are in no outbox yet")
+    _must(list(webhooks.by_name) == list(webhooks.outboxes), "webhooks and outboxes differ")
+    for name, webhook in webhooks.by_name.items():
+        outbox = webhooks.outboxes[name]
+        _must(0 <= webhook.delivered <= webhook.last, f"webhook {name}: {webhook.delivered} of {webhook.last}")
+        _must(webhook.epoch <= state.version, f"webhook {name}: epoch {webhook.epoch}, version {state.version}")
+        _must((webhook.failing_since is None) == (not webhook.error), f"webhook {name}: fails, or not: {webhook.error}")
+        count = sum(entry.record.count for entry in outbox.entries)
+        _must(count == outbox.count, f"webhook {name}: {count} ids are kept, it says {outbox.count}")
+        last = 0
+        for entry in outbox.entries:
+            _must(entry.first > last, f"webhook {name}: {entry.first} comes after {last}")
+            _must(len(entry.numbers) in (0, len(entry.record.refs)), f"webhook {name}: numbers of {entry.first}")
+            last = entry.first + entry.record.count - 1
+        _must(last <= webhook.last, f"webhook {name}: {last} is kept, the last is {webhook.last}")

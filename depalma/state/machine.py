@@ -33,11 +33,14 @@ from depalma.state import (
     steering,
     submissions,
     timing,
+    webhook_commands,
+    webhooks,
 )
 from depalma.state.checks import bad_common
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.command import Command
 from depalma.state.commands import AnyCommand, Applied, Rejected
+from depalma.state.outbox import collect
 
 _Handler = Callable[[ClusterState, Any], Applied | Rejected]
 
@@ -79,6 +82,12 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     job_commands.SubmitGraph: graphs.submit_graph,
     job_commands.SetJobs: steering.set_jobs,
     job_commands.RetryJobs: retrying.retry_jobs,
+    webhook_commands.AddWebhook: webhooks.add_webhook,
+    webhook_commands.SetWebhook: webhooks.set_webhook,
+    webhook_commands.RemoveWebhook: webhooks.remove_webhook,
+    webhook_commands.ReplayWebhook: webhooks.replay_webhook,
+    webhook_commands.TryWebhook: webhooks.try_webhook,
+    webhook_commands.DeliverWebhooks: webhooks.deliver_webhooks,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()
@@ -95,7 +104,10 @@ class UnknownCommand(DepalmaError):
 def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rejected:
     """Applies a command in place. `index` is its place in the log, for messages only."""
     state.version += 1
-    return bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
+    outcome = bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
+    if state.events.fresh:
+        collect(state)
+    return outcome
 
 
 def digest_of(state: ClusterState, *, version: bool = True) -> str:

@@ -15,6 +15,7 @@ from depalma.state.attempts import lose_attempts
 from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import Detail
 from depalma.state.jobs import Job
+from depalma.state.outbox import collect
 
 #: By so much the version (which fences are made of) and the numbers of events jump: more than a cluster does in years.
 NUMBERS_JUMP = 10**12
@@ -32,6 +33,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
     state.version += NUMBERS_JUMP
     state.next_job = (state.next_job + JOBS_LOST_AT_MOST) // JOBS_ROUND * JOBS_ROUND + JOBS_ROUND + 1
     state.events.next_index += NUMBERS_JUMP
+    state.webhooks.jump(NUMBERS_JUMP, state.version)
     detail: Detail = {"reason": reason, "version": state.version, "next_job": state.next_job}
     state.events.add("cluster.restored", at, detail=detail)
     state.masters.clear()  # those of the other cluster: its first leader records its own
@@ -43,6 +45,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
         state.events.add("host.lost", at, host=host.name, detail={"reason": reason})
         lost += lose_attempts(state, host, f"host {host.name} was lost: {reason}", at)
         host.retire()
+    collect(state)
     return lost
 
 

@@ -168,7 +168,7 @@ def hostile(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, link
         tar.addfile(info)
-    return gzip.compress(plain.getvalue())
+    return gzip.compress(plain.getvalue(), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,10 @@ def hostile(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
         hostile("hard", tarfile.LNKTYPE, "/etc/passwd"),
         hostile("device", tarfile.CHRTYPE),
         b"this is no archive",
-        gzip.compress(b"neither is this" * 1000),
+        gzip.compress(b"neither is this" * 1000, mtime=0),
     ],
+    # Not the bytes themselves: every process that collects the tests must find the same names.
+    ids=["outside", "absolute", "symbolic link", "hard link", "device", "no archive", "no tar"],
 )
 async def test_hostile_inputs_end_the_task_and_write_nothing(
     leader: FakeLeader, agent: AgentProcess, data: bytes

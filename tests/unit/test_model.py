@@ -9,7 +9,7 @@ import pytest
 
 from depalma import model
 from depalma.model import FINAL_STATES, JobSpec, JobView, MasterAddress, Payload, Report, TaskCounts, TaskState
-from depalma.state import commands, job_commands
+from depalma.state import commands, job_commands, webhook_commands
 
 
 def test_an_unknown_field_is_refused_by_name():
@@ -117,6 +117,12 @@ def every_command() -> list[commands.AnyCommand]:
         job_commands.AddSchedule("r", "n", spec, "@daily", "UTC", 2.0, 1.0, "all", "skip", "ann"),
         job_commands.RemoveSchedule("r", "n", 1.0),
         job_commands.TickSchedule("n", 2.0, 3.0, True, 2.5),
+        webhook_commands.AddWebhook("r", "w", "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, 1.0, "ann"),
+        webhook_commands.SetWebhook("r", "w", 1.0, "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, "ann"),
+        webhook_commands.RemoveWebhook("r", "w", 1.0, "ann"),
+        webhook_commands.ReplayWebhook("r", "w", 3, True, 1.0, "ann"),
+        webhook_commands.TryWebhook("r", "w", 1.0, "ann"),
+        webhook_commands.DeliverWebhooks((("w", 1, 2, "why"),), 1.0),
     ]
 
 
@@ -137,6 +143,7 @@ def test_tags_of_commands_never_change():
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
         "job.release", "job.retry", "job.set", "job.submit", "job.submit_graph", "master.change", "schedule.add",
         "schedule.remove", "schedule.tick", "task.assign", "task.finish", "task.start", "time.pass",
+        "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 
 

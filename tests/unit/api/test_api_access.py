@@ -32,9 +32,16 @@ def expected_roles(route: Route) -> set[str]:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 async def test_each_route_with_each_token(bench: Bench, route: Route) -> None:
     names = {
-        "job": 1, "task": "1.0", "digest": "0" * 64, "index": 1, "host": "h1", "master": "m1", "group": "g",
+        "job": 1,
+        "task": "1.0",
+        "digest": "0" * 64,
+        "index": 1,
+        "host": "h1",
+        "master": "m1",
+        "group": "g",
+        "webhook": "w",
         "schedule": "s",
-    }  # fmt: skip
+    }
     path = route.path.format(**names) if "{" in route.path else route.path
     for role in ("user", "agent", "master", "wrong", "none"):
         token = TOKENS.get(role, "x" * 40)

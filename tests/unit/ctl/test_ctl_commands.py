@@ -67,14 +67,22 @@ NEEDS_CLUSTER = {
     "code retry": ([], 4),
     "code rollback": (["1"], 4),
     "code run": (["--", "true"], 4),
+    "webhook add": (["w", "http://127.0.0.1:9/"], 4),
+    "webhook ls": ([], 4),
+    "webhook show": (["w"], 4),
+    "webhook set": (["w", "--new-secret"], 4),
+    "webhook remove": (["w"], 4),
+    "webhook replay": (["w", "--from", "1"], 4),
+    "webhook test": (["w"], 4),
     "snapshot save": (["no-such-folder-yet.snap"], 4),
     "doctor": ([], 1),
 }
 WRITES = {
     "submit", "map", "run", "cancel", "code add", "master add", "master set", "master remove", "master transfer",
     "host add", "host set", "host remove", "host drain", "host undrain", "group set", "group add", "group remove",
-    "code retry", "code rollback", "code run", "hold", "release", "retry", "set",
-    "cron add", "cron rm", "add", "close",
+    "hold", "release", "retry", "set", "cron add", "cron rm", "add", "close",
+    "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove", "webhook replay",
+    "webhook test",
 }  # fmt: skip
 ALONE = {
     "dev",
@@ -174,7 +182,7 @@ def parse(words: list[str]) -> None:
     command.make_parser(click.Context(command, parent=parent)).parse_args(list(rest))
 
 
-@pytest.mark.parametrize("words", ["", "code", "host", "group", "master", "context", "config"])
+@pytest.mark.parametrize("words", ["", "code", "host", "group", "master", "webhook", "context", "config"])
 def test_a_bare_group_shows_its_help(words: str) -> None:
     result = ctl(*words.split())
     assert (result.exit_code, result.stderr) == (0, "")
@@ -247,6 +255,9 @@ def test_mistyped_command_gets_a_suggestion(words: list[str], near: str) -> None
         (["host", "set", "h1", "--group", "g", "--no-groups"], "--no-groups"),
         (["host", "drain", "h1", "--deadline", "soon"], "'soon' is not a duration"),
         (["group", "add", "render"], "HOST"),
+        (["webhook", "set", "w"], "nothing to change"),
+        (["webhook", "set", "w", "--tag", "a", "--no-tags"], "--tag and --no-tags exclude each other"),
+        (["webhook", "replay", "w"], "--from"),
         (["--timeout", "never", "jobs"], "never"),
     ],
 )  # fmt: skip

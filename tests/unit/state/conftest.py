@@ -19,6 +19,7 @@ from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
 from tests.unit.state.job_makers import JobMakers
+from tests.unit.state.webhook_makers import WebhookMakers
 
 #: Jobs above this size are not looked at task by task.
 WATCHED_TASKS = 300
@@ -210,7 +211,7 @@ def make_bench() -> type[Bench]:
     return Bench
 
 
-class Fuzzer(JobMakers):
+class Fuzzer(JobMakers, WebhookMakers):
     """Makes commands by chance: most of them plausible for the state as it is, some of them nonsense."""
 
     def __init__(self, bench: Bench, rng: random.Random) -> None:
@@ -226,7 +227,7 @@ class Fuzzer(JobMakers):
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group, self.owner,
+            self.host_list, self.group, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
             self.schedule,
@@ -383,9 +384,8 @@ class Fuzzer(JobMakers):
     def add_code(self) -> c.AnyCommand:
         digest = self.rng.choice(["a" * 64, "b" * 64, "c" * 64, "d" * 64, "short"])
         kind = self.rng.choice(["module", "module", "module", "folder", "thing"])
-        return c.AddCode(
-            self.request(), self.rng.choice(["pkg", "lib", "../x"]), kind, digest, 10, "ann", self.bench.now
-        )
+        request, name = self.request(), self.rng.choice(["pkg", "lib", "../x"])
+        return c.AddCode(request, name, kind, digest, 10, "ann", self.bench.now)
 
     def change_masters(self) -> c.AnyCommand:
         names = self.rng.sample(["m1", "m2", "m3"], self.rng.randint(1, 3))

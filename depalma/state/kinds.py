@@ -1,0 +1,20 @@
+"""The kinds of events, for those who choose among them. [pure]"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KINDS: Final = (
+    "cluster.restored",
+    "code.acknowledged", "code.added", "code.caught_up", "code.kicked", "code.lagging",
+    "group.changed",
+    "host.added", "host.changed", "host.drained", "host.draining", "host.lost", "host.making_way", "host.owner_left",
+    "host.owner_returned", "host.recovered", "host.removed", "host.removing", "host.suspect", "host.undrained",
+    "host.up",
+    "job.cancelled", "job.finished", "job.held", "job.released", "job.retried", "job.set", "job.submitted",
+    "master.added", "master.moved", "master.removed",
+    "schedule.added", "schedule.removed", "schedule.skipped", "schedule.ticked",
+    "task.assigned", "task.cancelled", "task.finished", "task.lost", "task.requeued", "task.started",
+    "webhook.added", "webhook.changed", "webhook.failing", "webhook.recovered", "webhook.removed", "webhook.replayed",
+    "webhook.tested",
+)  # fmt: skip
