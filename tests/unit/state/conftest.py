@@ -227,7 +227,7 @@ class Fuzzer(JobMakers, WebhookMakers):
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group, self.owner, self.webhook,
+            self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
             self.schedule,
