@@ -17,7 +17,7 @@ from itertools import chain, islice
 
 from depalma.blobs import Blobs, UnknownBlob
 from depalma.state.cluster_state import ClusterState
-from depalma.state.restoring import blobs_of_code, blobs_of_job
+from depalma.state.restoring import blobs_of_code, blobs_of_job, blobs_of_schedules
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class BlobKeeper:
         """Returns what the state names; what is named while we look was used a moment ago."""
         state = self._state()
         found = blobs_of_code(state)
+        found.update(blobs_of_schedules(state))
         digests = chain.from_iterable(blobs_of_job(job) for job in list(state.jobs.values()))
         while some := list(islice(digests, _AT_ONCE)):
             found.update(some)

@@ -41,6 +41,7 @@ from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.commands import AddTasks, AnyCommand, Applied, ChangeMasters, SubmitJob, encode
 from depalma.state.commands import Rejected as RefusedCommand
+from depalma.state.job_commands import SubmitGraph
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine
 
@@ -162,6 +163,8 @@ class Master:
             raise TypeError(f"{type(command).__name__} answered {outcome!r}")
         if isinstance(command, SubmitJob):
             self.rates.note_submitted(command.spec.count)
+        elif isinstance(command, SubmitGraph):
+            self.rates.note_submitted(sum(spec.count for spec in command.specs))
         elif isinstance(command, AddTasks):
             self.rates.note_submitted(command.count)
         return outcome

@@ -38,6 +38,15 @@ class Payload(Struct, frozen=True, omit_defaults=True, gc=False, forbid_unknown_
     size_bytes: int = 0
 
 
+class Dependency(Struct, frozen=True, omit_defaults=True, gc=False, forbid_unknown_fields=True):
+    """What has to end before work may start. `fail`: it failed, timed out or was lost; being cancelled counts only for
+    `any`."""
+
+    job: int  #: in a graph, -1 is the first job of the same submission, -2 the second, and so on
+    when: Literal["ok", "fail", "any"] = "ok"
+    each: bool = False  #: each task waits for that job's task of equal index, not for the whole job
+
+
 class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """What the user asked for; stored once a job, never a task.
 
@@ -90,6 +99,15 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     pack: bool = False  #: fill one host after the other, instead of spreading tasks
     limits: dict[str, int] | None = None  #: tag → at most so many tasks with it at once in the cluster; it has the tag
     preempt: bool = False  #: tasks of lower priority that may run again make room for it
+    #: before a task is tried again after a failure: this long, twice as long after the next one, an hour at most
+    backoff_s: float = 0.0
+    retry_exit_codes: tuple[int, ...] = ()  #: only a command that ended with one of these is tried again; empty = any
+    timeout_retries: int = -1  #: further attempts after a task timed out; -1 = they count among `retries`
+    lost_retries: int = -1  #: further attempts after its host was lost; -1 = no limit
+    #: a job none of whose tasks has started so long after its submission is cancelled; 0 = it waits
+    start_within_s: float = 0.0
+    start_at: float = 0.0  #: nothing of it starts before this time (seconds since the epoch); 0 = at once
+    after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
 
 
 #: Parts of a slot: powers of two, so that sums of them are exact.
@@ -304,39 +322,6 @@ class HostView(Struct, frozen=True, kw_only=True):
     taken: dict[str, int] = {}  #: what its tasks have of them: `memory_bytes`, `gpus`, and its resources
 
 
-class LimitView(Struct, frozen=True, kw_only=True):
-    kind: str  #: tag, user or group
-    name: str  #: of users, `*` is each who has none of his own
-    limit: int
-    tasks: int  #: under it, on hosts now; of `*` the most that one user has
-
-
-class ShareView(Struct, frozen=True, kw_only=True):
-    user: str
-    weight: float
-    usage_s: float  #: slot seconds, older ones counting less
-    slots: float  #: that its tasks have now
-    tasks: int
-    waiting: int  #: jobs that wait for a host
-
-
-class OrderView(Struct, frozen=True, kw_only=True):
-    half_life_s: float
-    age_s: float  #: 0 = no ageing
-    limits: list[LimitView]
-    users: list[ShareView]
-
-
-class TrialView(Struct, frozen=True, kw_only=True):
-    """What would become of a job if it were submitted now."""
-
-    tasks: int
-    starting: dict[str, int]  #: host → tasks that would start there at once
-    waiting: int  #: tasks that would wait
-    starts_by: float | None  #: by when a task would start; None = that cannot be said
-    lines: list[str]  #: what it would wait for, host by host
-
-
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):
     """A master, and where it is."""
 
@@ -395,6 +380,23 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     threads: int
     elapsed_s: float
     command: str
+
+
+class ScheduleView(Struct, frozen=True, kw_only=True):
+    name: str
+    cron: str
+    zone: str
+    next_at: float
+    last_at: float | None  #: its last tick
+    last_job: int | None
+    runs: int
+    skipped: int  #: ticks without a job
+    catch_up: str
+    overlap: str
+    created_at: float
+    by: str
+    command: str  #: for people
+    spec: JobSpec
 
 
 class EventView(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from depalma.api import (
     cluster,
     code,
     events,
+    graphs,
     hosts,
     inventory,
     jobs,
@@ -28,7 +29,9 @@ from depalma.api import (
     openapi,
     order,
     results,
+    schedules,
     snapshot,
+    steering,
     tasks,
     webhooks,
 )
@@ -56,6 +59,9 @@ log = logging.getLogger(__name__)
 
 ROUTES: tuple[Route, ...] = (
     *jobs.ROUTES,
+    *steering.ROUTES,
+    *graphs.ROUTES,
+    *schedules.ROUTES,
     *tasks.ROUTES,
     *results.ROUTES,
     *blobs_routes.ROUTES,

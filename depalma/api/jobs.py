@@ -24,7 +24,8 @@ from depalma.api.shapes import (
 )
 from depalma.api.specs import settled, settled_items
 from depalma.leader.trial import trial
-from depalma.model import JobSpec, JobView, TaskState, TrialView
+from depalma.model import JobSpec, JobView, TaskState
+from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob

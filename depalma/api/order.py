@@ -9,7 +9,7 @@ from depalma.api.inputs import Body, idempotency_key
 from depalma.api.problems import bad_field
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Empty, LimitToSet, OrderChange, ShareToSet
-from depalma.model import LimitView, OrderView, ShareView
+from depalma.orderviews import LimitView, OrderView, ShareView
 from depalma.state.limits import KINDS
 from depalma.state.order_commands import SetLimit, SetOrder, SetShare
 

@@ -19,6 +19,7 @@ STATUS: dict[str, int] = {
     "unknown_job": 404,
     "unknown_task": 404,
     "unknown_host": 404,
+    "unknown_schedule": 404,
     "unknown_master": 404,
     "unknown_group": 404,
     "unknown_webhook": 404,

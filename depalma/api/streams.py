@@ -18,6 +18,7 @@ from depalma.client.wire import (
     BATCH_RESULTS,
     KEEP_ALIVE,
     KEEP_ALIVE_S,
+    RETRIED,
     ResultBatch,
     TaskResult,
     frame,
@@ -186,6 +187,9 @@ def _results(job: Job, cursor: int, room: int) -> list[TaskResult]:
     results: list[TaskResult] = []
     for place in range(cursor, min(len(order), cursor + BATCH_RESULTS)):
         index = order[place]
+        if not order.counts_at(place):
+            results.append(TaskResult(index, RETRIED))
+            continue
         done = job.outcome(index)
         assert done is not None, f"task {job.id}.{index} is in the order of completion without an outcome"
         payload = done.result

@@ -26,6 +26,7 @@ from depalma.client.job import TaskOutcome
 from depalma.client.outcome import error_of, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
+from depalma.client.steering import AsyncSteering, ids_of
 from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
 from depalma.client.wire import TaskResult
@@ -35,7 +36,7 @@ from depalma.model import FINAL_STATES, CodeView, EventView, JobView, TaskView
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncCluster):
+class AsyncClient(AsyncCluster, AsyncSteering):
     """A connection to one cluster for asyncio; arguments and guarantees are those of `Client`.
 
     Use it in one event loop, as `async with AsyncClient() as client`.
@@ -103,7 +104,8 @@ class AsyncClient(AsyncCluster):
     async def _start(self, work: specs.Work) -> AsyncJobHandle:
         session = await self._prepared()
         submitted = await self._run(verbs.submit(work, session))
-        handle = AsyncJobHandle(self, submitted.id, count=work.spec.count, first=work.spec.first_index)
+        count = None if work.spec.open else work.spec.count
+        handle = AsyncJobHandle(self, submitted.id, count=count, first=work.spec.first_index)
         handle._watch(session, submitted.master)
         return handle
 
@@ -124,7 +126,7 @@ class AsyncClient(AsyncCluster):
 
     async def cancel(self, *jobs: int | AsyncJobHandle) -> list[int]:
         """Cancels jobs; returns the ids of those that were live. Errors: Rejected (unknown_job), nothing is done."""
-        return await self._run(verbs.cancel([job if isinstance(job, int) else job.id for job in jobs]))
+        return await self._run(verbs.cancel(ids_of(jobs)))
 
     # ------------------------------------------------------------ cluster
 

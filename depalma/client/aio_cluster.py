@@ -11,7 +11,8 @@ from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.specs import JobOptions
 from depalma.client.verbs import Verb
 from depalma.client.webhook_verbs import WebhookOptions, WebhookSaved
-from depalma.model import HostView, MasterView, OrderView, TrialView, WebhookView
+from depalma.model import HostView, MasterView, WebhookView
+from depalma.orderviews import OrderView, TrialView
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from depalma.client.wire import ResultBatch, TaskResult
+from depalma.client.wire import RETRIED, ResultBatch, TaskResult
 
 
 class Sink(Protocol):
@@ -95,8 +95,8 @@ class Book:
                 return in_step
             early, entry.early = entry.early, []
             entry.readers.append(_Reader(sink, len(early)))
-            if early:
-                sink.deliver(early)
+            if counting := [result for result in early if result.state != RETRIED]:
+                sink.deliver(counting)
             if entry.final:
                 self.discard(job)
                 sink.ended(entry.final)
@@ -123,7 +123,7 @@ class Book:
             if batch.final:
                 self.discard(batch.job)
             for reader in list(entry.readers):
-                fresh = batch.results[reader.cursor - begin :]
+                fresh = [one for one in batch.results[reader.cursor - begin :] if one.state != RETRIED]
                 reader.cursor = max(reader.cursor, batch.cursor)
                 if fresh:
                     reader.sink.deliver(fresh)

@@ -16,11 +16,13 @@ from depalma.client import contexts, functions, host_verbs, master_verbs, specs,
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
+from depalma.client.graphs import Graph
 from depalma.client.host_verbs import GroupView, HostOptions, HostRemoval
 from depalma.client.job import JobHandle
 from depalma.client.ordering import Ordering
 from depalma.client.record import Record
 from depalma.client.specs import JobOptions
+from depalma.client.steering import Steering, ids_of
 from depalma.client.stream import ResultStream
 from depalma.client.transport import Answer, Endpoints, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
@@ -35,7 +37,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client(WebhookMethods, Ordering):
+class Client(Steering, WebhookMethods, Ordering):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that
@@ -117,6 +119,10 @@ class Client(WebhookMethods, Ordering):
         self._executors.add(executor)
         return executor
 
+    def graph(self) -> Graph:
+        """Returns an empty graph: jobs that wait for each other, and are submitted all at once or not at all."""
+        return Graph(self)
+
     def _start(self, work: specs.Work, *, watch: bool) -> JobHandle:
         session = self._stream.prepare() if watch else ""
         submitted = self._run(verbs.submit(work, session))
@@ -125,7 +131,9 @@ class Client(WebhookMethods, Ordering):
             record = Record(submitted.id)
             self._stream.watch(submitted.id, record, session, submitted.master)
         spec = work.spec
-        return JobHandle(self, submitted.id, count=spec.count, first=spec.first_index, record=record)
+        return JobHandle(
+            self, submitted.id, count=None if spec.open else spec.count, first=spec.first_index, record=record
+        )
 
     # ------------------------------------------------------------ jobs
 
@@ -152,7 +160,7 @@ class Client(WebhookMethods, Ordering):
 
     def cancel(self, *jobs: int | JobHandle) -> list[int]:
         """Cancels jobs; returns the ids of those that were live. Errors: Rejected (unknown_job), nothing is done."""
-        return self._run(verbs.cancel([job.id if isinstance(job, JobHandle) else job for job in jobs]))
+        return self._run(verbs.cancel(ids_of(jobs)))
 
     # ------------------------------------------------------------ cluster
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depalma.client import verbs
+from depalma.client import functions, verbs
 from depalma.client.outcome import error_of, payload_data, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.wire import TaskResult
@@ -180,6 +180,40 @@ class JobHandle:
     def cancel(self) -> bool:
         """Cancels the job; its running tasks are stopped. Returns False if it was over already."""
         return self.id in self._client._run(verbs.cancel([self.id]))
+
+    def add(self, items: Iterable[Any]) -> int:
+        """Adds a task for each item to an open job: an argument of the command, or of the function that was mapped.
+
+        Returns the index of the first. Errors: Rejected (job_closed).
+        """
+        if self.view().kind == "command":
+            packed = [str(item).encode() for item in items]
+        else:
+            packed = [functions.pack_call(None, (item,), {}) for item in items]
+        return self._client._run(verbs.add_tasks(self.id, packed))
+
+    def close(self) -> None:
+        """Says that an open job gets no more tasks: it ends when those that it has are over."""
+        self._client._run(verbs.close_job(self.id))
+        self._view = None
+
+    def hold(self) -> bool:
+        """Starts no further task of it. Returns False if it was held or over already."""
+        return self.id in self._client._run(verbs.steer("hold", [self.id]))
+
+    def release(self) -> bool:
+        """Ends `hold`. Returns False if it was not held."""
+        return self.id in self._client._run(verbs.steer("release", [self.id]))
+
+    def retry(self) -> bool:
+        """Runs the tasks again that failed, timed out or were lost; then this handle waits for them anew.
+
+        Returns False if there were none. Errors: Rejected (job_cancelled).
+        """
+        if self.id not in self._client._run(verbs.steer("retry", [self.id])):
+            return False
+        self._record = self._view = None
+        return True
 
     # ------------------------------------------------------------ inside
 

@@ -6,7 +6,8 @@ import msgspec
 
 from depalma.client.transport import Request, segment
 from depalma.client.verbs import Verb, send
-from depalma.model import JobSpec, OrderView, TrialView
+from depalma.model import JobSpec
+from depalma.orderviews import OrderView, TrialView
 
 
 def order() -> Verb[OrderView]:

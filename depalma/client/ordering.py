@@ -9,7 +9,7 @@ from typing import TypeVar, Unpack
 from depalma.client import order_verbs, specs
 from depalma.client.specs import JobOptions
 from depalma.client.verbs import Verb
-from depalma.model import OrderView, TrialView
+from depalma.orderviews import OrderView, TrialView
 
 T = TypeVar("T")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypedDict
 
@@ -13,9 +14,10 @@ from msgspec import Struct
 
 from depalma.client import functions
 from depalma.client.functions import Function
-from depalma.model import MAX_TASKS, JobSpec
+from depalma.model import MAX_TASKS, Dependency, JobSpec
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)$", re.IGNORECASE)
+_AFTER = re.compile(r"^([1-9][0-9]{0,17})(?::(ok|fail|any))?$")
 _ARRAY = re.compile(r"^(\d+)-(\d+)(?:%(\d+))?$")
 
 
@@ -48,6 +50,11 @@ class JobOptions(TypedDict, total=False):
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
+    backoff_s: float  #: before the next attempt; doubles each time, up to an hour
+    retry_exit_codes: Sequence[int]  #: of a command: only after these; empty = any
+    timeout_retries: int  #: further attempts after a timeout, if these count apart
+    lost_retries: int  #: further attempts after a lost host (no limit)
+    start_within_s: float  #: the job is cancelled if nothing of it has started by then
     timeout_s: float
     grace_s: float  #: between SIGTERM and SIGKILL
     restartable: bool
@@ -55,6 +62,10 @@ class JobOptions(TypedDict, total=False):
     code_index: int
     stdout: str
     stderr: str
+    start_at: float | datetime  #: nothing starts before: seconds since the epoch, or a time (without zone: local)
+    open: bool  #: tasks may be added (`job.add`) until it is closed (`job.close`)
+    after: object  #: a job (id or handle), "42:fail", or several: what has to end first, and how (ok, fail, any)
+    after_each: object  #: the same, task by task: each waits for that job's task of equal index
 
 
 _OPTIONS = frozenset(JobOptions.__annotations__)
@@ -80,10 +91,33 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("resources", "limits"):
         if name in values:
             values[name] = dict(values[name])
+    if isinstance(values.get("start_at"), datetime):
+        values["start_at"] = values["start_at"].timestamp()
+    if "retry_exit_codes" in values:
+        values["retry_exit_codes"] = tuple(values["retry_exit_codes"])
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
+    after = (*dependencies("after", values.pop("after", ())), *dependencies("after_each", values.pop("after_each", ())))
+    if after:
+        values["after"] = after
     values.setdefault("user", login_name())
     return values
+
+
+def dependencies(option: str, given: object) -> Iterator[Dependency]:
+    """Yields what `after` or `after_each` means: ids, `"42:fail"`, handles of jobs. Errors: ValueError."""
+    several = given if isinstance(given, list | tuple | set | frozenset) else (given,)
+    for one in several:
+        if isinstance(one, Dependency):
+            yield one
+            continue
+        text = str(one if isinstance(one, int | str) and not isinstance(one, bool) else getattr(one, "id", one))
+        match = _AFTER.fullmatch(text)
+        if not match:
+            raise ValueError(
+                f"{option}: {one!r} given; allowed: a job's id or handle, or like '42:ok', '42:fail', '42:any'"
+            )
+        yield Dependency(int(match[1]), match[2] or "ok", option == "after_each")  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1)
@@ -194,6 +228,7 @@ def function_work(
     values = fields(options)
     inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))
+    is_open = values.pop("open", False) or is_open
     values.update(count=len(arguments), open=is_open)
     if isinstance(function, str) or by_reference:
         # Calls that are added to an open job may carry pickled functions whatever the first one was.

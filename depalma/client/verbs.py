@@ -34,6 +34,7 @@ from depalma.model import (
     CodeView,
     EventView,
     HostView,
+    JobSpec,
     JobView,
     Load,
     LoadHistory,
@@ -147,6 +148,23 @@ def store_blob(data: bytes) -> Verb[Payload]:
 
 def submit(work: Work, session: str = "") -> Verb[Submitted]:
     """Creates a job; its results go to the stream of `session`, if the same master serves that."""
+    headers = (("Depalma-Session", session),) if session else ()
+    body = msgspec.msgpack.encode((yield from stored(work)))
+    answer = yield Request("POST", "/v1/jobs", body, MSGPACK, headers=headers, key=new_key())
+    return Submitted(int(answer.json()["id"]), answer.master)
+
+
+def submit_graph(works: Sequence[Work]) -> Verb[list[int]]:
+    """Creates jobs that wait for each other, all or none; returns their ids in order."""
+    specs = []
+    for work in works:
+        specs.append((yield from stored(work)))
+    answer = yield Request("POST", "/v1/graphs", msgspec.msgpack.encode({"jobs": specs}), MSGPACK, key=new_key())
+    return [int(job) for job in answer.json()["ids"]]
+
+
+def stored(work: Work) -> Verb[JobSpec]:
+    """Returns the spec as it is sent, after what is too large for it was uploaded."""
     spec = work.spec
     if work.arguments:
         spec = msgspec.structs.replace(spec, arguments=(yield from store(items.pack(work.arguments))))
@@ -154,10 +172,7 @@ def submit(work: Work, session: str = "") -> Verb[Submitted]:
         spec = msgspec.structs.replace(spec, function_pickle=(yield from store(work.function)))
     if work.inputs:
         spec = msgspec.structs.replace(spec, inputs=(yield from store_blob(work.inputs)))
-    headers = (("Depalma-Session", session),) if session else ()
-    body = msgspec.msgpack.encode(spec)
-    answer = yield Request("POST", "/v1/jobs", body, MSGPACK, headers=headers, key=new_key())
-    return Submitted(int(answer.json()["id"]), answer.master)
+    return spec
 
 
 def add_tasks(job: int, arguments: list[bytes]) -> Verb[int]:
@@ -177,6 +192,13 @@ def cancel(jobs: list[int]) -> Verb[list[int]]:
     """Cancels jobs and returns those that were live."""
     answer = yield from send("POST", "/v1/jobs/cancel", {"jobs": jobs})
     return [int(job) for job in answer["cancelled"]]
+
+
+def steer(verb: str, jobs: list[int], changes: Mapping[str, object] | None = None) -> Verb[list[int]]:
+    """Holds, releases, retries or sets jobs and returns those that changed; `verb` is the last part of the path."""
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    answer = yield from send("POST", f"/v1/jobs/{verb}", {"jobs": jobs, "by": login_name(), **given})
+    return [int(job) for job in answer["changed"]]
 
 
 def job(job_id: int | str) -> Verb[JobView]:

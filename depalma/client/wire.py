@@ -50,6 +50,10 @@ class TaskResult(Struct, frozen=True, array_like=True, gc=False):
     error_code: str = ""
 
 
+#: `state` of a result that counts no more, as its task was retried; the one that counts follows.
+RETRIED = "retried"
+
+
 class ResultBatch(Struct, frozen=True, array_like=True):
     """Results of one job in the order in which its tasks ended. `cursor` counts those given so far, this batch's
     included; `final` means that the job is over and nothing follows. An unknown job has state `unknown`."""

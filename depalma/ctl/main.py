@@ -20,6 +20,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run work": {
         "submit": ("depalma.ctl.submit:submit", "Submit a command or a script as a job"),
         "map": ("depalma.ctl.submit:map_command", "Submit a job with one task an argument"),
+        "cron": ("depalma.ctl.cron:cron", "Jobs at times of day: add, ls, show, rm"),
         "run": ("depalma.ctl.run:run", "Submit a command, stream its output, exit with its code"),
     },
     "Watch and steer jobs": {
@@ -30,6 +31,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "result": ("depalma.ctl.result:result", "Print what a function returned"),
         "explain": ("depalma.ctl.jobs:explain", "Say why a job waits, or why it ended as it did"),
         "cancel": ("depalma.ctl.jobs:cancel", "Cancel jobs"),
+        "add": ("depalma.ctl.opened:add", "Add tasks to an open job"),
+        "close": ("depalma.ctl.opened:close", "Say that an open job gets no more tasks"),
+        "hold": ("depalma.ctl.steer:hold", "Start no further task of jobs"),
+        "release": ("depalma.ctl.steer:release", "Let held jobs go"),
+        "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),
+        "set": ("depalma.ctl.steer:set_command", "Change priority, name or tags of jobs"),
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
     },
     "Look at the cluster": {

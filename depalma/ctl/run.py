@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import click
 
 from depalma.ctl import failures
+from depalma.ctl.after import put_after
 from depalma.ctl.command import command
 from depalma.ctl.follow import follow_task
 from depalma.ctl.output import show_value
@@ -53,6 +54,7 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
     """
     failures.passes_job_code = True
     spec = build_spec(words, options, default_name=Path(words[0]).name)
+    put_after(session, spec, options)
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     session.narrate(f"job {job}")

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from depalma.ctl import after
+from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
 from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_counts, parse_env
 
@@ -72,6 +74,32 @@ _COMMON = (
     ),
     click.option("--retries", type=click.IntRange(0), metavar="N", help="Further attempts after a task failed (0)."),
     click.option(
+        "--backoff", type=DURATION, metavar="TIME", help="Before the next attempt; doubles, up to an hour (0)."
+    ),
+    click.option(
+        "--retry-exit-code",
+        "retry_exit_codes",
+        multiple=True,
+        type=click.IntRange(1, 255),
+        metavar="CODE",
+        help="Try again only after this exit code. May be repeated.",
+    ),
+    click.option(
+        "--timeout-retries",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Further attempts after a timeout (as --retries).",
+    ),
+    click.option(
+        "--lost-retries", type=click.IntRange(0), metavar="N", help="Further attempts after a lost host (no limit)."
+    ),
+    click.option(
+        "--at", "start_at", type=MOMENT, metavar="TIME", help="Not before: 2026-11-27T03:00, 03:00 (the next), +2h."
+    ),
+    click.option(
+        "--start-within", type=DURATION, metavar="TIME", help="Cancel the job if nothing of it has started by then."
+    ),
+    click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
     ),
     click.option("--env", multiple=True, metavar="K=V", help="A variable; a bare K copies yours. May be repeated."),
@@ -95,7 +123,7 @@ def spec_options(
     *, files: bool = False, hold: bool = False, array: bool = False, max_running: bool = False
 ) -> Callable[[F], F]:
     """Returns the decorator that adds the options that describe a job."""
-    wanted = [*_COMMON, *_FILES] if files else [*_COMMON]
+    wanted = [*_COMMON, *after.OPTIONS, *_FILES] if files else [*_COMMON, *after.OPTIONS]
     wanted += [_HOLD] * hold + [_ARRAY] * array + [_MAX_RUNNING] * max_running
 
     def decorate(function: F) -> F:
@@ -130,6 +158,12 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "memory_bytes": options.get("memory"),
         "retries": options.get("retries"),
         "timeout_s": options.get("time_limit"),
+        "backoff_s": options.get("backoff"),
+        "retry_exit_codes": list(options.get("retry_exit_codes") or ()),
+        "timeout_retries": options.get("timeout_retries"),
+        "lost_retries": options.get("lost_retries"),
+        "start_at": options.get("start_at"),
+        "start_within_s": options.get("start_within"),
         "env": env,
         "cpu_time_s": options.get("cpu_time"),
         "max_processes": options.get("max_processes"),

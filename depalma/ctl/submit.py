@@ -14,6 +14,7 @@ import click
 
 from depalma import items
 from depalma.ctl import failures
+from depalma.ctl.after import put_after
 from depalma.ctl.command import ARGUMENTS, command
 from depalma.ctl.output import show_value
 from depalma.ctl.script import ScriptError, directives, script_argv
@@ -24,7 +25,9 @@ from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
-_REPEATED = ("tags", "env", "inputs", "outputs", "labels", "prefer")
+_REPEATED = (
+    "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes",
+)  # fmt: skip
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
 
@@ -37,23 +40,35 @@ _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
         "depalmactl submit train.sh --epochs 3      # reads #DEPALMA and #SBATCH lines",
         "id=$(depalmactl submit -q -- sleep 60)",
         "depalmactl submit --wait -- pytest && echo passed",
+        "depalmactl submit --after 42 --after 43:any -- ./report",
+        "depalmactl submit -f graph.yaml            # jobs that wait for each other, all or none",
     ),
 )
 @spec_options(files=True, hold=True, array=True)
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
 @click.option("--dry-run", is_flag=True, help="Only say where and when it would run.")
-@click.argument("words", nargs=-1, required=True, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
+@click.option("-f", "--file", "graph", metavar="GRAPH", help="Jobs of a YAML file.")
+@click.argument("words", nargs=-1, metavar="-- CMD ARG… | SCRIPT ARG…", type=click.UNPROCESSED)
 @click.pass_context
-def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, dry_run: bool, **options: Any) -> None:
+def submit(
+    ctx: click.Context, /, words: tuple[str, ...], wait: bool, dry_run: bool, graph: str | None, **options: Any
+) -> None:
     """Submit a job and print its id.
 
     After `--`, or with more than a file's name, CMD runs as it stands (no shell). A single existing file is a
     script: its text is sent, its `#DEPALMA --option` lines count as options, and a subset of `#SBATCH` is read too.
-    What stands on the command line wins over the script.
+    What stands on the command line wins over the script. With `-f` it is a YAML file of jobs that wait for each other.
     """
     session = ctx.find_object(Session)
     assert session is not None
     failures.passes_job_code = wait
+    if graph is not None:
+        from depalma.ctl.graph import submit_file
+
+        submit_file(ctx, session, graph, words, wait=wait)
+        return
+    if not words:
+        raise click.UsageError("Missing argument '-- CMD ARG… | SCRIPT ARG…'.", ctx)
     script = _script_of(ctx, words)
     if script is None:
         argv, name = list(words), Path(words[0]).name
@@ -61,6 +76,7 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, dry_run: b
         argv, options = _read_script(ctx, script, words[1:], options)
         name = script.name
     spec = build_spec(argv, options, default_name=name)
+    put_after(session, spec, options)
     if dry_run:
         from depalma.ctl.trial import show_trial
 
@@ -86,10 +102,11 @@ def submit(ctx: click.Context, /, words: tuple[str, ...], wait: bool, dry_run: b
     ),
 )
 @spec_options(files=True, hold=True, max_running=True)
+@click.option("--open", "is_open", is_flag=True, help="Leave it open for further tasks: see add, close.")
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
 @click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C]", type=click.UNPROCESSED)
 @click.pass_context
-def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **options: Any) -> None:
+def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_open: bool, **options: Any) -> None:
     """Submit one job with a task for each argument after `:::`, or for each line on stdin.
 
     `{}` stands for the argument (at the end if it is nowhere). One word with spaces in it is a shell command, in
@@ -100,7 +117,10 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, **opt
     failures.passes_job_code = wait
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
-    spec |= {"count": len(arguments), "arguments": _payload(session, arguments)}
+    if is_open:
+        spec["open"] = True
+    spec |= {"count": len(arguments), "arguments": payload_of(session, arguments)}
+    put_after(session, spec, options)
     stage_inputs(session, options["inputs"], spec)
     job = post_job(session, spec)
     announce(session, job, len(arguments), waits=wait)
@@ -163,7 +183,8 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
         except click.UsageError as error:
             message = error.format_message().rstrip(".")
             raise click.UsageError(f"{path}: line {directive.line}: {message}", ctx) from error
-        if inner.params["words"] != ("-",) or inner.params["wait"] or inner.params["dry_run"]:
+        params = inner.params
+        if params["words"] != ("-",) or params["wait"] or params["dry_run"] or params["graph"]:
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
             if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -183,18 +204,23 @@ def _given(ctx: click.Context, name: str) -> bool:
 
 
 def _split(ctx: click.Context, words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    if ":::" in words:
-        at = words.index(":::")
-        command_words, arguments = list(words[:at]), list(words[at + 1 :])
-    else:
-        if sys.stdin.isatty():
-            raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
-        command_words, arguments = list(words), sys.stdin.read().splitlines()
-    if not command_words:
+    at = words.index(":::") if ":::" in words else len(words)
+    if not at:
         raise click.UsageError("no command before ':::'", ctx)
+    return list(words[:at]), arguments_of(ctx, words[at:])
+
+
+def arguments_of(ctx: click.Context, words: tuple[str, ...]) -> list[str]:
+    """Returns the words after `:::`, or the lines of stdin. Errors: click.UsageError when there are none."""
+    if words:
+        arguments = list(words[1:])
+    elif sys.stdin.isatty():
+        raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
+    else:
+        arguments = sys.stdin.read().splitlines()
     if not arguments:
-        raise click.UsageError("nothing to map over: no argument came, so no job was submitted", ctx)
-    return command_words, arguments
+        raise click.UsageError("nothing to map over: no argument came, so nothing was submitted", ctx)
+    return arguments
 
 
 def map_argv(words: Sequence[str]) -> list[str]:
@@ -228,7 +254,8 @@ def _shell_text(text: str) -> str:
     return "".join(parts) + ("" if seen else ' "$1"')
 
 
-def _payload(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
+def payload_of(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns the packed arguments as the API takes them; many are uploaded first."""
     packed = items.pack([argument.encode("utf-8", "surrogateescape") for argument in arguments])
     if len(packed) <= INLINE_LIMIT_BYTES:
         return {"inline": base64.b64encode(packed).decode(), "size_bytes": len(packed)}

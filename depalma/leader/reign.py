@@ -20,6 +20,7 @@ from depalma.leader.laggards import Laggards
 from depalma.leader.leases import Leases
 from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
+from depalma.leader.timekeeping import keep_time
 from depalma.leader.webhooks import Messengers
 from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
@@ -57,6 +58,7 @@ class Reign:
             asyncio.create_task(self._dispatching.run(), name="dispatch"),
             asyncio.create_task(self._watch_hosts(), name="leases"),
             asyncio.create_task(self._watch_code(), name="code log"),
+            asyncio.create_task(keep_time(self._context), name="time"),
             asyncio.create_task(self._trim_history(), name="history"),
             asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
             asyncio.create_task(self._know_masters(), name="masters"),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from math import inf
 
 from depalma.dispatcher import HostRoom, plan
-from depalma.model import JobSpec, TrialView
+from depalma.model import JobSpec
+from depalma.orderviews import TrialView
 from depalma.policies.busy import least
 from depalma.policies.places import Place
 from depalma.policies.reserve import latest_start

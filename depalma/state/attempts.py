@@ -21,6 +21,7 @@ from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
+from depalma.state.retries import hold_off, may_retry
 from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
 
@@ -112,6 +113,8 @@ def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, i
         return "unknown_job", 0
     if job.held:
         return "held", 0
+    if job.waits:
+        return "blocked", 0
     if job.cancelled:
         return "cancelled", 0
     if job.code_index > host.code_index:
@@ -220,12 +223,14 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
             ended.append(ref)
             words.append(SUCCEEDED)
         else:
-            _end_badly(job, ref, attempt, report, at, endings)
+            _end_badly(state, job, ref, attempt, report, at, endings)
     endings.publish(state, host, at)
     return Applied(FinishOutcome(tuple(recorded), tuple(stale)), state.version)
 
 
-def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: float, endings: _Endings) -> None:
+def _end_badly(
+    state: ClusterState, job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: float, endings: _Endings
+) -> None:
     """Ends an attempt that did not succeed: for good, or back to the queue."""
     index = report.task
     outcome = report.outcome
@@ -240,7 +245,7 @@ def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: 
         # An outcome that this version does not know is a failure: the attempt is over in any case.
         code = OUTCOMES.get(outcome, FAILED)
         counts = code in (FAILED, TIMED_OUT)
-        retry = counts and _failures(job, index) < job.spec.retries
+        retry = counts and may_retry(job, index, code, report.exit_code)
         again = retry and not job.cancelled
         if retry and job.cancelled:
             code = CANCELLED
@@ -257,13 +262,10 @@ def _end_badly(job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: 
     word = WORDS[code] if counts else outcome
     past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
     job.requeue(index, attempt, past, counts)
+    if counts:
+        hold_off(state, job, index, code, at)
     endings.back.append(ref)
     endings.back_words.append(code if counts else RETURNED if outcome == "returned" else MOVED)
-
-
-def _failures(job: Job, index: int) -> int:
-    story = job.stories.get(index - job.first)
-    return story.failures if story else 0
 
 
 def lose_attempts(
@@ -277,9 +279,10 @@ def lose_attempts(
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
         host.release(ref[0], attempt, job.shape)
         index = ref[1]
-        if job.spec.restartable and not job.cancelled:
+        if job.spec.restartable and not job.cancelled and may_retry(job, index, LOST, None):
             past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])
             job.requeue(index, attempt, past, counts=False)
+            job.stories[index - job.first].losses += 1
             endings.back.append(ref)
             endings.back_words.append(LOST)
             continue

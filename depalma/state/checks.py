@@ -20,9 +20,13 @@ MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
 MAX_RETRIES = 1000
 MAX_REQUEST = 200
+#: The year 9999, as far as dates go.
+LATEST_AT = 253_370_764_800.0
 MAX_GLOBS = 100
 MAX_RULES = 100
 MAX_RESOURCES = 100
+MAX_AFTER = 1000
+MAX_AFTER_EACH = 8  #: a bit each, in one byte a task
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
 _MAX_TEXT_BYTES = 131_072
@@ -116,7 +120,7 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
     wrong = _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec)
-    return wrong or _bad_placement(spec) or _bad_tasks(spec)
+    return wrong or _bad_placement(spec) or _bad_tasks(spec) or _bad_after(spec)
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -137,14 +141,13 @@ def _bad_work(spec: JobSpec) -> Rejected | None:
 
 def _bad_texts(spec: JobSpec) -> Rejected | None:
     for field in ("name", "user", "group", "on_host", "cwd", "function", "stdout", "stderr"):
-        text: str = getattr(spec, field)
-        if len(text) > 4096 or "\0" in text:
-            return bad_field(field, text, "at most 4096 characters, no NUL")
+        if wrong := bad_text(field, getattr(spec, field)):
+            return wrong
     for field, name in (("group", spec.group), ("on_host", spec.on_host)):
         if name and (wrong := bad_name(field, name)):
             return wrong
-    if len(spec.tags) > 100 or any(not tag or len(tag) > 200 for tag in spec.tags):
-        return bad_field("tags", list(spec.tags), "at most 100 tags of 1 to 200 characters")
+    if wrong := bad_tags(spec.tags):
+        return wrong
     if spec.python and not _PYTHON.fullmatch(spec.python):
         return bad_field("python", spec.python, "like 3.11, or empty")
     if _too_long(spec.argv):
@@ -154,6 +157,20 @@ def _bad_texts(spec: JobSpec) -> Rejected | None:
             return bad_field("env", key, "names that are not empty and have no '='")
     if _too_long([*spec.env.keys(), *spec.env.values()]):
         return bad_field("env", sorted(spec.env), f"at most {_MAX_TEXT_BYTES} characters together, no NUL")
+    return None
+
+
+def bad_tags(tags: tuple[str, ...]) -> Rejected | None:
+    """Refuses tags that are empty, too long or too many."""
+    if len(tags) > 100 or any(not tag or len(tag) > 200 for tag in tags):
+        return bad_field("tags", list(tags), "at most 100 tags of 1 to 200 characters")
+    return None
+
+
+def bad_text(field: str, text: str) -> Rejected | None:
+    """Refuses a text that is too long for what it says, or holds a NUL."""
+    if len(text) > 4096 or "\0" in text:
+        return bad_field(field, text, "at most 4096 characters, no NUL")
     return None
 
 
@@ -169,6 +186,11 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("max_output_bytes", spec.max_output_bytes, 0, 1 << 50),
         ("scratch_bytes", spec.scratch_bytes, 0, 1 << 50),
         ("retries", spec.retries, 0, MAX_RETRIES),
+        ("timeout_retries", spec.timeout_retries, -1, MAX_RETRIES),
+        ("lost_retries", spec.lost_retries, -1, MAX_RETRIES),
+        ("backoff_s", spec.backoff_s, 0, 86_400),
+        ("start_at", spec.start_at, 0, LATEST_AT),
+        ("start_within_s", spec.start_within_s, 0, 1e9),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),
         ("first_index", spec.first_index, 0, MAX_FIRST_INDEX),
@@ -176,6 +198,8 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
     ):
         if wrong := bad_range(field, value, low, high):
             return wrong
+    if len(spec.retry_exit_codes) > 256 or not all(1 <= code <= 255 for code in spec.retry_exit_codes):
+        return bad_field("retry_exit_codes", list(spec.retry_exit_codes), "at most 256 codes from 1 to 255")
     if spec.max_files and not 16 <= spec.max_files <= 1 << 20:
         return bad_field("max_files", spec.max_files, "0 (the host's own limit), or 16 to 1048576")
     return None
@@ -209,6 +233,23 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
         if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
             return wrong
     return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources or {})
+
+
+def _bad_after(spec: JobSpec) -> Rejected | None:
+    """Refuses dependencies that no cluster could keep; whether the jobs are there is not looked at."""
+    after = spec.after
+    if len(after) > MAX_AFTER:
+        return bad_field("after", f"{len(after)} dependencies", f"at most {MAX_AFTER}")
+    if len({(one.job, one.each) for one in after}) < len(after):
+        return bad_field("after", [one.job for one in after], "each job once, and its tasks of equal index once")
+    if wrong := next((one.when for one in after if one.when not in ("ok", "fail", "any")), None):
+        return bad_field("after.when", wrong, "ok, fail, any")
+    each = sum(one.each for one in after)
+    if each > MAX_AFTER_EACH:
+        return bad_field("after", f"{each} jobs whose tasks are waited for", f"at most {MAX_AFTER_EACH}")
+    if each and spec.open:
+        return bad_field("after.each", True, "not in an open job: it waits for whole jobs only")
+    return None
 
 
 def _bad_tasks(spec: JobSpec) -> Rejected | None:

@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from depalma.codetree import CodeEntry, tree_at, tree_digest
 from depalma.model import MasterAddress
+from depalma.state.dependencies import Waiting, follow
 from depalma.state.event_log import EventLog
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
@@ -15,7 +16,9 @@ from depalma.state.limits import Limits
 from depalma.state.outbox import Webhooks
 from depalma.state.ready import ReadyJobs
 from depalma.state.requests import Answers
+from depalma.state.schedule import Schedule
 from depalma.state.shares import Shares
+from depalma.state.timing import Due
 
 #: A priority that has got nothing for so long gets a task.
 AGE_S = 3600.0
@@ -41,6 +44,7 @@ class ClusterState:
         "answers",
         "changes",
         "code",
+        "due",
         "events",
         "hosts",
         "invitations",
@@ -50,9 +54,11 @@ class ClusterState:
         "next_job",
         "ready",
         "removed",
+        "schedules",
         "shares",
         "term",
         "version",
+        "waiting",
         "webhooks",
     )
 
@@ -65,6 +71,7 @@ class ClusterState:
         self.masters: dict[str, MasterAddress] = {}  #: empty until the first leader has recorded them
         self.invitations: dict[str, Invitation] = {}  #: by the hash of the secret
         self.removed: set[str] = set()  #: hosts of the cluster file that were removed, and stay so
+        self.schedules: dict[str, Schedule] = {}
         self.code: list[CodeEntry] = []  #: entry n stands at n - 1
         self.answers = Answers()
         self.events = EventLog()
@@ -73,6 +80,8 @@ class ClusterState:
         self.shares = Shares()
         self.age_s = AGE_S  #: 0 = a priority that gets nothing waits for ever
         self.ready = ReadyJobs(self.limits, self.shares)  #: derived
+        self.waiting = Waiting()  #: derived
+        self.due = Due()  #: derived
         self.changes = Changes(set(), set())
         self._trees: dict[int, str] = {0: ""}
 
@@ -100,9 +109,22 @@ class ClusterState:
         return digest
 
     def settle(self, job: Job, at: float) -> None:
-        """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change."""
-        if not job.open and job.finished_at is None and len(job.done) == len(job.states):
+        """Follows up a change of a job: ends it when nothing is left, keeps the ready index, notes the change; and
+        what that means for those that wait for it."""
+        self.settle_alone(job, at)
+        if job.id in self.waiting:
+            follow(self, job, at)
+
+    def settle_alone(self, job: Job, at: float) -> None:
+        """Follows up a change of a job, as far as it concerns itself."""
+        if job.cancelled:
+            job.asleep = False
+            if job.unmet:
+                self.waiting.drop(job)
+        if not job.open and job.finished_at is None and job.done.ended == len(job.states) and not job.waits:
             job.end(at)
+            if job.unmet:
+                self.waiting.drop(job)
             self.events.add("job.finished", at, job=job.id, detail={"state": job.state(), "exit_code": job.exit_code})
         self.count(job, at)
         self.ready.refresh(job, at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 from msgspec import Struct
@@ -75,7 +75,10 @@ _NAN = float("nan")
 
 
 class Completions(Sequence[int]):
-    """Task indices in order of completion, identical on all replicas, and the record of each."""
+    """Task indices in order of completion, identical on all replicas, and the record of each.
+
+    A task that was retried stands there more than once; the last of its records counts (see `withdraw`).
+    """
 
     __slots__ = (
         "_finished",
@@ -88,6 +91,7 @@ class Completions(Sequence[int]):
         "_started",
         "_table",
         "_tasks",
+        "_withdrawn",
         "bulk_at",
         "bulk_count",
         "bulk_first",
@@ -105,6 +109,7 @@ class Completions(Sequence[int]):
         self._note_ids: dict[NoteKey, int] = {}
         self._ordinals = array("I")  #: by position of the task: 1 + its place in the columns, 0 = not there
         self._last_result: Payload | None = None
+        self._withdrawn = 0  #: places in the order whose record does not count any more
         self.bulk_at = -1  #: where in the order the range of cancelled tasks stands; -1 = there is none
         self.bulk_first = 0
         self.bulk_count = 0
@@ -112,6 +117,11 @@ class Completions(Sequence[int]):
 
     def __len__(self) -> int:
         return len(self._tasks) + self.bulk_count
+
+    @property
+    def ended(self) -> int:
+        """Returns how many tasks have a record that counts."""
+        return len(self._tasks) + self.bulk_count - self._withdrawn
 
     @overload
     def __getitem__(self, place: int) -> int: ...
@@ -192,6 +202,30 @@ class Completions(Sequence[int]):
             note.error_code,
             note.outputs,
         )
+
+    def withdraw(self, index: int) -> None:
+        """Makes the record of a task count no more: it is to run again. Its place in the order stays, as readers have
+        cursors there. Not for the range of cancelled tasks."""
+        self._ordinals[index - self._first] = 0
+        self._withdrawn += 1
+
+    def counts_at(self, place: int) -> bool:
+        """Returns whether the record that was added at this place of the order still counts."""
+        if self.bulk_count and place >= self.bulk_at:
+            if place < self.bulk_at + self.bulk_count:
+                return True
+            place -= self.bulk_count
+        return self._ordinals[self._tasks[place] - self._first] == place + 1
+
+    def recount(self, is_final: Callable[[int], bool]) -> None:
+        """Finds out, after `extend`, which records count: the last one of each task that is final, if it is not one of
+        the range that was cancelled (it may have ended before, and have been queued again)."""
+        ordinals, first = self._ordinals, self._first
+        cancelled = range(self.bulk_first, self.bulk_first + self.bulk_count)
+        for index in self._tasks:
+            if index in cancelled or not is_final(index):
+                ordinals[index - first] = 0
+        self._withdrawn = sum(ordinals[index - first] != place for place, index in enumerate(self._tasks, 1))
 
     def seal(self) -> None:
         """Gives back what only further tasks would need."""

@@ -6,8 +6,11 @@ leader knows (which hosts are connected) is not here.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
+from depalma.state.dependencies import waiting_for
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
@@ -46,6 +49,10 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     """Returns in one line why tasks of a job wait; empty when there is nothing special to say."""
     if job.held:
         return "held until it is released"
+    if job.asleep:
+        return f"starts at {_moment(job.spec.start_at)}, not before"
+    if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
+        return waiting_for(job) or next_attempt(job)
     if job.queued == 0:
         return "open: waits for more tasks" if job.open and not job.running else ""
     shape = job.shape
@@ -57,6 +64,17 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if limit and len(job.running) >= limit:
         return f"{limit} of its tasks run, its own limit"
     return "; ".join(limit_reasons(state, job))
+
+
+def next_attempt(job: Job) -> str:
+    """Returns in one line when what failed is tried again; empty if nothing waits for that."""
+    if not job.delayed:
+        return ""
+    return f"{len(job.delayed)} failed tasks are tried again, the first at {_moment(min(job.delayed.values()))}"
+
+
+def _moment(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
@@ -82,7 +100,11 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
 def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     reason = waiting_reason(state, job)
     lines = [reason] if reason else []
-    if not job.queued:
+    if job.delayed and not job.held and next_attempt(job) != reason:
+        lines.append(next_attempt(job))
+    if job.unmet and not job.held and not reason:
+        lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
+    if job.queued == job.blocked or job.waits:
         return lines
     if job.ready:
         lines += turn_lines(state, job)
@@ -132,7 +154,7 @@ def _final_lines(job: Job, index: int) -> list[str]:
     if record is None:
         return []
     if not record.host:
-        return ["cancelled while it was queued", _cancel_line(job)]
+        return ["cancelled while it was queued", *([_cancel_line(job)] if job.cancelled else [record.error])]
     ending = f"attempt {record.attempt} on {record.host}: {record.state}"
     if record.exit_code is not None:
         ending += f", exit code {record.exit_code}"
@@ -144,4 +166,6 @@ def _final_lines(job: Job, index: int) -> list[str]:
 
 
 def _cancel_line(job: Job) -> str:
+    if job.cancel_reason:
+        return f"the job was cancelled: it {job.cancel_reason}"
     return f"the job was cancelled{' by ' + job.cancelled_by if job.cancelled_by else ''}"

@@ -26,6 +26,8 @@ from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
 from depalma.state.order_image import OrderImage, order_image, recount, restore_order
 from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
+from depalma.state.schedule import Schedule
+from depalma.state.task_states import FINAL_CODES
 
 #: Raised when an older version could not read what this one writes.
 FORMAT = 2
@@ -107,6 +109,12 @@ class MastersPiece(_Piece, tag="masters"):
     masters: list[MasterAddress]
 
 
+class SchedulesPiece(_Piece, tag="schedules"):
+    """Only there if there are some: older versions do not know it."""
+
+    schedules: list[Schedule]
+
+
 class WebhooksPiece(_Piece, tag="webhooks"):
     webhooks: list[Webhook]
 
@@ -138,6 +146,7 @@ AnyPiece = (
     | OlderPiece
     | EventsPiece
     | MastersPiece
+    | SchedulesPiece
     | WebhooksPiece
     | OutboxPiece
     | InvitationsPiece
@@ -174,6 +183,7 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
         _batches("older", state.answers.older.items()),
         _batches("events", state.events.records),
         _batches("masters", state.masters.values()),
+        _batches("schedules", state.schedules.values()),
         _batches("webhooks", state.webhooks.by_name.values()),
         _batches("outbox", state.webhooks.all_entries()),
         _batches("invitations", state.invitations.values()),
@@ -304,6 +314,8 @@ class _Reader:
                 state.events.records.extend(piece.events)
             case MastersPiece():
                 state.masters.update((each.id, each) for each in piece.masters)
+            case SchedulesPiece():
+                state.schedules.update((each.name, each) for each in piece.schedules)
             case WebhooksPiece():
                 state.events.fresh = []
                 for webhook in piece.webhooks:
@@ -317,9 +329,14 @@ class _Reader:
 
 def _settle(state: ClusterState, job: Job) -> None:
     """Derives what is not stored of a job that is complete."""
+    if len(job.done) != sum(job.tally):
+        job.done.recount(lambda index: job.states[index - job.first] in FINAL_CODES)
     if job.is_final:
         job.done.seal()
     recount(state, job)
     state.ready.refresh(job, 0.0)
+    state.due.add_job(job)
+    if job.unmet:
+        state.waiting.add(job, {each.job: len(state.jobs[each.job].finished_order) for each in job.unmet})
     for index, attempt in job.running.items():
         state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from depalma.model import HostFacts, HostState, JobSpec, Payload
+from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
 from depalma.state.jobs import Attempt, Chunk, Job, Story
-from depalma.state.task_states import FIRST_FINAL, WORDS
+from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 
 class JobImage(Struct, array_like=True, gc=False):
@@ -37,6 +37,11 @@ class JobImage(Struct, array_like=True, gc=False):
     exit_code_seen: int
     first_bad: int
     chunks: list[Chunk]
+    unmet: tuple[Dependency, ...] = ()
+    masks: bytes = b""
+    cancel_reason: str = ""
+    delayed: list[tuple[int, float]] = []
+    asleep: bool = False
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -92,6 +97,11 @@ def job_image(
         job.exit_code_seen,
         job.first_bad,
         chunks,
+        job.unmet,
+        bytes(job.masks),
+        job.cancel_reason,
+        list(job.delayed.items()),
+        job.asleep,
     )
 
 
@@ -107,9 +117,12 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
     if image.done is not None:
         job.done = Completions(job.first)
         job.done.extend(image.done, seen)
-    for code in range(FIRST_FINAL, len(WORDS)):
+    for code in FINAL_CODES:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
+    job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
+    job.asleep = image.asleep
+    job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 
 

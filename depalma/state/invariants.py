@@ -11,12 +11,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from depalma.model import AttemptRef
+from depalma.state.dependencies import check_dependencies
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.limits import Gate, tags_of
 from depalma.state.ready import Line
+from depalma.state.schedule import check_schedules
 from depalma.state.shapes import Shape
-from depalma.state.task_states import ASSIGNED, FIRST_FINAL, QUEUED, RUNNING, WORDS
+from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
 
 if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
@@ -43,6 +45,8 @@ def check(state: ClusterState) -> None:
     _must(list(state.jobs) == sorted(state.jobs), "jobs are not in order of id")
     _check_ready(state, ready)
     _check_counts(state)
+    check_dependencies(state, _must)
+    check_schedules(state, _must)
     back = state.removed.intersection(state.hosts)
     _must(not back, f"hosts {sorted(back)} are there and removed")
     for key, invitation in state.invitations.items():
@@ -62,22 +66,23 @@ def _must(holds: bool, message: str) -> None:
 
 def _check_job(job: Job) -> None:
     name, states = f"job {job.id}", job.states
-    queued = states.count(QUEUED)
+    queued = states.count(QUEUED) + states.count(BLOCKED)
     live = states.count(ASSIGNED) + states.count(RUNNING)
     _must(queued == job.queued, f"{name}: {queued} tasks are queued, {job.queued} by arithmetic")
     _must(live == len(job.running), f"{name}: {live} tasks live, {len(job.running)} attempts")
     for code in range(len(WORDS)):
-        counted = states.count(code) if code >= FIRST_FINAL else 0
+        counted = states.count(code) if code in FINAL_CODES else 0
         _must(counted == job.tally[code], f"{name}: {counted} tasks {WORDS[code]}, tally says {job.tally[code]}")
-    _must(sum(job.tally) == len(job.done), f"{name}: {sum(job.tally)} tasks are final, {len(job.done)} completions")
+    _must(sum(job.tally) == job.done.ended, f"{name}: {sum(job.tally)} tasks are final, {job.done.ended} completions")
     below = states.count(QUEUED, 0, job.cursor)
     _must(below == len(job.requeued), f"{name}: {below} queued below the cursor, {len(job.requeued)} in the list")
     _must(job.requeued == sorted(set(job.requeued)), f"{name}: requeued is not sorted and distinct")
     _must(all(states[position] == QUEUED for position in job.requeued), f"{name}: requeued holds one that is not")
     _must(0 <= job.cursor <= len(states), f"{name}: cursor {job.cursor} of {len(states)}")
-    left = bool(queued or live or job.open)
+    left = bool(queued or live or job.open or job.waits)
     _must(job.is_final != left, f"{name}: final {job.is_final}, with {queued} queued, {live} live, open {job.open}")
     _must(not job.cancelled or (not queued and not job.open), f"{name}: cancelled, yet {queued} queued or open")
+    _must(not job.asleep or (not live and not job.cancelled), f"{name}: runs before its time")
     limit = job.spec.max_running
     _must(not limit or live <= limit, f"{name}: {live} live, limit {limit}")
     for position, story in job.stories.items():
@@ -89,8 +94,8 @@ def _check_job(job: Job) -> None:
 
 def _check_tasks(job: Job) -> None:
     """Looks at every task."""
-    final = {job.first + position for position, code in enumerate(job.states) if code >= FIRST_FINAL}
-    order = list(job.finished_order)
+    final = {job.first + position for position, code in enumerate(job.states) if code in FINAL_CODES}
+    order = [index for place, index in enumerate(job.finished_order) if job.done.counts_at(place)]
     _must(len(order) == len(set(order)) and set(order) == final, f"job {job.id}: completions are not the final tasks")
     for index in order:
         record = job.outcome(index)

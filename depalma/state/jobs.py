@@ -13,19 +13,21 @@ from typing import Any
 
 from msgspec import Struct
 
-from depalma.model import JobSpec, Payload, Report, TaskCounts, TaskState
+from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
 from depalma.state.task_states import (
     ASSIGNED,
+    BLOCKED,
     CANCELLED,
     FAILED,
-    FIRST_FINAL,
+    FINAL_CODES,
     LOST,
     QUEUED,
     RUNNING,
     SUCCEEDED,
     TIMED_OUT,
+    UNBLOCKED,
     WORDS,
 )
 
@@ -69,18 +71,24 @@ class Story(Struct, gc=False, array_like=True):
     last: int  #: number of the last attempt that ended so
     failures: int  #: those that count against the job's retries
     attempts: list[PastAttempt]  #: the latest ones
+    timeouts: int = 0  #: those that timed out, where these count apart
+    losses: int = 0  #: those whose host was lost
 
 
 class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "asleep",
+        "blocked",
+        "cancel_reason",
         "cancelled",
         "cancelled_by",
         "chunks",
         "code_index",
         "counted",
         "cursor",
+        "delayed",
         "done",
         "exit_code_seen",
         "finished_at",
@@ -89,6 +97,7 @@ class Job:
         "held",
         "id",
         "line",
+        "masks",
         "open",
         "ready",
         "requeued",
@@ -100,6 +109,7 @@ class Job:
         "stories",
         "submitted_at",
         "tally",
+        "unmet",
     )
 
     def __init__(self, job_id: int, spec: JobSpec, code_index: int, submitted_at: float) -> None:
@@ -113,6 +123,12 @@ class Job:
         self.held = spec.hold
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
+        self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        self.asleep = spec.start_at > submitted_at  #: its time has not come
+        self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
+        self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
+        self.blocked = 0  #: tasks that wait for tasks of other jobs, or for the time of their next attempt
+        self.delayed: dict[int, float] = {}  #: of these, by position, when that is
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
         self.ready = False  #: in the index of ready jobs (kept by it)
@@ -138,8 +154,8 @@ class Job:
 
     @property
     def queued(self) -> int:
-        """Returns how many tasks wait, held ones included."""
-        return len(self.states) - len(self.running) - len(self.done)
+        """Returns how many tasks wait, held and blocked ones included."""
+        return len(self.states) - len(self.running) - self.done.ended
 
     @property
     def is_final(self) -> bool:
@@ -147,10 +163,22 @@ class Job:
         return self.finished_at is not None
 
     @property
+    def waits_for_jobs(self) -> bool:
+        """Returns whether all of it waits for the end of other jobs."""
+        return bool(self.unmet) and not all(each.each for each in self.unmet)
+
+    @property
+    def waits(self) -> bool:
+        """Returns whether all of it waits, for its time or for the end of other jobs."""
+        return self.asleep or self.waits_for_jobs
+
+    @property
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        return self.queued > 0 and not self.held and not (limit and len(self.running) >= limit)
+        if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
+            return False
+        return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
     @property
     def finished_order(self) -> Completions:
@@ -179,7 +207,9 @@ class Job:
         if self.finished_at is None:
             if self.running:
                 return "running"
-            return "held" if self.held else "queued"
+            if self.held:
+                return "held"
+            return "blocked" if self.waits or 0 < self.blocked == self.queued else "queued"
         tally = self.tally
         if tally[FAILED]:
             return "failed"
@@ -204,7 +234,11 @@ class Job:
         if position < 0:
             raise IndexError(index)
         code = self.states[position]
-        return "held" if code == QUEUED and self.held else WORDS[code]
+        if code not in (QUEUED, BLOCKED):
+            return WORDS[code]
+        if self.held:
+            return "held"
+        return "blocked" if code == BLOCKED or self.waits else "queued"
 
     def last_attempt(self, index: int) -> int:
         """Returns the number of the task's last attempt, 0 when it had none."""
@@ -220,7 +254,7 @@ class Job:
     def outcome(self, index: int) -> Finished | None:
         """Returns the record of a finished task, None while it is not finished."""
         position = index - self.first
-        if not 0 <= position < len(self.states) or self.states[position] < FIRST_FINAL:
+        if not 0 <= position < len(self.states) or self.states[position] not in FINAL_CODES:
             return None
         return self.done.find(index, WORDS[self.states[position]])
 
@@ -276,9 +310,8 @@ class Job:
         self.states[index - self.first] = code
         del self.running[index]
         self.tally[code] += 1
+        self._has_ended()
         done = self.done
-        if done is NOTHING_DONE:
-            done = self.done = Completions(self.first)
         started = report.started_at
         if started is None:
             started = attempt.started_at
@@ -326,8 +359,11 @@ class Job:
         count = self.queued
         if not count:
             return 0
-        if self.done is NOTHING_DONE:
-            self.done = Completions(self.first)
+        self._has_ended()
+        if self.blocked:
+            self.states = self.states.translate(UNBLOCKED)
+            self.requeued, self.cursor, self.blocked, self.masks = [], 0, 0, bytearray()
+            self.delayed = {}
         for position in self.requeued:
             self._cancel_one(position, at)
         self.requeued.clear()
@@ -344,12 +380,45 @@ class Job:
         self.cursor = len(self.states)
         return count
 
-    def _cancel_one(self, position: int, at: float) -> None:
+    def block(self, mask: int) -> None:
+        """Lets every task of a new job wait for tasks of other jobs: for one a bit of `mask`."""
+        total = len(self.states)
+        self.masks = bytearray([mask]) * total
+        self.states = bytearray([BLOCKED]) * total
+        self.blocked = self.cursor = total
+
+    def unblock(self, position: int) -> None:
+        """Queues a blocked task."""
+        self.states[position] = QUEUED
+        self.blocked -= 1
+        if position < self.cursor:
+            insort(self.requeued, position)
+
+    def delay(self, position: int, until: float) -> None:
+        """Takes a task that came back out of the queue again until a time."""
+        if position < self.cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
+        self.states[position] = BLOCKED
+        self.blocked += 1
+        self.delayed[position] = until
+
+    def cancel_blocked(self, position: int, at: float, reason: str) -> None:
+        """Cancels a blocked task: what it waits for cannot come any more."""
+        self._has_ended()
+        self.blocked -= 1
+        self.masks[position] = 0
+        self._cancel_one(position, at, reason)
+
+    def _has_ended(self) -> None:
+        if self.done is NOTHING_DONE:
+            self.done = Completions(self.first)
+
+    def _cancel_one(self, position: int, at: float, reason: str = "") -> None:
         self.states[position] = CANCELLED
         self.tally[CANCELLED] += 1
         story = self.stories.get(position)
         number = story.last if story else 0
-        self.done.add(self.first + position, (number, "", None, None, "", 0, "", "", "", None), None, at, None)
+        self.done.add(self.first + position, (number, "", None, None, reason, 0, "", "", "", None), None, at, None)
 
     def _note_bad(self, index: int, code: int, report: Report) -> None:
         if self.first_bad < 0 and code != CANCELLED:

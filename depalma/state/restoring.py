@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from depalma.codetree import COMMAND
+from depalma.model import JobSpec
 from depalma.state.attempts import lose_attempts
 from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import Detail
@@ -54,6 +55,7 @@ def blobs_of(state: ClusterState) -> set[str]:
     found = blobs_of_code(state)
     for job in state.jobs.values():
         found.update(blobs_of_job(job))
+    found.update(blobs_of_schedules(state))
     found.discard("")
     return found
 
@@ -67,9 +69,19 @@ def blobs_of_code(state: ClusterState) -> set[str]:
 
 def blobs_of_job(job: Job) -> Iterator[str]:
     """Yields the digests of the blobs that a job names; empty ones among them."""
-    for payload in (job.spec.arguments, job.spec.function_pickle, job.spec.inputs):
-        if payload is not None:
-            yield payload.digest
+    yield from _blobs_of_spec(job.spec)
     for _, _, payload in job.chunks:
         yield payload.digest
     yield from job.done.blobs()
+
+
+def blobs_of_schedules(state: ClusterState) -> Iterator[str]:
+    """Yields the digests of the blobs that jobs to come will name; empty ones among them."""
+    for schedule in state.schedules.values():
+        yield from _blobs_of_spec(schedule.spec)
+
+
+def _blobs_of_spec(spec: JobSpec) -> Iterator[str]:
+    for payload in (spec.arguments, spec.function_pickle, spec.inputs):
+        if payload is not None:
+            yield payload.digest

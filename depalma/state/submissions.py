@@ -5,10 +5,11 @@ Each function checks everything first and then changes the state; a refusal chan
 
 from __future__ import annotations
 
-from depalma.model import MAX_TASKS
+from depalma.model import MAX_TASKS, JobSpec
 from depalma.state.checks import bad_arguments, bad_field, bad_range, bad_spec
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AddTasks, Applied, CancelJobs, CloseJob, ForgetJobs, Rejected, SubmitJob
+from depalma.state.dependencies import bad_jobs_after, begin
 from depalma.state.jobs import Job
 
 
@@ -21,14 +22,23 @@ def submit_job(state: ClusterState, command: SubmitJob) -> Applied | Rejected:
         return wrong
     if not -1 <= spec.code_index <= state.code_index:
         return bad_field("code_index", spec.code_index, f"-1 (newest) to {state.code_index}")
-    code_index = state.code_index if spec.code_index < 0 else spec.code_index
-    job = Job(state.next_job, spec, code_index, command.at)
-    state.next_job += 1
-    state.jobs[job.id] = job
-    state.events.add("job.submitted", command.at, job=job.id, detail={"tasks": job.total, "name": spec.name})
+    if wrong := bad_jobs_after(state, spec):
+        return wrong
+    job = create(state, spec, command.at)
+    begin(state, job, command.at)
     state.settle(job, command.at)
     state.answers.keep("submit", command.request, job.id, command.at)
     return Applied(job.id, state.version)
+
+
+def create(state: ClusterState, spec: JobSpec, at: float) -> Job:
+    """Makes the next job, of a spec that was checked."""
+    code_index = state.code_index if spec.code_index < 0 else spec.code_index
+    job = state.jobs[state.next_job] = Job(state.next_job, spec, code_index, at)
+    state.next_job += 1
+    state.due.add_job(job)
+    state.events.add("job.submitted", at, job=job.id, detail={"tasks": job.total, "name": spec.name})
+    return job
 
 
 def add_tasks(state: ClusterState, command: AddTasks) -> Applied | Rejected:

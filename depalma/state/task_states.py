@@ -18,6 +18,7 @@ FAILED: Final = 4
 CANCELLED: Final = 5
 TIMED_OUT: Final = 6
 LOST: Final = 7
+BLOCKED: Final = 8  #: waits for a task of another job; of a whole job that waits, tasks are QUEUED (see Job.unmet)
 
 #: The word of each byte.
 WORDS: Final[tuple[TaskState, ...]] = (
@@ -29,21 +30,36 @@ WORDS: Final[tuple[TaskState, ...]] = (
     "cancelled",
     "timed_out",
     "lost",
+    "blocked",
 )
-FIRST_FINAL: Final = SUCCEEDED  #: bytes from here on are final states
+WAITING_WORDS: Final = ("held", "blocked", "queued")
+#: Turns the bytes of blocked tasks into those of queued ones.
+UNBLOCKED: Final = bytes(QUEUED if code == BLOCKED else code for code in range(256))
+FINAL_CODES: Final = range(SUCCEEDED, BLOCKED)  #: bytes of final states
 #: Bytes that a final state may follow from an agent's report.
 OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
 
 _AGAIN = "FinishTasks: returned, moved, or failed with retries left; HostLost or HostUp of a new incarnation"
-_LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task is not restartable"
+_LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the task may not run again"
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
+_CANCELLED_WAITING = "CancelJobs; what it waited for ended otherwise than it asked for; PassTime: its start deadline"
+_BACK_OFF = "FinishTasks: failed with retries left, and a back-off"
+_AGAIN_HELD = "as to queued, in a job that is held meanwhile"
+_RETRIED = "RetryJobs"
+_RETRIED_HELD = "RetryJobs, in a job that is held"
 
 #: Every legal move of a task and what makes it. A pair that is not here never happens.
 TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
-    ("held", "cancelled"): "CancelJobs",
+    ("held", "cancelled"): _CANCELLED_WAITING,
+    ("held", "queued"): "ReleaseJobs",
+    ("held", "blocked"): "ReleaseJobs, and what it waits for has not ended",
+    ("blocked", "held"): "HoldJobs",
+    ("blocked", "queued"): "what it waited for ended as it asked for; PassTime: its time has come",
+    ("blocked", "cancelled"): _CANCELLED_WAITING,
+    ("queued", "held"): "HoldJobs",
     ("queued", "assigned"): "AssignTasks",
-    ("queued", "cancelled"): "CancelJobs",
+    ("queued", "cancelled"): "CancelJobs; PassTime: its start deadline",
     ("assigned", "running"): "StartTasks",
     ("assigned", "queued"): _AGAIN,
     ("assigned", "succeeded"): "FinishTasks",
@@ -57,6 +73,16 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("running", "timed_out"): _NO_RETRY,
     ("running", "cancelled"): _CANCELLED,
     ("running", "lost"): _LOST,
+    ("assigned", "blocked"): _BACK_OFF,
+    ("running", "blocked"): _BACK_OFF,
+    ("assigned", "held"): _AGAIN_HELD,
+    ("running", "held"): _AGAIN_HELD,
+    ("failed", "queued"): _RETRIED,
+    ("timed_out", "queued"): _RETRIED,
+    ("lost", "queued"): _RETRIED,
+    ("failed", "held"): _RETRIED_HELD,
+    ("timed_out", "held"): _RETRIED_HELD,
+    ("lost", "held"): _RETRIED_HELD,
 }
 
 

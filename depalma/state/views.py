@@ -22,10 +22,10 @@ from depalma.state.explain import explain, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job, Story
 from depalma.state.shapes import GPUS
-from depalma.state.task_states import QUEUED, WORDS
+from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [
-    "code_view", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
+    "code_view", "command_of", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
 ]  # fmt: skip
 
 
@@ -49,11 +49,12 @@ def job_view(state: ClusterState, job: Job) -> JobView:
         exit_code=job.exit_code,
         reason=_job_reason(state, job),
         open=job.open,
-        command=_command(spec),
+        command=command_of(spec),
     )
 
 
-def _command(spec: JobSpec) -> str:
+def command_of(spec: JobSpec) -> str:
+    """Returns the command line or the function's name, for people."""
     if spec.kind == "command":
         return " ".join(spec.argv)
     return spec.function or spec.name or "function"
@@ -61,7 +62,7 @@ def _command(spec: JobSpec) -> str:
 
 def _job_reason(state: ClusterState, job: Job) -> str:
     if job.cancelled:
-        by = f" by {job.cancelled_by}" if job.cancelled_by else ""
+        by = f" by {job.cancelled_by}" if job.cancelled_by else f": it {job.cancel_reason}" if job.cancel_reason else ""
         return f"cancelled{by}" + ("" if job.is_final else f", still on hosts: {len(job.running)}")
     if not job.is_final:
         return waiting_reason(state, job)
@@ -158,7 +159,7 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
         code_index=record.code_index or job.code_index,
         code_digest=record.code_digest,
         error=record.error,
-        reason=record.reason or ("" if record.host else "cancelled while it was queued"),
+        reason=record.reason or ("" if record.host else record.error or "cancelled while it was queued"),
         attempts=_attempts(story, last),
         error_code=record.error_code,
         outputs=record.outputs,
@@ -208,14 +209,16 @@ def _indices(job: Job, state_filter: TaskState | None, after: int) -> Iterator[i
     if state_filter is None:
         yield from range(job.first + start, job.first + job.total)
         return
-    if state_filter in ("held", "queued"):
-        code = QUEUED if (state_filter == "held") == job.held else -1
-    else:
-        code = WORDS.index(state_filter) if state_filter in WORDS else -1
-    position = job.states.find(code, start) if code >= 0 else -1
+    states, code = job.states, WORDS.index(state_filter) if state_filter in WORDS else -1
+    if state_filter in WAITING_WORDS:
+        # Of a held job all that waits is held, of one that waits for whole jobs all that waits is blocked.
+        whole = "held" if job.held else "blocked" if job.waits else ""
+        if whole:
+            states, code = states.translate(UNBLOCKED), QUEUED if state_filter == whole else -1
+    position = states.find(code, start) if code >= 0 else -1
     while position >= 0:
         yield job.first + position
-        position = job.states.find(code, position + 1)
+        position = states.find(code, position + 1)
 
 
 def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | None) -> HostView:

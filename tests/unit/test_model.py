@@ -9,7 +9,7 @@ import pytest
 
 from depalma import model
 from depalma.model import FINAL_STATES, JobSpec, JobView, MasterAddress, Payload, Report, TaskCounts, TaskState
-from depalma.state import commands, webhook_commands
+from depalma.state import commands, job_commands, webhook_commands
 
 
 def test_an_unknown_field_is_refused_by_name():
@@ -110,6 +110,15 @@ def every_command() -> list[commands.AnyCommand]:
             "r", "h", {"idle_s": 1.0, "hours": "sat", "warn_s": None, "requeue_all": True}, 1.0, True, True
         ),
         commands.NoteOwner("h", "i", "why", "lowered", True, 1.0),
+        job_commands.HoldJobs("r", (1,), 1.0, "ann"),
+        job_commands.ReleaseJobs("r", (1,), 1.0, "ann"),
+        job_commands.RetryJobs("r", (1,), 1.0, "ann"),
+        job_commands.SetJobs("r", (1,), 1.0, "ann", 3, "n", ("t",)),
+        job_commands.SubmitGraph("r", (spec, msgspec.structs.replace(spec, after=(model.Dependency(-1),))), 1.0),
+        job_commands.PassTime(1.0, 5),
+        job_commands.AddSchedule("r", "n", spec, "@daily", "UTC", 2.0, 1.0, "all", "skip", "ann"),
+        job_commands.RemoveSchedule("r", "n", 1.0),
+        job_commands.TickSchedule("n", 2.0, 3.0, True, 2.5),
         webhook_commands.AddWebhook("r", "w", "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, 1.0, "ann"),
         webhook_commands.SetWebhook("r", "w", 1.0, "http://a/", ("*",), (1,), ("t",), ("u",), "s", 2, "ann"),
         webhook_commands.RemoveWebhook("r", "w", 1.0, "ann"),
@@ -136,8 +145,10 @@ def test_tags_of_commands_never_change():
         "code.ack", "code.add", "code.append", "code.fail", "code.lag", "group.add", "group.remove", "group.set",
         "host.add", "host.drain", "host.invite", "host.join", "host.lost", "host.note_owner", "host.recovered",
         "host.remove", "host.set", "host.set_owner", "host.suspect", "host.undrain", "host.up",
-        "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.submit",
-        "master.change", "order.limit", "order.set", "order.share", "task.assign", "task.finish", "task.start",
+        "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
+        "job.release", "job.retry", "job.set", "job.submit", "job.submit_graph", "master.change",
+        "order.limit", "order.set", "order.share", "schedule.add",
+        "schedule.remove", "schedule.tick", "task.assign", "task.finish", "task.start", "time.pass",
         "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 

@@ -43,6 +43,7 @@ async def test_each_route_with_each_token(bench: Bench, route: Route) -> None:
         "kind": "tag",
         "name": "db",
         "user": "ann",
+        "schedule": "s",
     }
     path = route.path.format(**names) if "{" in route.path else route.path
     for role in ("user", "agent", "master", "wrong", "none"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+from depalma.ctl.moments import parse_moment
 from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_size
 
 
@@ -79,3 +82,20 @@ def test_env_takes_values_and_copies_names(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bad_env(entry: str) -> None:
     with pytest.raises(ValueError):
         parse_env([entry])
+
+
+def test_moments() -> None:
+    now = datetime(2026, 11, 26, 12, 0, 30).timestamp()
+    for text, at in (
+        ("+90", datetime(2026, 11, 26, 12, 2)),
+        ("+2h", datetime(2026, 11, 26, 14, 0, 30)),
+        ("12:01", datetime(2026, 11, 26, 12, 1)),
+        ("12:00:30", datetime(2026, 11, 27, 12, 0, 30)),
+        ("3:05", datetime(2026, 11, 27, 3, 5)),
+        ("2026-12-24T18:00", datetime(2026, 12, 24, 18)),
+        ("2026-12-24T18:00+00:00", datetime(2026, 12, 24, 18, tzinfo=UTC)),
+    ):
+        assert parse_moment(text, now) == at.timestamp(), text
+    for text in ("", "tomorrow", "24:00", "+", "+x", "2026-13-01", "12"):
+        with pytest.raises(ValueError):
+            parse_moment(text, now)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from depalma.dispatcher import HostRoom
 from depalma.leader.trial import trial
-from depalma.model import HostFacts, JobSpec, TrialView
+from depalma.model import HostFacts, JobSpec
+from depalma.orderviews import TrialView
 from depalma.state import commands as c
 from depalma.state.machine import Machine, digest_of
 

@@ -20,6 +20,7 @@ from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
 from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
+from tests.unit.state.job_makers import JobMakers
 from tests.unit.state.webhook_makers import WebhookMakers
 
 #: Jobs above this size are not looked at task by task.
@@ -213,7 +214,7 @@ def make_bench() -> type[Bench]:
     return Bench
 
 
-class Fuzzer(WebhookMakers):
+class Fuzzer(JobMakers, WebhookMakers):
     """Makes commands by chance: most of them plausible for the state as it is, some of them nonsense."""
 
     def __init__(self, bench: Bench, rng: random.Random) -> None:
@@ -229,7 +230,10 @@ class Fuzzer(WebhookMakers):
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
             self.order, self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
-            self.host_list, self.group, self.append_code, self.fail_code, self.lag_code, self.owner, self.webhook,
+            self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
+            self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
+            rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
+            self.schedule,
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -268,6 +272,7 @@ class Fuzzer(WebhookMakers):
             "restartable": rng.random() < 0.7,
             "hold": rng.random() < 0.1,
             "code_index": rng.choice([-1, 0]),
+            **self.more(),
         } | some_needs(rng)
         if rng.random() < 0.2:
             values |= rng.choice(
@@ -281,16 +286,6 @@ class Fuzzer(WebhookMakers):
     def add_tasks(self) -> c.AnyCommand:
         count = self.rng.choice([0, 1, 4])
         return c.AddTasks(self.request(), self.job_id(), self.packed(count), count, self.bench.now)
-
-    def close(self) -> c.AnyCommand:
-        return c.CloseJob(self.request(), self.job_id(), self.bench.now)
-
-    def cancel(self) -> c.AnyCommand:
-        jobs = tuple(self.job_id() for _ in range(self.rng.randint(0, 2)))
-        return c.CancelJobs(self.request(), jobs, self.bench.now, "ann")
-
-    def forget(self) -> c.AnyCommand:
-        return c.ForgetJobs(tuple(self.job_id() for _ in range(self.rng.randint(0, 2))), self.bench.now)
 
     def assign(self) -> c.AnyCommand:
         if self.rng.random() < 0.7:

@@ -37,7 +37,7 @@ def test_random_commands(seed, make_bench, make_fuzzer):
 def test_the_fuzzer_reaches_every_legal_move(make_bench, make_fuzzer):
     """Or the runs above would prove little."""
     seen = set()
-    for seed in range(100, 200):
+    for seed in range(100, 300):
         bench = make_bench()
         fuzzer = make_fuzzer(bench, random.Random(seed))
         for _ in range(250):

@@ -416,7 +416,7 @@ def test_the_fuzzer_reaches_all_of_it(make_bench, make_fuzzer):
         "group.changed", "moved", "host.owner_returned", "host.making_way", "host.owner_left",
     }  # fmt: skip
     seen = set()
-    for seed in range(200, 300):
+    for seed in range(200, 500):
         if seen >= wanted:
             return
         bench = make_bench()

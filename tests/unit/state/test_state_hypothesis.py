@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from depalma import items
-from depalma.model import FINAL_STATES, Payload, Report
+from depalma.model import FINAL_STATES, Dependency, Payload, Report
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 
 HOSTS = st.sampled_from(["h1", "h2"])
 OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
@@ -39,10 +40,16 @@ def machine_for(bench_class, fuzzer_class):
             restartable=st.booleans(),
             opened=st.booleans(),
             wide=st.booleans(),
+            after=st.lists(
+                st.builds(Dependency, st.integers(1, 5), st.sampled_from(["ok", "fail", "any"]), st.booleans()),
+                max_size=2,
+            ),
         )
-        def submit(self, count, retries, limit, priority, restartable, opened, wide) -> None:
+        def submit(self, count, retries, limit, priority, restartable, opened, wide, after) -> None:
+            known = {(one.job, one.each): one for one in after if one.job in self.bench.state.jobs}
             self.bench.submit(
-                count,
+                after=tuple(one for one in known.values() if not (one.each and opened)),
+                count=count,
                 retries=retries,
                 max_running=limit,
                 priority=priority,
@@ -78,6 +85,14 @@ def machine_for(bench_class, fuzzer_class):
         @rule(job=st.integers(1, 5))
         def cancel(self, job) -> None:
             self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
+
+        @rule(job=st.integers(1, 5), kind=st.sampled_from([jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs]))
+        def steer(self, job, kind) -> None:
+            self.bench.do(kind("", (job,), self.bench.tick()))
+
+        @rule(job=st.integers(1, 5), priority=st.integers(-2, 2))
+        def set_priority(self, job, priority) -> None:
+            self.bench.do(jc.SetJobs("", (job,), self.bench.tick(), priority=priority))
 
         @rule(ahead=st.integers(0, 3), limit=st.integers(1, 6))
         def dispatch(self, ahead, limit) -> None:

@@ -10,18 +10,37 @@ import pytest
 
 import depalma.state
 from depalma import items
-from depalma.model import HostFacts, Payload, Report, TaskState
+from depalma.model import Dependency, HostFacts, JobSpec, Payload, Report, TaskState
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 from depalma.state.task_states import TRANSITIONS, transitions_markdown
 
-REACHABLE = ("held", "queued", "assigned", "running", "succeeded", "failed", "cancelled", "timed_out", "lost")
+REACHABLE = (
+    "held",
+    "blocked",
+    "queued",
+    "assigned",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "timed_out",
+    "lost",
+)
 REF = (1, 0, 1)
+COMMAND = {"kind": "command", "argv": ("true",), "count": 2}
 
 
-def bring(bench, word: str, *, retries: int, restartable: bool, cancelled: bool) -> None:
+def bring(bench, word: str, cancelled: bool, **spec: object) -> None:
     """Brings task 1.0 into a state; task 1.1 keeps its job alive."""
     bench.host("h1")
-    bench.submit(2, retries=retries, restartable=restartable, hold=word == "held", open=True)
+    if word == "blocked" or (word == "held" and cancelled):
+        source = JobSpec(kind="command", argv=("x",), count=2)
+        after = (Dependency(-2, "ok", each=True),)
+        bench.ok(jc.SubmitGraph("", (JobSpec(**COMMAND, hold=word == "held", after=after), source), bench.tick()))
+        bench.assign((2, 0, 1), (2, 1, 1))
+        return
+    bench.submit(2, hold=word == "held", open=True, start_within_s=100.0, **spec)
     if word in ("held", "queued"):
         return
     bench.assign(REF, (1, 1, 1))
@@ -52,6 +71,11 @@ def battery() -> dict[str, c.AnyCommand]:
         "up": c.HostUp(host, life, HostFacts(2, 2, 1, 0, "", "", ""), at),
         "up anew": c.HostUp(host, "h1-2", HostFacts(2, 2, 1, 0, "", "", ""), at),
         "add host": c.AddHost("", "h9", (), {}, 0, 1, 0, at),
+        "hold": jc.HoldJobs("", (1,), at),
+        "release": jc.ReleaseJobs("", (1,), at),
+        "retry": jc.RetryJobs("", (1,), at),
+        "set": jc.SetJobs("", (1,), at, priority=3),
+        "time": jc.PassTime(at),
         "code": c.AddCode("", "pkg", "module", "a" * 64, 1, "ann", at),
         "ack": c.AckCode(host, life, 0, "", "sig", at),
     }
@@ -60,18 +84,24 @@ def battery() -> dict[str, c.AnyCommand]:
         for outcome in ("succeeded", "failed", "timed_out", "cancelled", "returned", "nonsense"):
             report = Report(1, 0, number, outcome)
             made[f"{outcome} {number}"] = c.FinishTasks(host, life, (report,), at)
+    for outcome in ("succeeded", "failed"):
+        made[f"source {outcome}"] = c.FinishTasks(host, life, (Report(2, 0, 1, outcome),), at)
     return made
 
 
 def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
     """Returns all moves that any one command can make from a state."""
     found = set()
-    for retries, restartable, cancelled in product((0, 1), (True, False), (False, True)):
+    for retries, restartable, cancelled, held, backoff_s in product((0, 1), *[(True, False)] * 3, (0.0, 9.0)):
         if (word == "lost" and (restartable or cancelled)) or (word in ("failed", "timed_out") and retries):
             continue
         for command in battery().values():
             bench = make_bench()
-            bring(bench, word, retries=retries, restartable=restartable, cancelled=cancelled)
+            if backoff_s and not retries:
+                continue
+            bring(bench, word, cancelled, retries=retries, restartable=restartable, backoff_s=backoff_s)
+            if held and word not in ("held", "blocked", "queued"):
+                bench.do(jc.HoldJobs("", (1,), 4000.0))
             assert bench.state.jobs[1].state_of(0) == word
             bench.do(command)
             if 1 in bench.state.jobs:
@@ -88,11 +118,13 @@ def test_moves(word, make_bench):
 
 
 def test_the_table_speaks_of_known_states():
-    """And final states are final."""
+    """And what has ended stays so, unless it failed and is retried."""
     words = set(get_args(TaskState))
-    for start, end in TRANSITIONS:
+    for (start, end), cause in TRANSITIONS.items():
         assert {start, end} <= words
-        assert start in ("held", "queued", "assigned", "running")
+        if start not in ("held", "blocked", "queued", "assigned", "running"):
+            assert start in ("failed", "timed_out", "lost")
+            assert cause.startswith("RetryJobs")
 
 
 def test_design_shows_the_table():

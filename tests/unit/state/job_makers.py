@@ -1,0 +1,121 @@
+"""Makers of random commands that steer jobs: a part of the fuzzer of conftest.py."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from depalma.model import Dependency, JobSpec
+from depalma.state import commands as c
+from depalma.state import job_commands as jc
+
+
+class JobMakers:
+    """Needs what the fuzzer has: the bench, chance, ids of requests and jobs."""
+
+    bench: Any
+    rng: random.Random
+
+    def request(self) -> str:
+        raise NotImplementedError
+
+    def job_id(self) -> int:
+        raise NotImplementedError
+
+    def close(self) -> c.AnyCommand:
+        return c.CloseJob(self.request(), self.job_id(), self.bench.now)
+
+    def cancel(self) -> c.AnyCommand:
+        jobs = tuple(self.job_id() for _ in range(self.rng.randint(0, 2)))
+        return c.CancelJobs(self.request(), jobs, self.bench.now, "ann")
+
+    def forget(self) -> c.AnyCommand:
+        return c.ForgetJobs(tuple(self.job_id() for _ in range(self.rng.randint(0, 2))), self.bench.now)
+
+    def after(self) -> tuple[Dependency, ...]:
+        rng = self.rng
+        if rng.random() < 0.8:
+            return ()
+        jobs = [self.job_id() for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+        return tuple(Dependency(job, rng.choice(["ok", "ok", "fail", "any"]), rng.random() < 0.5) for job in jobs)
+
+    def more(self) -> dict[str, Any]:
+        """Fields of a job that have to do with other jobs, and with time."""
+        rng = self.rng
+        return {
+            "after": self.after(),
+            "backoff_s": rng.choice([0.0, 0.0, 3.0]),
+            "retry_exit_codes": rng.choice([(), (), (3,)]),
+            "timeout_retries": rng.choice([-1, -1, 1]),
+            "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
+            "start_at": rng.choice([0.0, 0.0, 0.0, self.bench.now + 20.0]),
+            "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
+        }
+
+    def pass_time(self) -> c.AnyCommand:
+        return jc.PassTime(self.bench.now + self.rng.choice([-5.0, 0.0, 0.0, 9.0]), self.rng.choice([1, 1000]))
+
+    def schedule(self) -> c.AnyCommand:
+        rng, now, state = self.rng, self.bench.now, self.bench.state
+        name = rng.choice([*state.schedules, "nightly", "poll", "bad name"])
+        kind = rng.choice(["add", "tick", "tick", "tick", "remove"])
+        if kind == "add":
+            spec = JobSpec(kind="command", argv=("true",), count=rng.choice([1, 2, 0]), code_index=rng.choice([-1, 9]))
+            times, first = rng.choice(["@daily", "* * * * *", "nonsense"]), now + rng.choice([5.0, -5.0, 60.0])
+            policies = rng.choice(["one", "all", "none", "some"]), rng.choice(["run", "skip"])
+            return jc.AddSchedule(self.request(), name, spec, times, "UTC", first, now, *policies, "ann")
+        if kind == "remove":
+            return jc.RemoveSchedule(self.request(), name, now)
+        known = state.schedules.get(name)
+        tick = known.next_at if known is not None and rng.random() < 0.8 else now
+        return jc.TickSchedule(name, tick, tick + rng.choice([60.0, 60.0, 0.0]), rng.random() < 0.8, now)
+
+    def graph(self) -> c.AnyCommand:
+        """Mostly without a cycle, sometimes with one, or with a member or a job that is not there."""
+        rng, size = self.rng, self.rng.randint(0, 4)
+        specs = []
+        for place in range(size):
+            wild = rng.random() < 0.05
+            others = range(-size - 1, 0) if wild else range(-place, 0)
+            picked = rng.sample(list(others), min(len(others), rng.randint(0, 2)))
+            after = [Dependency(job, rng.choice(["ok", "fail", "any"]), rng.random() < 0.4) for job in picked]
+            specs.append(
+                JobSpec(kind="command", argv=("true",), count=rng.choice([0, 1, 2, 3]), after=(*after, *self.after()))
+            )
+        return jc.SubmitGraph(self.request(), tuple(specs), self.bench.now)
+
+    def steer(self) -> c.AnyCommand:
+        rng, request, now = self.rng, self.request(), self.bench.now
+        jobs = tuple(self.job_id() for _ in range(rng.randint(0, 2)))
+        by = rng.choice(["ann", "ann", "ann", "a" * 300])
+        match rng.choice(["hold", "hold", "release", "release", "release", "set"]):
+            case "hold":
+                live = [job.id for job in self.bench.state.jobs.values() if job.running]
+                jobs = (*jobs, rng.choice(live)) if live and rng.random() < 0.5 else jobs
+                return jc.HoldJobs(request, jobs, now, by)
+            case "release":
+                held = [job.id for job in self.bench.state.jobs.values() if job.held]
+                jobs = (*jobs, rng.choice(held)) if held and rng.random() < 0.5 else jobs
+                return jc.ReleaseJobs(request, jobs, now, by)
+        changes = rng.choice(
+            [
+                {"priority": 7},
+                {"priority": -7},
+                {"priority": 10**9},
+                {"name": "n"},
+                {"tags": ("a",)},
+                {"tags": ("",)},
+                {},
+            ]
+        )
+        return jc.SetJobs(request, jobs, now, by, **changes)
+
+    def retry(self) -> c.AnyCommand:
+        """Mostly of a job with something to retry, which is held now and then."""
+        rng, live = self.rng, self.bench.state.jobs.values()
+        bad = [job for job in live if not job.cancelled and (job.counts().failed or job.counts().lost)]
+        if not bad or rng.random() < 0.2:
+            return jc.RetryJobs(self.request(), tuple(self.job_id() for _ in range(2)), self.bench.now, "ann")
+        job = rng.choice([job for job in bad if job.held] or bad)
+        kind = jc.HoldJobs if not job.is_final and not job.held and rng.random() < 0.5 else jc.RetryJobs
+        return kind(self.request(), (job.id,), self.bench.now, "ann")
