@@ -30,6 +30,8 @@ _INVITE = Body(InvitationToMake)
 #: For the whole talk of one machine: strangers may begin one.
 TALK_S = 15.0
 AT_ONCE = 32
+#: What a decoder raises for what strangers send; nesting without end is one of it.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _talking: set[web.WebSocketResponse] = set()
 
 
@@ -89,7 +91,7 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
             told = msgspec.json.decode(await tunnel.read(), type=JoinRequest)
             answer = await _answer(api, told, request.remote or "")
             await tunnel.write(msgspec.json.encode(answer))
-    except (TimeoutError, TunnelFailed, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (TimeoutError, TunnelFailed, ConnectionError, *_UNREADABLE) as error:
         # A stranger, or it went away: it asks again if it still wants to join.
         log.debug("the talk with %s ended: %s", request.remote, error)
     finally:
