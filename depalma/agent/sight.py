@@ -21,6 +21,9 @@ from depalma.agent import proctree
 #: Load of others is that of so long: shorter, and every cron job is a person.
 _WINDOW_S = 5.0
 _RESCAN_S = 10.0
+#: Whose a terminal is must be found out when there is something new, and for so long after it: a task makes one first,
+#: and only then begins to use it.
+_SURE_S = 5.0
 _PROGRAM_S = 3.0
 _TERMINALS = ("/dev/tty[0-9]*", "/dev/pts/[0-9]*")
 _DEVICES = "/dev/input/event*"
@@ -46,18 +49,20 @@ class Input:
         self._logins = logins
         self._open: dict[str, int] = {}
         self._rescan_s = 0.0
+        self._found: list[tuple[float, str, int]] = []  #: terminals: last input, name, number; the last one first
+        self._sure_s = 0.0
         self._latest: list[tuple[float, str, int]] = []
         self._device_at: tuple[float, str] = (0.0, "")
 
     def last(self, wall: float, now: float) -> tuple[float | None, str]:
         """Returns when (seconds since the epoch) and where the last input was; None if nothing can be known."""
-        found = [self._of_terminals(), self._of_devices(wall, now)]
+        found = [self._of_terminals(now), self._of_devices(wall, now)]
         if self._logins:
             found += [(user.started, f"{user.terminal or 'login'} ({user.name} logged in)") for user in psutil.users()]
         at, where = max(found)
         return (at, where) if at else (None, "")
 
-    def _of_terminals(self) -> tuple[float, str]:
+    def _of_terminals(self, now: float) -> tuple[float, str]:
         """Returns the last one that was typed at, of those that none of our tasks has."""
         found = []
         for pattern in self._terminals:
@@ -66,7 +71,9 @@ class Input:
                     seen = os.stat(name)
                     found.append((seen.st_atime, name.removeprefix("/dev/"), seen.st_rdev))
         found.sort(reverse=True)
-        if found[:1] != self._latest:  # whose it is must be found out only when there is something new
+        if found != self._found:
+            self._found, self._sure_s = found, now + _SURE_S
+        if now <= self._sure_s:
             own = _own_terminals() if found else set()
             self._latest = [terminal for terminal in found if terminal[2] not in own][:1]
         return self._latest[0][:2] if self._latest else (0.0, "")

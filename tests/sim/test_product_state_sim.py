@@ -51,7 +51,7 @@ def test_storms_are_judged_by_enough_evidence() -> None:
 def test_a_machine_that_forgets_its_answers_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries would then make second jobs (I10), or be answered differently (I7)."""
     monkeypatch.setattr(Answers, "find", lambda self, kind, request: None)
-    with pytest.raises(Violation, match="I10|I7"):
+    with pytest.raises(Violation, match=r"I10|I7"):
         list(map(stormy, range(20)))
 
 

@@ -15,13 +15,17 @@ import pytest
 
 from depalma.agent.sight import ForeignCpu, Input, desktop_idle, foreign_gpu_percent, machine_ticks, own_ticks
 
-#: Has a terminal of its own, and reads what is typed there.
+#: Makes a terminal, and uses it a moment later.
 ON_A_TERMINAL = """
-import os, pty, sys, time
-pid, master = pty.fork()
-if pid == 0:
-    while True: os.read(0, 100)
-print(os.ptsname(master), flush=True)
+import os, signal, sys, time
+master, slave = os.openpty()
+print(os.ttyname(slave), flush=True)
+time.sleep(0.1)
+if os.fork() == 0:
+    os.close(master)
+    os.login_tty(slave)
+    signal.pause()
+os.close(slave)
 sys.stdin.read()
 """
 
