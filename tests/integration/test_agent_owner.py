@@ -190,7 +190,8 @@ async def test_a_policy_holds_at_once_and_its_end_too(leader: FakeLeader, agent:
     hours = f"{later:02}:00-{(later + 3) % 24:02}:00"
     await leader.set_owner(hours=hours, suspend_s=0.0)
     await wait_until(lambda: is_still(agent), "stillness")
-    assert leader.owner[-1].reason == f"outside its hours ({hours})"
+    why = f"outside its hours ({hours})"
+    await wait_until(lambda: leader.owner and leader.owner[-1].reason == why, "word of it")
     await leader.set_owner()
     await wait_until(lambda: psutil.STATUS_STOPPED not in states(agent), "movement")
 
