@@ -7,33 +7,7 @@ import logging
 import pytest
 
 from depalma.consensus.messages import Install, Vote, VoteReply, decode, encode
-from depalma.testing import Ledger, SimCluster, Weather
-
-Cluster = SimCluster[Ledger]
-
-
-def started(seed: int = 1, **settings: int) -> tuple[Cluster, str, str, str]:
-    """A calm cluster with a leader that has committed something; its name, and those of the others."""
-    cluster = SimCluster(Ledger, seed=seed, weather=Weather(late=0.0), **settings)
-    cluster.start()
-    leader = cluster.wait_for_leader()
-    acknowledged(cluster, leader, b"first")
-    one, other = (name for name in cluster.names if name != leader)
-    cluster.run_for(0.2)
-    return cluster, leader, one, other
-
-
-def acknowledged(cluster: Cluster, name: str, command: bytes) -> object:
-    answer = cluster.propose(name, command)
-    cluster.wait_until(lambda: answer.done, within_s=2.0, what=f"an answer to {command!r}")
-    assert answer.error is None
-    return answer.value
-
-
-def term_of(cluster: Cluster, name: str) -> int:
-    core = cluster.nodes[name].core
-    assert core is not None
-    return core.term
+from tests.sim.calm import Cluster, acknowledged, started
 
 
 def test_a_replica_with_a_new_disk_does_not_help_to_lose_what_it_had_acknowledged(
