@@ -205,7 +205,9 @@ class Master:
         await self.replica.start()
         if self.state.masters:
             self._masters_changed()
-        self.state.changes.jobs.clear()  # all that were restored: nobody can have asked for one yet
+        # All that were restored: nobody can have asked for one yet.
+        self._keeper.named.changed(self.state.changes.jobs)
+        self.state.changes.jobs.clear()
         self.loopwatch.start()
         self._runner = web.AppRunner(make_app(self), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -247,6 +249,7 @@ class Master:
 
     def _applied(self, applied_index: int) -> None:
         changes = self.machine.drain_changes()
+        self._keeper.named.changed(changes.jobs)
         self._disposal.take(changes.forgotten)
         self.hub.publish(_keys(changes))
         if changes.masters:

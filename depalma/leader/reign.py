@@ -113,24 +113,28 @@ class Reign:
     # ------------------------------------------------------------ hosts
 
     async def _watch_hosts(self) -> None:
-        """The leader looks, the log decides: every command names the incarnation it believes in."""
+        """The leader looks, the log decides: every command names the incarnation that was looked at."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now, wall = self._context.clock(), self._context.wall()
-            hosts = self._context.state.hosts
-            counted = [name for name, host in hosts.items() if host.state in ("up", "suspect", "draining", "lagging")]
-            over = set(self._leases.over({name: hosts[name].facts for name in counted}, now))
-            for name in over:
-                silent = self._leases.silent_s(name, now)
-                reason = f"silent for {silent:.1f} s, longer than lease and margin"
-                if name in hosts:  # it may have been removed while the one before was recorded
-                    await self._try(HostLost(name, hosts[name].incarnation, reason, wall))
-            for name in self._leases.suspects(set(counted) - over, now):
-                host = hosts.get(name)
-                if host is not None and host.state == "up":
-                    reason = f"silent for {self._leases.silent_s(name, now):.1f} s"
-                    await self._try(HostSuspect(name, host.incarnation, reason, wall))
+            # All are judged at one moment, and before anything is recorded: meanwhile others may come back, as an
+            # incarnation with a lease of its own.
+            await asyncio.gather(*map(self._try, self._silent()))
             self._wishes.look()
+
+    def _silent(self) -> list[HostLost | HostSuspect]:
+        now, wall = self._context.clock(), self._context.wall()
+        hosts = self._context.state.hosts
+        counted = [name for name, host in hosts.items() if host.state in ("up", "suspect", "draining", "lagging")]
+        over = set(self._leases.over({name: hosts[name].facts for name in counted}, now))
+        found: list[HostLost | HostSuspect] = []
+        for name in sorted(over):
+            reason = f"silent for {self._leases.silent_s(name, now):.1f} s, longer than lease and margin"
+            found.append(HostLost(name, hosts[name].incarnation, reason, wall))
+        for name in self._leases.suspects(set(counted) - over, now):
+            if hosts[name].state == "up":
+                reason = f"silent for {self._leases.silent_s(name, now):.1f} s"
+                found.append(HostSuspect(name, hosts[name].incarnation, reason, wall))
+        return found
 
     async def _watch_code(self) -> None:
         """Marks hosts that stay behind the code log, and kicks out those that do so for too long."""

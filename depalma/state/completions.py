@@ -239,8 +239,9 @@ class Completions(Sequence[int]):
         return count
 
     def blobs(self) -> Iterator[str]:
-        """Yields the digests of results and outputs that stand beside the log."""
-        yield from (result.digest for result in self._results if result is not None and result.digest)
+        """Yields the digests of results and outputs that stand beside the log; empty ones among them, so that whoever
+        has other things to do can stop for a moment between any two tasks."""
+        yield from (result.digest if result is not None else "" for result in self._results)
         yield from (note.outputs.digest for note in self._table if note.outputs is not None)
 
     def images(self, size: int) -> Iterator[CompletionsImage]:

@@ -5,6 +5,7 @@ What an agent process does is tested elsewhere; here it is the leader's side: ad
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from pathlib import Path
@@ -31,7 +32,7 @@ from depalma.protocol import (
     Welcome,
     decode_from_agent,
 )
-from depalma.state.commands import AddCode, CancelJobs
+from depalma.state.commands import AddCode, AnyCommand, Applied, CancelJobs, HostLost
 from depalma.testing.one_master import agent, beating_until, eventually, running_master, submit, succeeded
 
 
@@ -190,6 +191,42 @@ async def test_a_lost_incarnation_has_to_come_back_as_another(tmp_path: Path) ->
         async with agent(master, incarnation="two") as two:
             await two.next(Welcome)
         assert master.state.hosts["h1"].state == "up"
+
+
+async def test_who_comes_back_while_others_are_recorded_as_lost_is_not_lost(tmp_path: Path) -> None:
+    """What was judged is the incarnation that was silent, not the one that is there when its turn comes (161614247)."""
+    async with running_master(tmp_path, lease_s=0.6, heartbeat_s=0.1) as master:
+        clock, now = master.clock, master.clock()
+        master.clock = lambda: now  # both were heard at one moment, so both are judged at one
+        async with agent(master, host="h1") as one, agent(master, host="h2") as two:
+            await one.next(Welcome)
+            await two.next(Welcome)
+        begun: list[str] = []
+        done: list[str] = []
+        goes_on = asyncio.Event()
+        execute = master.execute
+
+        async def slow(command: AnyCommand) -> Applied:
+            if isinstance(command, HostLost):
+                begun.append(command.host)
+                if len(begun) == 1:
+                    await goes_on.wait()
+                try:
+                    return await execute(command)
+                finally:
+                    done.append(command.host)
+            return await execute(command)
+
+        master.execute = slow  # type: ignore[method-assign]
+        master.clock = clock
+        await eventually(lambda: bool(begun))
+        (other,) = {"h1", "h2"} - {begun[0]}
+        async with agent(master, host=other, incarnation="two") as back:
+            await back.next(Welcome)
+            goes_on.set()
+            await eventually(lambda: len(done) == 2)
+            host = master.state.hosts[other]
+            assert (host.state, host.incarnation) == ("up", "two")
 
 
 async def test_a_supervisors_word_moves_the_work_at_once(tmp_path: Path) -> None:

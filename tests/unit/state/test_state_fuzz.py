@@ -14,6 +14,7 @@ import pytest
 
 from depalma.state import commands
 from depalma.state.machine import Machine, UnknownCommand, digest_of
+from depalma.state.restoring import blobs_of_job
 from depalma.state.task_states import TRANSITIONS
 
 
@@ -47,6 +48,24 @@ def test_the_fuzzer_reaches_every_legal_move(make_bench, make_fuzzer):
             return
 
     assert seen == set(TRANSITIONS)
+
+
+def test_what_names_another_blob_has_changed(make_bench, make_fuzzer):
+    """Masters look at nothing else for blobs that they have to fetch."""
+    differed = 0
+    for seed in range(500, 505):
+        bench = make_bench()
+        fuzzer = make_fuzzer(bench, random.Random(seed))
+        named = {}
+        for _ in range(300):
+            bench.machine.drain_changes()
+            bench.do(fuzzer.step())
+            before, named = named, {number: set(blobs_of_job(job)) for number, job in bench.state.jobs.items()}
+            differing = {number for number in named if named[number] != before.get(number)}
+            differed += sum(number in before for number in differing)
+            assert differing <= bench.state.changes.jobs
+
+    assert differed >= 3, "no job came to name another blob"
 
 
 def test_damaged_bytes_are_refused_alike(make_bench, make_fuzzer):
