@@ -14,6 +14,7 @@ from depalma import protocol
 from depalma.agent import events as ev
 from depalma.agent.core import AgentCore
 from depalma.model import AttemptRef, HostFacts, Load, Report
+from depalma.testing.cluster import Violation
 from depalma.testing.sim_masters import SLOTS, SimMaster, drifting
 from depalma.testing.sim_processes import KILLED_WITHIN_S, Processes
 from depalma.testing.sim_wire import Cuts, Line, ServerSocket
@@ -98,6 +99,10 @@ class SimAgent:
             return False
         return self.clock.monotonic() < core.lease_until
 
+    def is_over(self, incarnation: str) -> bool:
+        """Whether a later one has begun since, with nothing running."""
+        return incarnation != f"{self.name}-{self._incarnations}"
+
     def start(self) -> None:
         """A process begins, with the reports that the last one left."""
         if self.core is not None:
@@ -158,6 +163,8 @@ class SimAgent:
             self._happens(event)
 
     def _incarnation(self) -> str:
+        if self.processes.live:
+            raise Violation(f"I3: {self.name} begins anew while it runs {list(self.processes.live)}")
         self._incarnations += 1
         return f"{self.name}-{self._incarnations}"
 

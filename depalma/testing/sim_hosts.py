@@ -96,8 +96,13 @@ class SimHosts:
             self._recorded.add(ref)
 
     def _note_lost(self, host: str, incarnation: str) -> None:
-        """Its work may run elsewhere from now on: nothing of it lives, and it has no lease under which it could."""
+        """Its work may run elsewhere from now on: nothing of it lives, and it has no lease under which it could.
+
+        The master that asked for it hears of it late, if it stood still; then the host may be there again as another.
+        """
         (agent,) = (one for one in self.agents if one.name == host)
+        if agent.is_over(incarnation):
+            return
         live = list(agent.processes.live)
         if live or agent.holds_lease(incarnation):
             raise Violation(f"I3: {host} is recorded as lost while it has {live if live else 'a lease'}")
