@@ -7,6 +7,7 @@ begins with a mark (marks.py), so that what a killed run left behind is found an
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import time
@@ -137,6 +138,21 @@ class Network:
     def link(self, name: str, up: bool) -> None:
         """Pulls the host's cable, or plugs it in."""
         run("ip", "-n", self.namespace(HUB), "link", "set", "dev", name, "up" if up else "down")
+
+    def throttle(self, name: str, bits_per_s: int) -> None:
+        """What is sent to the host goes at this rate, until `unthrottle`."""
+        hub = self.namespace(HUB)
+        bucket = f"rate {bits_per_s} burst 32kb latency 400ms"
+        run("tc", "-n", hub, "qdisc", "replace", "dev", name, "root", "tbf", *bucket.split())
+
+    def unthrottle(self, name: str) -> None:
+        """Makes the host's line as fast as it was."""
+        run("tc", "-n", self.namespace(HUB), "qdisc", "del", "dev", name, "root")
+
+    def received_bytes(self, name: str) -> int:
+        """Returns how many bytes have come to the host over its cable."""
+        told = json.loads(run("ip", "-n", self.namespace(name), "-s", "-j", "link", "show", "eth0"))
+        return int(told[0]["stats64"]["rx"]["bytes"])
 
     def _rule(self, name: str, rule: str, hook: str = "input") -> None:
         # Adding a table and a chain that are there already changes nothing.

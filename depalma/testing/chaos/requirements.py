@@ -17,6 +17,7 @@ _ROOT = Path(depalma.__file__).parents[1]
 TOOLS = {
     "ip": "iproute2",
     "nft": "nftables",
+    "tc": "iproute2",
     "nsenter": "util-linux",
     "flock": "util-linux",
     "strace": "strace",

@@ -2,6 +2,7 @@
 
 from depalma.testing.chaos.scenarios import (
     agents,
+    codesync,
     crash,
     disk,
     hostile,
@@ -20,6 +21,7 @@ __all__ = [
     "SCENARIOS",
     "Scenario",
     "agents",
+    "codesync",
     "crash",
     "disk",
     "hostile",
