@@ -29,6 +29,7 @@ from depalma.agent.codesync import CodeSync
 from depalma.agent.connection import Finder
 from depalma.agent.core import AgentCore
 from depalma.agent.environments import Environments
+from depalma.agent.gone import TELL_S
 from depalma.agent.link import MonitorLink
 from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import describe_limits, facts, python_version
@@ -54,6 +55,7 @@ _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
 _MONITOR_START_S = 10.0
+_TELL_IDLE_S = 1.0
 
 
 def is_failure(context: Mapping[str, Any]) -> bool:
@@ -159,6 +161,8 @@ class Agent:
     async def _end(self) -> None:
         """Has the monitor end everything and tell the masters, and waits for that as long as it is worth."""
         orderly = self._exit_code == 0
+        if orderly:
+            self._link.send(("identity", {"patience_s": self._patience_s()}))
         self._meter.stop()
         self._aside.forget_all()  # what is ended now has not failed
         if orderly:
@@ -178,6 +182,12 @@ class Agent:
         await self._session.ended()
         self._journal.close()
         os.close(self._lock)
+
+    def _patience_s(self) -> float:
+        """Returns how long it is worth to look for a master that takes note of the end, and moves the work at once."""
+        if not self._core.lease_until:
+            return 0.0  # no master knows of this incarnation
+        return TELL_S if self._core.connected or self._core.attempts or self._core.pending else _TELL_IDLE_S
 
     def _kill_strays(self) -> None:
         """Ends what an agent of this folder left, if it was killed together with its monitor."""

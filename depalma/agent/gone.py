@@ -11,26 +11,30 @@ import urllib.parse
 from typing import Any
 
 #: A fail-over takes less than a second; whoever stops an agent gives it ten seconds before SIGKILL (LocalCluster does).
-_FOR_S = 6.0
+TELL_S = 6.0
 _ONE_TRY_S = 1.0
 #: Of the reports that are told along: the newest, as a command of the log has its limit (4 MiB).
 _REPORTS_BYTES = 2 * 1024 * 1024
 _HEAD = struct.Struct("<I")
 
 
-def tell_gone(identity: dict[str, Any], reason: str, *, for_s: float = _FOR_S) -> bool:
-    """Asks each master in turn until one has taken it, for at most `for_s`. Returns whether one did.
+def tell_gone(identity: dict[str, Any], reason: str) -> bool:
+    """Asks each master in turn until one has taken it. Returns whether one did, or none needs to.
 
     `identity` has `host`, `incarnation`, `masters` (base URLs, the leader first) and `token`, and `reports`, the file
-    of those that may not be committed: what had ended is not to be run again.
+    of those that may not be committed: what had ended is not to be run again. `patience_s` is how long to try; with 0
+    no master knows of this incarnation.
     """
+    patience_s = identity.get("patience_s", TELL_S)
+    if not patience_s:
+        return True
     told: dict[str, Any] = {"host": identity["host"], "incarnation": identity["incarnation"], "reason": reason}
     records = _records(identity.get("reports", ""))
     if records:
         told["reports"] = [base64.b64encode(record).decode() for record in records]
     body = json.dumps(told).encode()
     headers = {"Authorization": f"Bearer {identity['token']}", "Content-Type": "application/json"}
-    end = time.monotonic() + for_s
+    end = time.monotonic() + patience_s
     pause_s = 0.05
     while True:
         pending = list(dict.fromkeys(identity["masters"]))

@@ -15,6 +15,7 @@ import msgspec
 import psutil
 import pytest
 
+from depalma.local.folder import free_ports
 from depalma.model import JobSpec, Report
 from depalma.protocol import Assignment, Refused
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
@@ -341,6 +342,19 @@ async def test_sigterm_stops_in_order(leader: FakeLeader, agent: AgentProcess) -
     assert not monitor.is_running()
     assert leader.reports[(1, 99, 1)].outcome == "returned"
     assert [gone["reason"] for gone in leader.gone] == ["stopped"]
+
+
+async def test_an_agent_that_no_master_knows_ends_at_once(tmp_path: Path) -> None:
+    """There is nobody to be told: it does not look for a master for as long as a fail-over may take."""
+    agent = AgentProcess(tmp_path, [f"http://127.0.0.1:{free_ports(1)[0]}"])
+    agent.start()
+    try:
+        await wait_until(lambda: "incarnation" in agent.log.read_text(), "start")
+        agent.signal(signal.SIGTERM)
+        assert await agent.exit_code() == 0
+    finally:
+        await agent.stop()
+    assert "no master could be told" not in agent.log.read_text()
 
 
 async def test_what_sigterm_to_the_agent_ends_has_not_failed(leader: FakeLeader, agent: AgentProcess) -> None:
