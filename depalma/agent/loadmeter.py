@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from depalma.agent import kernel
+from depalma.agent.daemons import Daemons
 from depalma.agent.gpus import GpuMeter
 from depalma.agent.loadring import LoadRing
 from depalma.model import Load, LoadHistory
@@ -125,13 +126,17 @@ class LoadMeter:
 
 
 class _TasksCpu:
-    """How much of the CPUs goes to tasks and how much to everything else, since the look before."""
+    """How much of the CPUs goes to tasks and how much to others, since the look before; masters and agents are neither.
+
+    The tasks of other agents are others: masters, who know them all, take them off.
+    """
 
     def __init__(self, busy: int, ticks: int) -> None:
         self.tasks_percent = self.foreign_percent = 0.0
         self._above = self._used = 0
         self._busy, self._ticks = busy, ticks
         self._next_s = 0.0
+        self._daemons = Daemons()
 
     def look(self, above: int, busy: int, ticks: int) -> None:
         """Looks at everything below the process `above`, unless that would cost too much yet."""
@@ -143,7 +148,7 @@ class _TasksCpu:
         # With another process above them nothing can be said yet. One that dies while it is looked at counts later.
         mine = min(max(0, used - self._used), all_busy) if above == self._above else 0
         self.tasks_percent = _percent(mine, ticks - self._ticks)
-        self.foreign_percent = _percent(all_busy - mine, ticks - self._ticks)
+        self.foreign_percent = _percent(all_busy - mine - self._daemons.used().daemons, ticks - self._ticks)
         self._above, self._used, self._busy, self._ticks = above, used, busy, ticks
         self._next_s = began + (time.monotonic() - began) / _TREE_SHARE
 

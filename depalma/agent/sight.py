@@ -17,6 +17,7 @@ from collections import deque
 import psutil
 
 from depalma.agent import proctree
+from depalma.agent.daemons import Daemons
 
 #: Load of others is that of so long: shorter, and every cron job is a person.
 _WINDOW_S = 5.0
@@ -172,17 +173,23 @@ def _output(words: list[str]) -> str:
 
 
 class ForeignCpu:
-    """Measures what everything but us uses of all processors, over the last seconds."""
+    """Measures what everything but us uses of all processors, over the last seconds.
+
+    We are this agent with its tasks, and the masters and the other agents of the machine with theirs.
+    """
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int, int]] = deque()
+        self._daemons = Daemons()
+        self._others_ticks = 0
 
     def percent(self) -> float | None:
         """Takes a sample; returns the share since the oldest one of the window, None at first."""
         now = time.monotonic()
         total, busy = machine_ticks()
         samples = self._samples
-        samples.append((now, total, busy, own_ticks()))
+        self._others_ticks += sum(self._daemons.used(without=os.getpid()))
+        samples.append((now, total, busy, own_ticks() + self._others_ticks))
         while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
             samples.popleft()
         first, last = samples[0], samples[-1]

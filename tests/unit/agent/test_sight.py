@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,34 @@ def test_others_are_what_is_not_ours() -> None:
     assert foreign_percent is not None
     slack_percent = 100 * 10 / total  # the looks are not at the same moment
     assert foreign_percent <= 100 * (busy - used) / total + slack_percent
+
+
+@pytest.mark.parametrize("words", [["-m", "depalma.master"], ["/opt/bin/depalma-agent", "--name", "h2"]])
+def test_masters_and_other_agents_are_not_foreign(words: list[str], tmp_path: Path) -> None:
+    """An owner's limit must not be reached by Depalma's own processes, which are not below this agent."""
+    program = tmp_path / "depalma" / "master.py"
+    program.parent.mkdir()
+    (program.parent / "__init__.py").touch()
+    program.write_text("while True: pass")
+    if words[0] != "-m":
+        agent = tmp_path / "bin" / "depalma-agent"
+        agent.parent.mkdir()
+        agent.write_text("while True: pass")
+        words = [str(agent), *words[1:]]
+    start = ["sh", "-c", '"$@" > /dev/null 2>&1 & echo $!', "sh", sys.executable, *words]  # not below us
+    pid = int(subprocess.run(start, cwd=tmp_path, capture_output=True, check=True).stdout)
+    try:
+        wait_until(lambda: ticks_of(pid) >= 5, "it runs")
+        meter = ForeignCpu()
+        assert meter.percent() is None
+        before, machine_before = ticks_of(pid), machine_ticks()
+        used = wait_until(lambda: u if (u := ticks_of(pid) - before) >= 50 else 0, "half a second of work")
+        foreign_percent = meter.percent()
+        total, busy = (after - then for after, then in zip(machine_ticks(), machine_before, strict=True))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert foreign_percent is not None
+    assert foreign_percent <= 100 * (busy - used + 10) / total  # the looks are not at the same moment
 
 
 def ticks_of(pid: int) -> int:
