@@ -4,6 +4,7 @@
     benchmarks/run.py                        everything, about three minutes
     benchmarks/run.py --quick                the same with a tenth of the work
     benchmarks/run.py --only failover,writes
+    benchmarks/run.py --tls                  the API speaks TLS
     benchmarks/run.py --dir FOLDER           put the masters' disks there (a RAM disk would flatter the numbers)
 
 Prints one JSON line a measure; the first line describes the machine. `goal` is the figure of docs/architecture.md.
@@ -223,7 +224,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME,…", help=f"some of: {', '.join(MEASURES)}")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--dir", type=Path, help="where the cluster keeps its files; default: the temporary folder")
+    parser.add_argument("--tls", action="store_true", help="masters' API by TLS, as between machines")
     options = parser.parse_args()
+    settings = {"api_tls": "on"} if options.tls else {}
     chosen = options.only.split(",") if options.only else list(MEASURES)
     unknown = [name for name in chosen if name not in MEASURES]
     if unknown:
@@ -231,7 +234,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="depalma-bench-", dir=options.dir))
     try:
         print(json.dumps(machine(folder)), flush=True)
-        with LocalCluster(masters=3, agents=2, slots=1, directory=folder) as cluster, cluster.client() as client:
+        made = LocalCluster(masters=3, agents=2, slots=1, directory=folder, settings=settings)
+        with made as cluster, cluster.client() as client:
             client.submit(nothing, 0).result()
             for name in chosen:
                 MEASURES[name](cluster, client, 0.1 if options.quick else 1.0)

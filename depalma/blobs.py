@@ -14,6 +14,7 @@ import mmap
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +22,7 @@ import aiohttp
 from depalma import items
 from depalma.blobstore import BadBlob, BlobStore, is_digest
 from depalma.config import ClusterConfig, Secrets
+from depalma.trust import Trust, verifying
 
 __all__ = ["BadBlob", "BlobStore", "Blobs", "NoMajority", "UnknownBlob", "is_digest", "master_token"]
 
@@ -64,8 +66,17 @@ class Blobs:
     called on the loop's thread.
     """
 
-    def __init__(self, store: BlobStore, peers: Mapping[str, str], token: str, *, limit_bytes: int = 2**31) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        peers: Mapping[str, str],
+        token: str,
+        *,
+        limit_bytes: int = 2**31,
+        trust: Trust | None = None,
+    ) -> None:
         self.store = store
+        self._trust = trust
         self.limit_bytes = limit_bytes
         self._holders: OrderedDict[str, dict[str, float]] = OrderedDict()  #: when peers were known to hold a digest
         self.set_peers(peers)
@@ -80,11 +91,13 @@ class Blobs:
         self._mapped: OrderedDict[str, memoryview] = OrderedDict()
 
     @classmethod
-    def for_master(cls, config: ClusterConfig, secrets: Secrets, master_id: str, store: BlobStore) -> Blobs:
+    def for_master(
+        cls, config: ClusterConfig, secrets: Secrets, master_id: str, store: BlobStore, trust: Trust | None = None
+    ) -> Blobs:
         """Returns the blobs of one master of a cluster."""
-        peers = {master.id: master.url for master in config.masters if master.id != master_id}
+        peers = {master.id: config.url(master) for master in config.masters if master.id != master_id}
         limit_bytes = config.settings.max_blob_bytes
-        return cls(store, peers, master_token(secrets.raft_secret), limit_bytes=limit_bytes)
+        return cls(store, peers, master_token(secrets.raft_secret), limit_bytes=limit_bytes, trust=trust)
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """From now on these are the other masters: id to base URL."""
@@ -210,17 +223,20 @@ class Blobs:
 
     async def _ask_head(self, peer: str, digest: str) -> bool:
         try:
-            async with self._http().head(self._url(peer, digest), timeout=_HEAD_TIMEOUT) as answer:
+            async with self._head(peer, digest) as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
+
+    def _head(self, peer: str, digest: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._http().head(self._url(peer, digest), timeout=_HEAD_TIMEOUT, ssl=verifying(self._trust))
 
     async def version_of(self, peer: str) -> int | None:
         """Returns the version of a peer's state now; None if it does not answer."""
         if peer not in self._peers:
             return None
         try:
-            async with self._http().head(self._url(peer, "0" * 64), timeout=_HEAD_TIMEOUT) as answer:
+            async with self._head(peer, "0" * 64) as answer:
                 return int(answer.headers.get("Depalma-Index", ""))
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
@@ -229,7 +245,10 @@ class Blobs:
         size = self.store.size(digest)
         try:
             async with self._http().put(
-                self._url(peer, digest), data=self.store.chunks(digest), headers={"Content-Length": str(size)}
+                self._url(peer, digest),
+                data=self.store.chunks(digest),
+                headers={"Content-Length": str(size)},
+                ssl=verifying(self._trust),
             ) as answer:
                 if answer.status in (200, 201):
                     return True
@@ -256,7 +275,7 @@ class Blobs:
         known = self._holders.get(digest, {})
         for peer in sorted(self._peers, key=lambda peer: peer not in known):
             try:
-                async with self._http().get(self._url(peer, digest)) as answer:
+                async with self._http().get(self._url(peer, digest), ssl=verifying(self._trust)) as answer:
                     if answer.status == 200:
                         await self.store.put(answer.content.iter_any(), digest, self.limit_bytes)
                         self._note_holder(digest, peer)

@@ -13,12 +13,17 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from depalma.certificates import AUTHORITY_FILE, member_file
+from depalma.certificates import AUTHORITY_FILE, AUTHORITY_WANTS_TLS, member_file
 from depalma.errors import ConfigError
 from depalma.lease import LeaseTimes, lease_times
+from depalma.model import MasterAddress
 from depalma.ownership import BadPolicy, OwnerPolicy, check
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+#: What `api_tls` may be: the port takes plain HTTP unless it is `on`, and TLS unless it is `off`.
+API_TLS = ("auto", "off", "allow", "prefer", "on")
+#: With these the masters speak TLS to each other, and name themselves by https.
+SPEAKS_TLS = ("prefer", "on")
 _NAME_RULE = "letters, digits, '.', '_', '-', at most 63, no leading sign"
 
 
@@ -31,11 +36,6 @@ class MasterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     raft_port: int = 7071
     dir: str
     ssh: str = ""  #: how `ssh` reaches its machine; empty = host
-
-    @property
-    def url(self) -> str:
-        """Returns the base URL of its API."""
-        return f"http://{self.host}:{self.port}"
 
     @property
     def directory(self) -> Path:
@@ -78,6 +78,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     code_kick_s: float = 300.0  #: and after this long it gets no work until it has caught up
     environments_kept: int = 3  #: Python environments that an agent keeps beside those in use
     blob_grace_s: float = 600.0  #: a large value that nothing names is kept this long
+    api_tls: str | bool = "auto"  #: auto, off, allow, prefer, on: whether the masters' API speaks TLS
+
+    def __post_init__(self) -> None:
+        """YAML reads the words on and off as true and false."""
+        if isinstance(self.api_tls, bool):
+            msgspec.structs.force_setattr(self, "api_tls", "on" if self.api_tls else "off")
 
     @property
     def lease_times(self) -> LeaseTimes:
@@ -93,6 +99,15 @@ class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     hosts: tuple[HostConfig, ...] = ()
     secrets: str = "./secrets"
     settings: Settings = Settings()
+
+    @property
+    def scheme(self) -> str:
+        """Returns how masters are spoken to."""
+        return "https" if self.settings.api_tls in SPEAKS_TLS else "http"
+
+    def url(self, master: MasterConfig | MasterAddress) -> str:
+        """Returns the base URL of a master's API."""
+        return f"{self.scheme}://{master.host}:{master.port}"
 
     def master(self, master_id: str) -> MasterConfig:
         """Returns the master of that id. Errors: ConfigError that names those there are."""
@@ -134,12 +149,29 @@ def _names(names: Iterable[str]) -> str:
 
 
 def load(path: Path) -> ClusterConfig:
-    """Returns the checked cluster file. Errors: ConfigError."""
+    """Returns the checked cluster file; `api_tls: auto` has become what it means there. Errors: ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse(text, where=str(path))
+    return resolved(parse(text, where=str(path)), path)
+
+
+def resolved(config: ClusterConfig, path: Path) -> ClusterConfig:
+    """Returns the configuration of a cluster file there, with what `api_tls: auto` means."""
+    if config.settings.api_tls != "auto":
+        return config
+    wants_tls = AUTHORITY_WANTS_TLS in _start_of(secrets_folder(path, config) / AUTHORITY_FILE)
+    settings = msgspec.structs.replace(config.settings, api_tls="on" if wants_tls else "allow")
+    return msgspec.structs.replace(config, settings=settings)
+
+
+def _start_of(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4096)
+    except OSError:
+        return b""
 
 
 def parse(text: str, *, where: str = "cluster file") -> ClusterConfig:
@@ -190,6 +222,8 @@ def _problem(config: ClusterConfig) -> str:
 def _settings_problem(settings: Settings) -> str:
     if settings.on_cut_off not in ("exit", "rejoin"):
         return f"settings.on_cut_off: {settings.on_cut_off!r} given; allowed: exit, rejoin"
+    if settings.api_tls not in API_TLS:
+        return f"settings.api_tls: {settings.api_tls!r} given; allowed: {', '.join(API_TLS)}"
     if not 0.5 <= settings.lease_s <= 3600:
         return f"settings.lease_s: {settings.lease_s} given; allowed: 0.5 to 3600"
     if not 0.15 <= settings.lease_margin <= 10:

@@ -1,7 +1,7 @@
 """How a machine that has nothing yet joins: the string that it is given, and what is said through the tunnel.
 
-The API is plain HTTP, so the talk goes through TLS of its own (tunnel.py): the machine knows the hash of the cluster's
-authority from the string, and says nothing before the other side has proven to be a master by that authority.
+The machine knows the hash of the cluster's authority from the string, and says nothing before the other side has proven
+to be a master by that authority: by the TLS of the API, or where that is plain HTTP by TLS of its own (tunnel.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import re
 import ssl
 
@@ -16,7 +17,10 @@ import msgspec
 from msgspec import Struct
 
 from depalma.certificates import member_of
+from depalma.codetree import sign
+from depalma.config import Secrets
 from depalma.errors import ConfigError, DepalmaError
+from depalma.trust import MastersOnly
 
 _PREFIX = "depalma-join-1."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -66,6 +70,8 @@ class JoinRequest(Struct, frozen=True):
 
     id: str
     secret: str
+    #: for a certificate of its own, whose key stays where it is (PEM); without it the machine gets the token of all
+    certificate_request: str = ""
 
     def __repr__(self) -> str:
         """Shows none of it."""
@@ -80,10 +86,35 @@ class JoinAnswer(Struct, frozen=True):
     authority: str = ""
     problem: str = ""
     again: bool = False
+    certificate: str = ""
 
     def __repr__(self) -> str:
         """Leaves the token out."""
         return f"JoinAnswer(problem={self.problem!r})"
+
+
+class CertificateAsked(Struct, frozen=True):
+    """What an agent sends to have its certificate renewed; which host it is its connection says."""
+
+    certificate_request: str
+
+
+class CertificateMade(Struct, frozen=True):
+    """A host's new certificate, and the authorities of the masters as they are now (PEM)."""
+
+    certificate: str
+    authority: str
+
+
+def host_token(raft_secret: bytes, host: str) -> str:
+    """Returns the token of one host, good for it alone. Masters derive it, so that nothing is to be kept."""
+    return hmac.new(raft_secret, f"depalma-host\0{host}".encode(), hashlib.sha256).hexdigest()
+
+
+def is_signed(secrets: Secrets, host: str, index: int, digest: str, signature: str) -> bool:
+    """Returns whether a host has signed for a tree, by its own token or by the one of all."""
+    keys = (secrets.agent_token, host_token(secrets.raft_secret, host))
+    return any(hmac.compare_digest(sign(key, host, index, digest), signature) for key in keys)
 
 
 def hash_of(secret: str) -> str:
@@ -104,7 +135,7 @@ def trusted_context(bundle: bytes, invitation: Invitation) -> ssl.SSLContext:
     for pem in _PEM.findall(bundle):
         try:
             if authority_hash(pem) == invitation.authority:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context = MastersOnly(ssl.PROTOCOL_TLS_CLIENT)
                 context.minimum_version = ssl.TLSVersion.TLSv1_3
                 context.check_hostname = False  # masters have ids, not DNS names (check_master)
                 context.load_verify_locations(cadata=pem.decode())

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from depalma import config as config_module
 from depalma.api.app import make_app
+from depalma.api.listener import Listener, ServerKeys
 from depalma.blobkeeping import BlobKeeper
 from depalma.blobs import Blobs, BlobStore
 from depalma.certificates import CertificateFiles
@@ -44,6 +45,7 @@ from depalma.state.commands import Rejected as RefusedCommand
 from depalma.state.job_commands import SubmitGraph
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine
+from depalma.trust import Trust
 
 log = logging.getLogger("depalma.master")
 
@@ -113,19 +115,22 @@ class Master:
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         directory = own.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files = CertificateFiles.of(secrets.folder, config.cluster, master_id)
+        self.trust = None if config.settings.api_tls == "off" else Trust(self._files.authority)
         self.replica = Replica(
             _replica_settings(config, master_id, joining=joining),
             self.machine,
-            certificates=CertificateFiles.of(secrets.folder, config.cluster, master_id),
+            certificates=self._files,
             on_fatal=self.fail,
         )
-        self.blobs = Blobs.for_master(config, secrets, master_id, BlobStore(directory / "blobs"))
+        self.blobs = Blobs.for_master(config, secrets, master_id, BlobStore(directory / "blobs"), self.trust)
         grace_s = max(config.settings.blob_grace_s, 3 * config.settings.lease_s * (1 + config.settings.lease_margin))
         self._keeper = BlobKeeper(self.blobs, lambda: self.machine.state, self._newest_version, grace_s)
         self._keeping: asyncio.Task[None] | None = None
         self._reign = Reign(self)
         self._disposal = Disposal()
         self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._own = own
 
     # ------------------------------------------------------------ what the API and the duties ask
@@ -175,6 +180,10 @@ class Master:
             raise NotLeader(self.replica.leader_id)
         await self.replica.barrier()
 
+    def refused_requests(self) -> dict[str, int]:
+        """Returns how many connections the API's port refused, by reason."""
+        return dict(self._listener.refused) if self._listener is not None else {}
+
     async def record_masters(self) -> None:
         """Writes down who the masters are, if nobody has. Errors: MembershipRefused, NotLeader, OutcomeUnknown."""
         if self.state.masters and self.replica.members_recorded:
@@ -211,11 +220,15 @@ class Master:
         self.loopwatch.start()
         self._runner = web.AppRunner(make_app(self), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        # No reuse_port: a second master on the same port is a mistake that must be seen.
-        await web.TCPSite(self._runner, self._own.host, self._own.port, backlog=1024).start()
+        assert self._runner.server is not None
+        keys = None if self.trust is None else ServerKeys(self._files, self.trust)
+        plain = self.config.settings.api_tls != "on"
+        self._listener = Listener(self._runner.server, keys, plain=plain)
+        await self._listener.start(self._own.host, self._own.port)
         self._keeping = asyncio.create_task(self._keeper.run(), name="blobs")
         self._keeping.add_done_callback(self._keeping_ended)
-        log.info("master %s serves %s, raft on port %d", self.master_id, self._own.url, self._own.raft_port)
+        url = self.config.url(self._own)
+        log.info("master %s serves %s, raft on port %d", self.master_id, url, self._own.raft_port)
 
     def _keeping_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -228,6 +241,8 @@ class Master:
             self._keeping.cancel()
         self._reign.end()
         self.loopwatch.stop()
+        if self._listener is not None:
+            await self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.blobs.close()

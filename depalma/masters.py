@@ -19,4 +19,4 @@ def addresses(config: ClusterConfig) -> tuple[MasterAddress, ...]:
 
 def urls(state: ClusterState, config: ClusterConfig) -> dict[str, str]:
     """Returns each master's base URL by its id."""
-    return {master.id: master.url for master in known_masters(state, config)}
+    return {master.id: config.url(master) for master in known_masters(state, config)}

@@ -16,10 +16,13 @@ from pathlib import Path
 
 from depalma import config as cluster_file
 from depalma.agent import joining, unit
+from depalma.agent.certificate import own_file
 from depalma.agent.driver import EXIT_CUT_OFF, EXIT_REFUSED, Agent
 from depalma.agent.store import FolderInUse
+from depalma.certificates import AUTHORITY_FILE
 from depalma.errors import ConfigError
 from depalma.joining import Invitation
+from depalma.trust import BadAuthority, Trust
 
 EXIT_USAGE, EXIT_IN_USE = 2, 5
 
@@ -31,6 +34,17 @@ async def _run(agent: Agent) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)
     return await agent.run()
+
+
+def _trust(folder: Path, *, speaks_tls: bool) -> Trust | None:
+    """Returns whom to believe. Errors: ConfigError, if masters speak TLS and nothing says whom."""
+    file = folder / AUTHORITY_FILE
+    if not (speaks_tls or file.exists()):
+        return None
+    try:
+        return Trust(file, own_file(folder) or "")
+    except BadAuthority as error:
+        raise ConfigError(f"{error}; the masters' API speaks TLS, and a host needs {AUTHORITY_FILE} for it") from error
 
 
 def _join(args: argparse.Namespace) -> tuple[Path, str]:
@@ -63,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         host = config.host(name)
         folder = Path(config.secrets).expanduser()
         token = cluster_file.read_agent_token(file.parent / folder)
-        code = asyncio.run(_run(Agent(config, host, token)))
+        trust = _trust(file.parent / folder, speaks_tls=config.scheme == "https")
+        code = asyncio.run(_run(Agent(config, host, token, trust)))
     except joining.CannotJoin as error:
         log.error("%s", error)
         code = EXIT_REFUSED if error.refused else EXIT_CUT_OFF

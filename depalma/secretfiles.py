@@ -9,20 +9,30 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from depalma import certificates
-from depalma.certificates import AUTHORITY_FILE, AUTHORITY_KEY_FILE, Authority, member_file
+from depalma.certificates import (
+    AUTHORITY_FILE,
+    AUTHORITY_KEY_FILE,
+    AUTHORITY_WANTS_TLS,
+    HOSTS_FILE,
+    HOSTS_KEY_FILE,
+    Authority,
+    member_file,
+)
 from depalma.errors import ConfigError
 
 if TYPE_CHECKING:
     from cryptography import x509
 
+_NO_ADDRESSES: Mapping[str, str] = MappingProxyType({})
 TOKEN_FILES = ("token", "agent.token", "raft.secret")
 
 
@@ -36,10 +46,17 @@ class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def prepare(
-    folder: Path, cluster: str, master_ids: Iterable[str], *, renew_within_days: float | None = None
+    folder: Path,
+    cluster: str,
+    master_ids: Iterable[str],
+    *,
+    renew_within_days: float | None = None,
+    addresses: Mapping[str, str] = _NO_ADDRESSES,
+    api_tls: bool = False,
 ) -> list[Step]:
-    """Makes whatever is missing: tokens, the authority, a certificate for each master.
+    """Makes whatever is missing: tokens, the authority, a certificate for each master, for its address too.
 
+    `api_tls`: a new authority says that the API of its cluster speaks TLS.
     With `renew_within_days`, certificates that end within that time are renewed, and those that masters would refuse.
     Errors: ConfigError, if a certificate has to be made and the authority's key is not here.
     """
@@ -47,16 +64,19 @@ def prepare(
     if folder.stat().st_mode & 0o077:
         raise ConfigError(f"{folder}: others may look into it; run: chmod 700 {folder}")
     steps = [_prepare_token(folder / name) for name in TOKEN_FILES]
-    steps += _prepare_authority(folder, cluster)
+    steps += _prepare_authority(folder, cluster, api_tls=api_tls)
+    steps += _prepare_hosts(folder, cluster)
     for master_id in master_ids:
-        steps.append(_prepare_member(folder, cluster, master_id, renew_within_days))
+        steps.append(_prepare_member(folder, cluster, master_id, renew_within_days, addresses.get(master_id, "")))
     return steps
 
 
-def renew(folder: Path, cluster: str, master_ids: Iterable[str]) -> list[Step]:
+def renew(
+    folder: Path, cluster: str, master_ids: Iterable[str], addresses: Mapping[str, str] = _NO_ADDRESSES
+) -> list[Step]:
     """Gives every master a new certificate and key. Errors: ConfigError."""
     authority = _authority(folder)
-    return [_issue(folder, authority, cluster, master_id) for master_id in master_ids]
+    return [_issue(folder, authority, cluster, name, addresses.get(name, "")) for name in master_ids]
 
 
 def add_new_authority(folder: Path, cluster: str) -> list[Step]:
@@ -70,7 +90,7 @@ def add_new_authority(folder: Path, cluster: str) -> list[Step]:
     authority = Authority.make(cluster)
     # The key first: without its certificate it makes nothing, while a certificate without its key would stay for ever.
     _replace(folder / AUTHORITY_KEY_FILE, authority.key_pem())
-    bundle = authority.certificate_pem() + certificates.certificate_pem(known[0])
+    bundle = _mark(folder) + authority.certificate_pem() + certificates.certificate_pem(known[0])
     _replace(folder / AUTHORITY_FILE, bundle)
     return [
         Step(file=AUTHORITY_KEY_FILE, action="replaced"),
@@ -86,7 +106,7 @@ def drop_old_authorities(folder: Path, cluster: str, master_ids: Iterable[str]) 
         (certificate, *_) = certificates.load_certificates(file)
         if problem := certificates.problem_of(certificate, [authority.certificate], cluster, master_id):
             raise ConfigError(f"{file}: {problem}; renew the certificates first")
-    _replace(folder / AUTHORITY_FILE, authority.certificate_pem())
+    _replace(folder / AUTHORITY_FILE, _mark(folder) + authority.certificate_pem())
     return [Step(file=AUTHORITY_FILE, action="replaced", expires_at=_end(authority.certificate))]
 
 
@@ -107,7 +127,12 @@ def _prepare_token(file: Path) -> Step:
     return Step(file=file.name, action="made")
 
 
-def _prepare_authority(folder: Path, cluster: str) -> list[Step]:
+def _mark(folder: Path) -> bytes:
+    """Returns what the authority's file says of the API: a new authority says the same."""
+    return AUTHORITY_WANTS_TLS if AUTHORITY_WANTS_TLS in (folder / AUTHORITY_FILE).read_bytes() else b""
+
+
+def _prepare_authority(folder: Path, cluster: str, *, api_tls: bool) -> list[Step]:
     file, key_file = folder / AUTHORITY_FILE, folder / AUTHORITY_KEY_FILE
     if not file.exists():
         if key_file.exists():
@@ -116,7 +141,7 @@ def _prepare_authority(folder: Path, cluster: str) -> list[Step]:
             )
         authority = Authority.make(cluster)
         _create(key_file, authority.key_pem())
-        _create(file, authority.certificate_pem())
+        _create(file, (AUTHORITY_WANTS_TLS if api_tls else b"") + authority.certificate_pem())
         action = "made"
     else:
         action = "kept"
@@ -125,24 +150,37 @@ def _prepare_authority(folder: Path, cluster: str) -> list[Step]:
     return [*steps, Step(file=AUTHORITY_KEY_FILE, action=action)] if key_file.exists() else steps
 
 
-def _prepare_member(folder: Path, cluster: str, master_id: str, renew_within_days: float | None) -> Step:
+def _prepare_hosts(folder: Path, cluster: str) -> list[Step]:
+    """The authority for hosts. Masters use it, so its key must be with its certificate."""
+    file, key_file = folder / HOSTS_FILE, folder / HOSTS_KEY_FILE
+    action = "kept" if file.exists() else "made"
+    if action == "made":
+        authority = Authority.make(cluster)
+        _replace(key_file, authority.key_pem())  # a key without its certificate has made nothing yet
+        _create(file, authority.certificate_pem())
+    end = _end(certificates.load_certificates(file)[0])
+    steps = [Step(file=HOSTS_FILE, action=action, expires_at=end)]
+    return [*steps, Step(file=HOSTS_KEY_FILE, action=action)] if key_file.exists() else steps
+
+
+def _prepare_member(folder: Path, cluster: str, master_id: str, renew_within_days: float | None, address: str) -> Step:
     file = folder / member_file(master_id)
     if not file.exists():
-        return _issue(folder, _authority(folder), cluster, master_id)
+        return _issue(folder, _authority(folder), cluster, master_id, address)
     (certificate, *_) = certificates.load_certificates(file)
     authorities = certificates.load_certificates(folder / AUTHORITY_FILE)
     problem = certificates.problem_of(certificate, authorities, cluster, master_id)
     if renew_within_days is not None:
         ends = certificate.not_valid_after_utc
         if problem or ends < datetime.now(UTC) + timedelta(days=renew_within_days):
-            return _issue(folder, _authority(folder), cluster, master_id)
+            return _issue(folder, _authority(folder), cluster, master_id, address)
     return Step(file=file.name, action="kept", expires_at=_end(certificate), problem=problem)
 
 
-def _issue(folder: Path, authority: Authority, cluster: str, master_id: str) -> Step:
+def _issue(folder: Path, authority: Authority, cluster: str, master_id: str, address: str) -> Step:
     file = folder / member_file(master_id)
     action = "renewed" if file.exists() else "made"
-    _replace(file, authority.issue(cluster, master_id))
+    _replace(file, authority.issue(cluster, master_id, address=address))
     return Step(file=file.name, action=action, expires_at=_end(certificates.load_certificates(file)[0]))
 
 

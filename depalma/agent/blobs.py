@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from depalma.errors import DepalmaError
+from depalma.trust import Trust, verifying
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,17 @@ class Blobs:
     """Fetches blobs into a bounded folder and uploads files. `masters` gives the base URLs, the leader first."""
 
     def __init__(
-        self, root: Path, session: aiohttp.ClientSession, masters: Callable[[], list[str]], limit_bytes: int
+        self,
+        root: Path,
+        session: aiohttp.ClientSession,
+        masters: Callable[[], list[str]],
+        limit_bytes: int,
+        trust: Trust | None = None,
     ) -> None:
         self._cache = root / "blobs" / "cache"
         self._out = root / "blobs" / "out"
         self._session = session
+        self._trust = trust
         self._masters = masters
         self._limit_bytes = limit_bytes
         self._uploading: dict[str, asyncio.Lock] = {}
@@ -79,7 +86,9 @@ class Blobs:
         headers = {"Range": f"bytes={have_bytes}-"} if have_bytes else {}
         # Whoever gave wrong bytes is asked to look at its own copy first.
         doubt = "?check=1" if (url, digest) in self._doubted else ""
-        async with self._session.get(f"{url}/v1/blobs/{digest}{doubt}", timeout=timeout, headers=headers) as answer:
+        async with self._session.get(
+            f"{url}/v1/blobs/{digest}{doubt}", timeout=timeout, headers=headers, ssl=verifying(self._trust)
+        ) as answer:
             if answer.status == 416:
                 part.unlink(missing_ok=True)
             if answer.status not in (200, 206):
@@ -149,7 +158,11 @@ class Blobs:
         for url in urls:
             try:
                 put = self._session.put(
-                    f"{url}/v1/blobs/{digest}", data=_chunks(path), timeout=timeout, headers=headers
+                    f"{url}/v1/blobs/{digest}",
+                    data=_chunks(path),
+                    timeout=timeout,
+                    headers=headers,
+                    ssl=verifying(self._trust),
                 )
                 async with put as answer:
                     if 200 <= answer.status < 300:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 import aiohttp
 
 from depalma.protocol import HOST_HEADER, MAX_FRAME_BYTES
+from depalma.trust import Trust, verifying
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ _EAGER_TRIES = 25
 _LONGEST_PAUSE_S = 0.5
 _TRY_S = 2.0
 _COMPLAIN_AFTER_S = 2.0
+
+
+def headers_of(token: str, host: str) -> dict[str, str]:
+    """Returns what an agent says of itself with each request."""
+    return {"Authorization": f"Bearer {token}", HOST_HEADER: host}
 
 
 class Finder:
@@ -43,12 +49,14 @@ class Finder:
         host: str,
         *,
         learned: Iterable[str] = (),
+        trust: Trust | None = None,
         on_learned: Callable[[tuple[str, ...]], None] = lambda urls: None,
     ) -> None:
         self._session = session
         self._headers = {HOST_HEADER: host}
         self._given = [url.rstrip("/") for url in masters]
-        self._learned = tuple(learned)
+        self._trust = trust
+        self._learned = self._ours(learned)
         self._on_learned = on_learned
         self.leader = ""  #: base URL of the last one that accepted
         self._told: dict[str, str] = {}
@@ -60,10 +68,18 @@ class Finder:
 
     def learn(self, masters: tuple[str, ...]) -> None:
         """Takes the masters that a leader named, instead of those that one named before."""
-        named = tuple(url.rstrip("/") for url in masters)
+        named = self._ours(masters)
         if named != self._learned:
             self._learned = named
             self._on_learned(named)
+
+    def _ours(self, named: Iterable[str]) -> tuple[str, ...]:
+        """Returns base URLs as we can speak to masters: never in plain text if that is what we were given."""
+        plain = not self._given[0].startswith("https:")
+        urls = [url.rstrip("/") for url in named]
+        if not plain:
+            return tuple(url.replace("http:", "https:", 1) for url in urls)
+        return tuple(url.replace("https:", "http:", 1) for url in urls) if self._trust is None else tuple(urls)
 
     def ordered(self) -> list[str]:
         """Returns all masters, the leader first."""
@@ -120,13 +136,14 @@ class Finder:
                     max_msg_size=MAX_FRAME_BYTES,
                     compress=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=0.5),
+                    ssl=verifying(self._trust),
                 )
             self._told.pop(url, None)
             return socket, ""
         except aiohttp.WSServerHandshakeError as error:
-            self._told[url] = f"HTTP {error.status}"
+            self._told[url] = f"HTTP {error.status}" + (" (does it speak TLS?)" if error.status == 400 else "")
             leader = error.headers.get("Depalma-Leader", "") if error.headers and error.status == 421 else ""
-            return None, leader.rstrip("/")
+            return None, "".join(self._ours([leader]))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._told[url] = str(error) or type(error).__name__
             return None, ""

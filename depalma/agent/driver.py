@@ -23,10 +23,11 @@ from depalma.agent import events as ev
 from depalma.agent import masterlist, proctree
 from depalma.agent.aside import Aside
 from depalma.agent.blobs import Blobs
+from depalma.agent.certificate import keeping
 from depalma.agent.codefolder import CodeFolder
 from depalma.agent.codekeeper import CodeKeeper
 from depalma.agent.codesync import CodeSync
-from depalma.agent.connection import Finder
+from depalma.agent.connection import Finder, headers_of
 from depalma.agent.core import AgentCore
 from depalma.agent.environments import Environments
 from depalma.agent.gone import TELL_S
@@ -44,6 +45,7 @@ from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
 from depalma.protocol import AskLoadHistory, AskOutput, AskProcesses, Masters, Refused, Started, ToAgent, Welcome
+from depalma.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,9 @@ def is_failure(context: Mapping[str, Any]) -> bool:
 class Agent:
     """One agent process. `run` is its whole life."""
 
-    def __init__(self, config: ClusterConfig, host: HostConfig, token: str) -> None:
+    def __init__(self, config: ClusterConfig, host: HostConfig, token: str, trust: Trust | None = None) -> None:
         self._config = config
+        self._trust = trust
         self._settings = config.settings
         self._host = host
         self._token = token
@@ -103,20 +106,21 @@ class Agent:
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
         limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
         self._runner = Runner(self._root, self._host.name, self._link, self.deliver, *limits_bytes)
-        headers = {"Authorization": f"Bearer {self._token}"}
+        headers = headers_of(self._token, self._host.name)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
             self._finder = Finder(
                 http,
-                [master.url for master in self._config.masters],
+                [self._config.url(master) for master in self._config.masters],
                 self._host.name,
+                trust=self._trust,
                 learned=masterlist.read(self._root),
                 on_learned=partial(masterlist.write, self._root),
             )
             self._meter = meter = LoadMeter(str(self._root), lambda: self._link.pid)
             deliver, receive, name = self.deliver, self._receive, self._host.name
             self._session = Session(self._finder, self._core, self._facts, name, deliver, receive, lambda: meter.latest)
-            self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes)
+            self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes, self._trust)
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
             self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
@@ -128,7 +132,9 @@ class Agent:
             meter.start()
             await self._learn_limits()
             await self._owner.look()  # a pause holds from the first moment on
-            for work in (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch()):
+            certificate = await keeping(self._trust, http, self._finder, name)
+            works = (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch())
+            for work in (*certificate, *works):
                 self._spawn(work)
             log.info("host %s, incarnation %s, %d slots", self._host.name, self._core.incarnation, self._facts.slots)
             await self._exit.wait()
@@ -226,6 +232,8 @@ class Agent:
     def _tell_identity(self) -> None:
         """Tells the monitor whom to tell what if this process dies."""
         who = {"host": self._host.name, "incarnation": self._core.incarnation, "token": self._token}
+        if self._trust is not None:
+            who["authority"] = str(self._trust.authority)
         self._link.send(
             ("identity", {**who, "masters": self._finder.ordered(), "reports": str(self._root / "reports")})
         )
@@ -428,6 +436,8 @@ class Agent:
                 self._look_after_monitor()
                 self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
                 await asyncio.to_thread(empty_folder, self._root / "trash")
+                if self._trust is not None:
+                    await asyncio.to_thread(self._trust.refresh)
                 await asyncio.to_thread(self._stage.sweep, self._core.attempts)
             if now >= prune_s:
                 prune_s = now + _PRUNE_S

@@ -10,6 +10,8 @@ import time
 import urllib.parse
 from typing import Any
 
+from depalma.trust import BadAuthority, Trust
+
 #: A fail-over takes less than a second; whoever stops an agent gives it ten seconds before SIGKILL (LocalCluster does).
 TELL_S = 6.0
 _ONE_TRY_S = 1.0
@@ -34,6 +36,7 @@ def tell_gone(identity: dict[str, Any], reason: str) -> bool:
         told["reports"] = [base64.b64encode(record).decode() for record in records]
     body = json.dumps(told).encode()
     headers = {"Authorization": f"Bearer {identity['token']}", "Content-Type": "application/json"}
+    headers["Depalma-Host"] = identity["host"]  # protocol.HOST_HEADER
     end = time.monotonic() + patience_s
     pause_s = 0.05
     while True:
@@ -41,7 +44,7 @@ def tell_gone(identity: dict[str, Any], reason: str) -> bool:
         for url in pending:
             if time.monotonic() >= end:
                 return False
-            status, leader = _post(url, body, headers)
+            status, leader = _post(url, identity.get("authority", ""), body, headers)
             if 200 <= status < 300:
                 return True
             if status == 421 and leader and leader not in pending:
@@ -75,16 +78,29 @@ def _records(path: str) -> list[bytes]:
     return records[first:]
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+class _Connection(http.client.HTTPConnection):
+    """By TLS, to masters of the cluster only, if there is an authority."""
+
+    authority = ""
+
+    def connect(self) -> None:
+        super().connect()
+        if self.authority:
+            self.sock = Trust(self.authority).context.wrap_socket(self.sock)
+
+
+def _post(url: str, authority: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
     """Returns the status (0 = no answer) and the leader that the answer names."""
     parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_ONE_TRY_S)
+    connection = _Connection(parts.hostname or "", parts.port or 80, timeout=_ONE_TRY_S)
+    if parts.scheme == "https":
+        connection.authority = authority or "/no/authority"  # a token is never said in plain text instead
     try:
         connection.request("POST", "/v1/agent/gone", body=body, headers=headers)
         answer = connection.getresponse()
         answer.read()
         return answer.status, answer.headers.get("Depalma-Leader", "")
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, BadAuthority):
         return 0, ""
     finally:
         connection.close()

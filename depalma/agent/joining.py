@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from depalma.certificates import host_request
 from depalma.errors import DepalmaError
 from depalma.joining import (
     Invitation,
@@ -36,6 +38,8 @@ PATIENCE_S = 60.0
 TALK_S = 15.0
 _PAUSE_S = 0.3
 _REQUEST = ".joining"
+#: the machine's own certificate and key
+OWN_FILE = "secrets/agent.pem"
 CLUSTER_FILE = "cluster.yaml"
 
 
@@ -60,15 +64,17 @@ async def join(invitation: Invitation, folder: Path, *, patience_s: float = PATI
         log.info("joined before: %s", file)
         return file
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    request = JoinRequest(_request_id(folder / _REQUEST), invitation.secret)
+    key, asked = await asyncio.to_thread(host_request, invitation.host)
+    request = JoinRequest(_request_id(folder / _REQUEST), invitation.secret, asked.decode())
     answer = await _ask_all(invitation, request, time.monotonic() + patience_s)
     (folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     for name, text in (
         ("secrets/agent.token", answer.agent_token + "\n"),
         ("secrets/ca.crt", answer.authority),
+        *([(OWN_FILE, answer.certificate + key.decode())] if answer.certificate else []),
         (CLUSTER_FILE, answer.cluster_file),  # the last one: when it is there, all is
     ):
-        _write(folder / name, text)
+        write(folder / name, text)
     (folder / _REQUEST).unlink(missing_ok=True)
     log.info("joined cluster %s as host %s: %s", invitation.cluster, invitation.host, file)
     return file
@@ -77,11 +83,12 @@ async def join(invitation: Invitation, folder: Path, *, patience_s: float = PATI
 def _request_id(file: Path) -> str:
     """Returns the id of this machine's joining: the same after a crash, so that the secret is not spent for nothing."""
     if not file.exists():
-        _write(file, secrets.token_hex(16))
+        write(file, secrets.token_hex(16))
     return file.read_text()
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
+    """Replaces a file as a whole, mode 0600, on the disk."""
     temporary = file.with_name(f".{file.name}.new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)
@@ -116,6 +123,24 @@ async def _ask_all(invitation: Invitation, request: JoinRequest, deadline: float
     raise AssertionError("unreachable")
 
 
+async def _ask_by_tls(
+    http: aiohttp.ClientSession,
+    url: str,
+    context: ssl.SSLContext,
+    request: JoinRequest,
+    named: Callable[[str], object],
+) -> JoinAnswer:
+    """The handshake ends with whoever is no master of that authority, before the secret is sent."""
+    try:
+        async with http.post(f"{url}/v1/join", data=msgspec.json.encode(request), ssl=context) as response:
+            if response.status == 421 and (leader := response.headers.get("Depalma-Leader", "")):
+                named(leader.rstrip("/"))
+            response.raise_for_status()
+            return msgspec.json.decode(await response.read(), type=JoinAnswer)
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise NotOurMaster(f"it could not prove to be a master: {error.certificate_error}") from error
+
+
 async def _ask(
     http: aiohttp.ClientSession,
     url: str,
@@ -123,9 +148,12 @@ async def _ask(
     request: JoinRequest,
     named: Callable[[str], object],
 ) -> JoinAnswer:
-    async with http.get(f"{url}/v1/authority") as response:
+    # Whoever answers this may be anybody: it is told nothing, and what it says is compared with the string's hash.
+    async with http.get(f"{url}/v1/authority", ssl=False) as response:
         response.raise_for_status()
         context = trusted_context(await response.content.read(MAX_FRAME_BYTES), invitation)
+    if url.startswith("https:"):
+        return await _ask_by_tls(http, url, context, request, named)
     try:
         async with http.ws_connect(f"{url}/v1/join", compress=0, max_msg_size=MAX_FRAME_BYTES) as socket:
 

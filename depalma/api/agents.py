@@ -24,6 +24,7 @@ async def connect(api: Api, request: web.Request) -> web.StreamResponse:
     host = request.headers.get(HOST_HEADER, "")
     if bad_name(HOST_HEADER, host) is not None:
         raise bad_field(HOST_HEADER, host, "the host's name, as a request header")
+    api.authorisation.check_host(request, host)
     # Frames are small and many; compressing them would cost the leader more than it saves on a local network.
     websocket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0)
     if not websocket.can_prepare(request):
@@ -39,6 +40,7 @@ async def gone(api: Api, request: web.Request) -> web.StreamResponse:
     wrong = bad_name("host", told.host)
     if wrong is not None:
         raise Problem(wrong.code, wrong.message)
+    api.authorisation.check_host(request, told.host)
     for field in ("incarnation", "reason"):
         value = getattr(told, field)
         if len(value) > 200:

@@ -18,6 +18,7 @@ from depalma.blobs import master_token
 from depalma.masters import known_masters
 from depalma.model import MasterAddress, MasterView
 from depalma.state.events import events_after, newest
+from depalma.trust import verifying
 
 ASK_MASTER_S = 0.5
 #: A master that has this many committed entries still to apply is not ready.
@@ -32,7 +33,7 @@ def own_view(api: Api) -> MasterView:
     role = "leader" if replica.is_leader else "follower" if replica.leader_id is not None else "candidate"
     return MasterView(
         id=services.master_id,
-        url=services.config.master(services.master_id).url,
+        url=services.config.url(services.config.master(services.master_id)),
         role=role,  # type: ignore[arg-type]
         term=replica.term,
         commit_index=replica.commit_index,
@@ -63,7 +64,7 @@ async def master_views(api: Api) -> list[MasterView]:
         if answer is not None and answer.view.role == "leader" and answer.view.term > term:
             term, contacts = answer.view.term, answer.contacts
     return [
-        _unreachable(master, contacts.get(master.id))
+        _unreachable(master, api.services.config.url(master), contacts.get(master.id))
         if answer is None
         else msgspec.structs.replace(answer.view, last_contact_s=contacts.get(master.id, answer.view.last_contact_s))
         for master, answer in zip(masters, answers, strict=True)
@@ -76,18 +77,19 @@ async def _ask(api: Api, master: MasterAddress) -> MasterStatus | None:
     headers = {"Authorization": f"Bearer {master_token(api.services.secrets.raft_secret)}"}
     timeout = aiohttp.ClientTimeout(total=ASK_MASTER_S)
     try:
+        url = f"{api.services.config.url(master)}/internal/status"
         async with api.forwarder.http().get(
-            f"{master.url}/internal/status", headers=headers, timeout=timeout, allow_redirects=False
+            url, headers=headers, timeout=timeout, allow_redirects=False, ssl=verifying(api.services.trust)
         ) as answer:
             return _status.decode(await answer.read()) if answer.status == 200 else None
     except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError):
         return None
 
 
-def _unreachable(master: MasterAddress, last_contact_s: float | None) -> MasterView:
+def _unreachable(master: MasterAddress, url: str, last_contact_s: float | None) -> MasterView:
     return MasterView(
         id=master.id,
-        url=master.url,
+        url=url,
         role="unreachable",
         term=0,
         commit_index=0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-
 from aiohttp import web
 
 from depalma.api.context import Api, now
@@ -24,7 +22,8 @@ from depalma.api.shapes import (
     Rollback,
 )
 from depalma.api.specs import check_digest, settled_blob
-from depalma.codetree import ARCHIVE_KINDS, COMMAND, CodeEntry, command_digest, sign
+from depalma.codetree import ARCHIVE_KINDS, COMMAND, CodeEntry, command_digest
+from depalma.joining import is_signed
 from depalma.leader.hub import CODE, HOSTS
 from depalma.model import CodeView
 from depalma.state.checks import bad_name
@@ -139,8 +138,8 @@ def _signature(api: Api, host: Host, index: int) -> str:
     given = host.acknowledgements.get(index) if index <= host.code_index else None
     if not given:
         return "none"
-    right = sign(api.services.secrets.agent_token, host.name, index, api.state.tree_digest(index))
-    return "valid" if hmac.compare_digest(right, given) else "invalid"
+    right = is_signed(api.services.secrets, host.name, index, api.state.tree_digest(index), given)
+    return "valid" if right else "invalid"
 
 
 async def status(api: Api, request: web.Request) -> web.StreamResponse:

@@ -43,7 +43,9 @@ class Api:
         self.routes = routes
         self.routes_by_handler: dict[Any, Route] = {}
         self.stopping = False  #: endless answers end now
-        self.authorisation = Authorisation(services.secrets)
+        self.authorisation = Authorisation(
+            services.secrets, services.config.cluster, lambda host: host in self.state.hosts
+        )
         self.requests: dict[int, int] = {}  #: answers by status, for the metrics
         self._masters_told: tuple[object, str] = (None, "")
 

@@ -14,6 +14,8 @@ from depalma.api.inputs import query_wait_s, read_body
 from depalma.api.problems import Problem
 from depalma.api.services import Services
 from depalma.masters import urls
+from depalma.protocol import HOST_HEADER
+from depalma.trust import verifying
 
 FORWARDED = "Depalma-Forwarded"
 #: Request headers that mean something to the leader; nothing else is passed on.
@@ -21,6 +23,7 @@ _PASSED_ON = (
     "Accept",
     "Authorization",
     "Content-Type",
+    HOST_HEADER,
     "Depalma-Session",
     "Idempotency-Key",
 )
@@ -92,6 +95,7 @@ class Forwarder:
                         headers=headers,
                         timeout=timeout,
                         allow_redirects=False,
+                        ssl=verifying(services.trust),
                     )
                     async with send as answer:
                         response = _shell(request, answer)

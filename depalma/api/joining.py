@@ -1,4 +1,5 @@
-"""/v1/invitations, /v1/authority, /v1/join: how a machine that has nothing yet gets into the cluster."""
+"""/v1/invitations, /v1/authority, /v1/join: how a machine that has nothing yet gets into the cluster; and
+/v1/agent/certificate, by which it stays."""
 
 from __future__ import annotations
 
@@ -9,17 +10,25 @@ import ssl
 import msgspec
 from aiohttp import WSMsgType, web
 
-from depalma.api.auth import ANYBODY
+from depalma.api.auth import AGENT, ANYBODY
 from depalma.api.context import Api, now
-from depalma.api.inputs import Body, idempotency_key
+from depalma.api.inputs import Body, idempotency_key, read_body
 from depalma.api.problems import Problem
 from depalma.api.route import Mode, Route
 from depalma.api.shapes import InvitationToMake, Invited
-from depalma.certificates import AUTHORITY_FILE, member_file
+from depalma.certificates import AUTHORITY_FILE, HOSTS_FILE, HOSTS_KEY_FILE, Authority, member_file
 from depalma.config import ClusterConfig, HostConfig, MasterConfig
 from depalma.consensus import NotLeader, OutcomeUnknown
-from depalma.errors import Rejected
-from depalma.joining import JoinAnswer, JoinRequest, authority_hash, hash_of
+from depalma.errors import ConfigError, Rejected
+from depalma.joining import (
+    CertificateAsked,
+    CertificateMade,
+    JoinAnswer,
+    JoinRequest,
+    authority_hash,
+    hash_of,
+    host_token,
+)
 from depalma.masters import known_masters, urls
 from depalma.state.commands import InviteHost, JoinHost
 from depalma.tunnel import MESSAGE_BYTES, Tunnel, TunnelFailed
@@ -27,6 +36,7 @@ from depalma.tunnel import MESSAGE_BYTES, Tunnel, TunnelFailed
 log = logging.getLogger(__name__)
 
 _INVITE = Body(InvitationToMake)
+_RENEW = Body(CertificateAsked)
 #: For the whole talk of one machine: strangers may begin one.
 TALK_S = 15.0
 AT_ONCE = 32
@@ -100,6 +110,46 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
     return websocket
 
 
+async def join_by_tls(api: Api, request: web.Request) -> web.StreamResponse:
+    """Answers a machine that has an invitation, over a connection that is secret by itself."""
+    if request.scheme != "https":
+        raise Problem("tls_needed", f"{request.path} is for https; who has none uses the WebSocket of the same path")
+    try:
+        told = msgspec.json.decode(await read_body(request, MESSAGE_BYTES), type=JoinRequest)
+    except _UNREADABLE as error:
+        raise Problem("bad_field", f"not what a machine says that joins: {error}") from None
+    answer = await _answer(api, told, request.remote or "")
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+async def renew_certificate(api: Api, request: web.Request) -> web.StreamResponse:
+    """Makes a new certificate for the host that asks: by the one that it has, or by its token when that has ended."""
+    host = api.authorisation.proven_host(request)
+    if not host or request.scheme != "https":
+        raise Problem("tls_needed", f"{request.path} is for hosts that joined with a string, by https")
+    if host not in api.state.hosts:
+        raise Problem("not_authorised", f"host {host} is not in the cluster any more")
+    asked: CertificateAsked = _RENEW.decode(request, await api.body(request))
+    made = await _certificate(api, host, asked.certificate_request)
+    authority_now = (await _authority(api)).decode()
+    return api.reply(request, CertificateMade(certificate=made, authority=authority_now))
+
+
+async def _certificate(api: Api, host: str, request: str) -> str:
+    """Returns a host's certificate, made aside: the loop goes on. Errors: Problem."""
+    folder, cluster = api.services.secrets.folder, api.services.config.cluster
+
+    def sign() -> str:
+        return Authority.load(folder, HOSTS_FILE, HOSTS_KEY_FILE).sign_host(cluster, host, request.encode()).decode()
+
+    try:
+        return await asyncio.to_thread(sign)
+    except ConfigError as error:
+        raise Problem("no_authority", f"this master makes no certificates of hosts: {error}") from error
+    except (ValueError, UnicodeEncodeError) as error:
+        raise Problem("bad_field", f"certificate_request: {error}") from error
+
+
 async def _receive(websocket: web.WebSocketResponse) -> bytes:
     message = await websocket.receive()
     return message.data if message.type is WSMsgType.BINARY else b""
@@ -113,16 +163,22 @@ async def _answer(api: Api, told: JoinRequest, address: str) -> JoinAnswer:
         if secret_hash not in api.state.invitations:
             return JoinAnswer(problem="the cluster knows of no such invitation; make another: depalmactl host invite")
         bundle = await _authority(api)
+        host, certificate = api.state.invitations[secret_hash].host, ""
+        # Made before the invitation is used: one that cannot be answered is not spent. Clusters of before make none.
+        if told.certificate_request and (api.services.secrets.folder / HOSTS_KEY_FILE).exists():
+            certificate = await _certificate(api, host, told.certificate_request)
         await api.execute(JoinHost(told.id, secret_hash, address, now()))
     except (Rejected, Problem) as error:
         return JoinAnswer(problem=str(error))
     except (NotLeader, OutcomeUnknown) as error:
         return JoinAnswer(problem=str(error), again=True)
-    config = _config_for(api, api.state.invitations[secret_hash].host)
+    secrets = api.services.secrets
+    own_token = host_token(secrets.raft_secret, host)
     return JoinAnswer(
-        cluster_file=msgspec.yaml.encode(config).decode(),
-        agent_token=api.services.secrets.agent_token,
+        cluster_file=msgspec.yaml.encode(_config_for(api, host)).decode(),
+        agent_token=own_token if told.certificate_request else secrets.agent_token,
         authority=bundle.decode(),
+        certificate=certificate,
     )
 
 
@@ -145,4 +201,7 @@ ROUTES = (
     Route("GET", "/v1/authority", authority, Mode.LOCAL, "The certificates of the cluster's authority (PEM)",
           access=ANYBODY),
     Route("GET", "/v1/join", join, Mode.LEADER, "Join with an invitation (TLS inside a WebSocket)", access=ANYBODY),
+    Route("POST", "/v1/join", join_by_tls, Mode.LEADER, "Join with an invitation, by https", access=ANYBODY),
+    Route("POST", "/v1/agent/certificate", renew_certificate, Mode.LOCAL, "Renew the certificate of an agent",
+          access=AGENT, body=_RENEW, returns=CertificateMade),
 )  # fmt: skip

@@ -137,7 +137,10 @@ def _checked(master: MasterAddress) -> MasterAddress:
 
 def _places(api: Api) -> MasterPlaces:
     return MasterPlaces(
-        [MasterPlace(m.id, m.url, f"{m.host}:{m.raft_port}") for m in known_masters(api.state, api.services.config)]
+        [
+            MasterPlace(m.id, api.services.config.url(m), f"{m.host}:{m.raft_port}")
+            for m in known_masters(api.state, api.services.config)
+        ]
     )
 
 

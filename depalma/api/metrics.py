@@ -26,6 +26,8 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     _add(lines, "depalma_applied_index", "gauge", "Last log index in the state", replica.applied_index)
     refused = replica.refused_connections()
     _add_many(lines, "depalma_raft_refused_total", "counter", "Connections refused by the Raft port", "reason", refused)
+    refused = services.refused_requests()
+    _add_many(lines, "depalma_api_refused_total", "counter", "Connections refused by the API's port", "reason", refused)
     left = round(replica.certificate_seconds_left())
     _add(lines, "depalma_raft_certificate_seconds_left", "gauge", "Until this master's certificate ends", left)
     _add(lines, "depalma_state_version", "gauge", "Commands applied", state.version)

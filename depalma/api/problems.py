@@ -13,6 +13,7 @@ STATUS: dict[str, int] = {
     "bad_field": 400,
     "bad_json": 400,
     "bad_digest": 400,
+    "tls_needed": 400,
     "not_authenticated": 401,
     "not_authorised": 403,
     "not_found": 404,

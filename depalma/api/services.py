@@ -18,6 +18,7 @@ from depalma.model import Load, Report
 from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
+from depalma.trust import Trust
 
 
 class Replica(Protocol):
@@ -167,6 +168,13 @@ class Services(Protocol):
     @property
     def loopwatch(self) -> LoopWatch:
         """How long the loop stood still."""
+
+    @property
+    def trust(self) -> Trust | None:
+        """Whom to believe when masters are spoken to by https."""
+
+    def refused_requests(self) -> Mapping[str, int]:
+        """Returns how many connections the API's port refused, by reason."""
 
     async def execute(self, command: AnyCommand) -> Applied:
         """Returns when the command is committed and applied here.

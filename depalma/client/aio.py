@@ -32,6 +32,7 @@ from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
 from depalma.client.wire import TaskResult
 from depalma.errors import DepalmaError
 from depalma.model import FINAL_STATES, CodeView, EventView, JobView, TaskView
+from depalma.trust import verifying
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class AsyncClient(AsyncCluster, AsyncSteering):
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         context: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
         deadline_s: float = 30.0,
         patience_s: float = 300.0,
     ) -> None:
@@ -57,6 +59,7 @@ class AsyncClient(AsyncCluster, AsyncSteering):
             token=token,
             token_file=token_file,
             context=context,
+            ca=ca,
             deadline_s=deadline_s,
             patience_s=patience_s,
         )
@@ -240,6 +243,8 @@ class AsyncClient(AsyncCluster, AsyncSteering):
                 answer = await self._send(step, request, exchange.headers)
             except (OSError, aiohttp.ClientError) as error:  # TimeoutError is an OSError
                 exchange.failed(step, error, clock())
+                if (trust := self._sync._connections.trust) is not None:
+                    await asyncio.to_thread(trust.refresh)  # its files may have been replaced
                 continue
             if exchange.answered(step, answer, clock()):
                 return answer
@@ -257,6 +262,7 @@ class AsyncClient(AsyncCluster, AsyncSteering):
             headers=list(headers),
             timeout=aiohttp.ClientTimeout(total=attempt.timeout_s),
             allow_redirects=False,
+            ssl=verifying(self._sync._connections.trust),
             skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding"),
         ) as response:
             lowered = {name.lower(): value for name, value in response.headers.items()}

@@ -40,7 +40,8 @@ _FETCHERS = 4
 class Client(Steering, WebhookMethods, Ordering):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
-    With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. A call that
+    With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. Masters by
+    https have to prove themselves by `ca`, the certificate of the cluster's own authority (`DEPALMA_CA`). A call that
     finds no leader, or loses its answer, is tried again for `deadline_s` seconds; however often, it takes effect
     once. Waiting for results outlives `patience_s` seconds without any master.
     Errors of every method: NoLeader after the deadline, Rejected (refused; nothing was changed), ConfigError.
@@ -53,13 +54,14 @@ class Client(Steering, WebhookMethods, Ordering):
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         context: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
         deadline_s: float = 30.0,
         patience_s: float = 300.0,
     ) -> None:
-        chosen = contexts.resolve(masters, token, token_file, context)
+        chosen = contexts.resolve(masters, token, token_file, context, ca=ca)
         self.origin = chosen.origin
         self.endpoints = Endpoints(chosen.masters)
-        self._connections = Connections(self.endpoints, chosen.token, deadline_s=deadline_s)
+        self._connections = Connections(self.endpoints, chosen.token, deadline_s=deadline_s, trust=chosen.trust)
         self._stream = ResultStream(self._connections, patience_s=patience_s)
         self._fetchers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()

@@ -5,19 +5,28 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import ssl
 import threading
 import time
 from urllib.parse import urlsplit
 
 from depalma.client.transport import Answer, Attempt, Endpoints, Exchange, Pause, Request
-from depalma.errors import DepalmaError
+from depalma.errors import ConfigError, DepalmaError
+from depalma.trust import Trust
 
+NEEDS_AUTHORITY = "https needs the certificate of the cluster's authority: give ca=… or --ca, or set DEPALMA_CA"
 #: Idle connections kept per master.
 KEPT_PER_MASTER = 8
 #: Bodies up to this size leave in one send with their headers (one packet, one wake-up of the master).
 _JOIN_BYTES = 256 * 1024
 #: What a server that closed an idle connection looks like from here: the request was not processed.
-_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+_STALE = (
+    http.client.RemoteDisconnected,
+    ConnectionResetError,
+    BrokenPipeError,
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+)
 FAILURES = (OSError, http.client.HTTPException)
 
 
@@ -25,6 +34,18 @@ class HttpConnection(http.client.HTTPConnection):
     """`HTTPConnection` (which sets TCP_NODELAY) that sends headers and a small body together."""
 
     _held: list[bytes] | None = None
+    trust: Trust | None = None
+
+    @classmethod
+    def to(cls, url: str, trust: Trust | None, *, timeout_s: float) -> HttpConnection:
+        """Returns the connection to a base URL, not yet made. Errors: ConfigError, if it cannot be trusted."""
+        parts = urlsplit(url)
+        self = cls(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), timeout=timeout_s)
+        if parts.scheme == "https":
+            if trust is None:
+                raise ConfigError(f"{url}: {NEEDS_AUTHORITY}")
+            self.trust = trust
+        return self
 
     def send(self, data: object) -> None:
         """Sends, or holds back what belongs together."""
@@ -32,6 +53,13 @@ class HttpConnection(http.client.HTTPConnection):
             self._held.append(data)
         else:
             super().send(data)  # type: ignore[arg-type]
+
+    def connect(self) -> None:
+        """Connects; with a trust, returns when the other side has proven to be a master."""
+        super().connect()
+        if self.trust is not None:
+            self.trust.refresh()
+            self.sock = self.trust.context.wrap_socket(self.sock)
 
     def exchange(self, request: Request, headers: dict[str, str]) -> http.client.HTTPResponse:
         """Sends the request and returns the response, its body unread."""
@@ -73,7 +101,8 @@ class Stream:
         """Makes a read in another thread return."""
         try:
             if self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
+                # Of the socket below TLS: the thread that reads finds an end, instead of TLS taken away under it.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:  # it ended by itself in the same moment
             return
 
@@ -86,8 +115,9 @@ class Stream:
 class Connections:
     """All connections of one client. Safe for threads; a forked child begins with none of its parent's."""
 
-    def __init__(self, endpoints: Endpoints, token: str, *, deadline_s: float) -> None:
+    def __init__(self, endpoints: Endpoints, token: str, *, deadline_s: float, trust: Trust | None = None) -> None:
         self.endpoints = endpoints
+        self.trust = trust
         self.deadline_s = deadline_s
         self.token = token
         # Re-entrant: a client may be collected, and so closed, at any point of a thread.
@@ -133,8 +163,7 @@ class Connections:
         reused = connection is not None
         while True:
             if connection is None:
-                parts = urlsplit(attempt.url)
-                connection = HttpConnection(parts.hostname or "", parts.port or 80, timeout=attempt.timeout_s)
+                connection = HttpConnection.to(attempt.url, self.trust, timeout_s=attempt.timeout_s)
             elif connection.sock is not None:
                 connection.sock.settimeout(attempt.timeout_s)
             try:

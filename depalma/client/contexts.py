@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from depalma.client.connections import NEEDS_AUTHORITY
 from depalma.errors import ConfigError
+from depalma.trust import BadAuthority, Trust
 
 
 class Context(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -23,7 +25,7 @@ class Context(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     masters: tuple[str, ...]  #: base URLs
     token_file: str = ""
-    ca: str = ""  #: certificate file of the cluster's own authority; empty = plain HTTP
+    ca: str = ""  #: certificate file of the cluster's own authority, for masters by https
 
 
 class Contexts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +63,7 @@ class Connection(Struct, frozen=True):
     masters: tuple[str, ...]
     token: str
     origin: str  #: for people: `argument`, `DEPALMA_MASTERS`, `context lab`
+    trust: Trust | None = None  #: for masters by https
 
 
 def path() -> Path:
@@ -112,11 +115,13 @@ def resolve(
     token_file: str | os.PathLike[str] | None = None,
     context: str | None = None,
     environ: Mapping[str, str] = os.environ,
+    ca: str | os.PathLike[str] | None = None,
 ) -> Connection:
     """Returns the cluster that is meant. Errors: ConfigError that says what can be given.
 
-    Each of masters and token comes from the first that has it: the arguments (an explicit `context` counts as one),
-    `DEPALMA_MASTERS`, `DEPALMA_TOKEN` or `DEPALMA_TOKEN_FILE`, the context `DEPALMA_CONTEXT`, the current context.
+    Each of masters, token and authority comes from the first that has it: the arguments (an explicit `context` counts
+    as one), `DEPALMA_MASTERS`, `DEPALMA_TOKEN` or `DEPALMA_TOKEN_FILE`, `DEPALMA_CA`, the context `DEPALMA_CONTEXT`,
+    the current context.
     """
     urls, origin = _urls(masters), "argument"
     chosen: Context | None = None
@@ -137,7 +142,25 @@ def resolve(
         from_environment = not context and bool(environ.get("DEPALMA_TOKEN") or environ.get("DEPALMA_TOKEN_FILE"))
         if not (token or token_file or from_environment):
             token_file = chosen.token_file or None
-    return Connection(masters=urls, token=_token(token, token_file, environ), origin=origin)
+        if not (ca or (environ.get("DEPALMA_CA") and not context)):
+            ca = chosen.ca or None
+    trust = _trust(urls, ca or environ.get("DEPALMA_CA") or "", origin)
+    return Connection(masters=urls, token=_token(token, token_file, environ), origin=origin, trust=trust)
+
+
+def _trust(urls: Sequence[str], ca: str | os.PathLike[str], origin: str) -> Trust | None:
+    """Returns whom to believe, if there is anything to be asked. Errors: ConfigError."""
+    secure = [url for url in urls if url.startswith("https:")]
+    if secure and len(secure) < len(urls):
+        raise ConfigError(f"masters: http and https in one list ({origin}); allowed: one of them for all masters")
+    if not secure:
+        return None
+    if not ca:
+        raise ConfigError(f"{secure[0]} ({origin}): {NEEDS_AUTHORITY}")
+    try:
+        return Trust(ca)
+    except BadAuthority as error:
+        raise ConfigError(str(error)) from error
 
 
 def _urls(masters: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -146,11 +169,11 @@ def _urls(masters: Sequence[str] | str | None) -> tuple[str, ...]:
     for url in urls:
         try:
             split = urlsplit(url)
-            good = split.scheme == "http" and bool(split.hostname) and split.port != 0
+            good = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
         except ValueError:
             good = False
         if not good:
-            raise ConfigError(f"masters: {url!r} given; allowed: http://HOST:PORT")
+            raise ConfigError(f"masters: {url!r} given; allowed: https://HOST:PORT or http://HOST:PORT")
     return tuple(urls)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -33,6 +34,7 @@ ATTEMPT_S = 1.0
 UPLOAD_BYTES_PER_S = 4_000_000.0
 #: Answers that mean "try again": the outcome is unknown, or there is nobody to decide.
 _RETRY_STATUS = frozenset({429, 502, 503, 504})
+UNTRUSTED = "not to be trusted: "
 #: How a write that found no leader ends: what is known of its effect.
 NOT_DONE = "nothing was changed"
 MAYBE_DONE = "whether it was done is not known"
@@ -109,6 +111,7 @@ class Endpoints:
         if not urls:
             raise ValueError("no master given")
         self.urls = tuple(url.rstrip("/") for url in urls)
+        self._scheme = self.urls[0].partition("://")[0]
         self.leader = ""
         self._given = self.urls
         self._masters = ""
@@ -119,7 +122,7 @@ class Endpoints:
         """Notes that `url` answered and whom it holds for the leader."""
         self._avoid_until.pop(url, None)
         if leader:
-            self.leader = leader.rstrip("/")
+            self.leader = self._ours(leader)
 
     def learn(self, masters: str) -> None:
         """Notes who the masters are, as one of them says it, separated by commas: they may change while a client lives.
@@ -128,7 +131,12 @@ class Endpoints:
         """
         if masters and masters != self._masters:
             self._masters = masters
-            self.urls = tuple(dict.fromkeys([*self._given, *(url.rstrip("/") for url in masters.split(","))]))
+            self.urls = tuple(dict.fromkeys([*self._given, *map(self._ours, masters.split(","))]))
+
+    def _ours(self, url: str) -> str:
+        """Returns a base URL as we speak to masters, whatever they call it: who was given https never says a word in
+        plain text."""
+        return f"{self._scheme}://{url.rstrip('/').partition('://')[2]}"
 
     def unreachable(self, url: str, now: float) -> None:
         """Notes that `url` did not answer."""
@@ -187,6 +195,8 @@ class Exchange:
             if url not in self._tried:
                 self._tried.add(url)
                 return Attempt(url, self._attempt_timeout_s(now))
+        if all(self._trouble.get(url, "").startswith(UNTRUSTED) for url in self._endpoints.urls):
+            raise NoLeader(f"no master proves to be one: {self._said()}")  # and none will: nobody waits for it
         return self._back_off(now)
 
     def answered(self, attempt: Attempt, answer: Answer, now: float) -> bool:
@@ -239,16 +249,22 @@ class Exchange:
         return max(0.05, min(patience + self._upload_s, self._deadline - now))
 
     def _story(self) -> str:
-        said = "; ".join(f"{url}: {words}" for url, words in self._trouble.items()) or "none was asked in time"
-        story = f"no master that leads answered within {self._deadline_s:g} s ({said})"
+        story = f"no master that leads answered within {self._deadline_s:g} s ({self._said()})"
         if self.request.method in _WRITES:
             story += f"; {MAYBE_DONE if self._maybe_done else NOT_DONE}"
         return story
+
+    def _said(self) -> str:
+        return "; ".join(f"{url}: {words}" for url, words in self._trouble.items()) or "none was asked in time"
 
 
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{UNTRUSTED}{getattr(error, 'verify_message', '') or error}"
+    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "it does not speak TLS"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 

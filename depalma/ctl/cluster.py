@@ -67,18 +67,26 @@ def init(session: Session, file: Path, renew: bool, new_ca: bool, drop_old_ca: b
 
     wanted = config.load(file)
     folder = config.secrets_folder(file, wanted)
-    ids = [master.id for master in wanted.masters]
+    addresses = {master.id: master.host for master in wanted.masters}
+    ids = list(addresses)
     if new_ca:
         steps = secretfiles.add_new_authority(folder, wanted.cluster)
     elif drop_old_ca:
         steps = secretfiles.drop_old_authorities(folder, wanted.cluster, ids)
     elif renew:
-        steps = secretfiles.renew(folder, wanted.cluster, ids)
+        steps = secretfiles.renew(folder, wanted.cluster, ids, addresses)
     else:
-        steps = secretfiles.prepare(folder, wanted.cluster, ids)
+        # Between machines the API speaks TLS from the first day on, unless the file says otherwise.
+        networked = not all(_is_loopback(address) for address in addresses.values())
+        steps = secretfiles.prepare(folder, wanted.cluster, ids, addresses=addresses, api_tls=networked)
     secretfiles.sync(folder)
     _tell(session, folder, steps)
-    _advise(session, file, made=any(step.action == "made" for step in steps), new_ca=new_ca)
+    speaks_tls = config.load(file).scheme == "https"
+    _advise(session, file, made=any(step.action == "made" for step in steps), new_ca=new_ca, speaks_tls=speaks_tls)
+
+
+def _is_loopback(address: str) -> bool:
+    return address in ("localhost", "::1") or address.startswith("127.")
 
 
 def _tell(session: Session, folder: Path, steps: list[Step]) -> None:
@@ -92,11 +100,12 @@ def _tell(session: Session, folder: Path, steps: list[Step]) -> None:
             session.warn(f"{step.file} {step.problem}; give the masters new certificates with --renew")
 
 
-def _advise(session: Session, file: Path, *, made: bool, new_ca: bool) -> None:
+def _advise(session: Session, file: Path, *, made: bool, new_ca: bool, speaks_tls: bool) -> None:
     if new_ca:
         session.narrate("Next, when every master has the new ca.crt:")
         session.narrate(f"  depalmactl cluster init -f {file} --renew")
         session.narrate(f"  depalmactl cluster init -f {file} --drop-old-ca      # when every master has its new file")
     elif made:
-        session.narrate("A master needs token, agent.token, raft.secret, ca.crt and its own master-ID.pem;")
-        session.narrate("a host needs agent.token. Keep ca.key where no master can read it.")
+        session.narrate("A master needs token, agent.token, raft.secret, ca.crt, hosts.*, and its own master-ID.pem;")
+        more = " and ca.crt, as does whoever uses the cluster" if speaks_tls else ""
+        session.narrate(f"a host needs agent.token{more}. Keep ca.key where no master can read it.")

@@ -24,7 +24,7 @@ _COLUMNS = (
     "context",
     cls=SubGroup,
     examples=(
-        "depalmactl context add lab http://10.0.0.1:7070,http://10.0.0.2:7070 --token-file ~/lab.token --use",
+        "depalmactl context add lab https://10.0.0.1:7070 --token-file ~/lab.token --ca ~/lab.crt --use",
         "depalmactl context use lab",
     ),
 )
@@ -38,22 +38,27 @@ def context() -> None:
 @context.command(
     "add",
     examples=(
-        "depalmactl context add lab http://10.0.0.1:7070,http://10.0.0.2:7070 --token-file ~/lab.token",
+        "depalmactl context add lab https://10.0.0.1:7070,https://10.0.0.2:7070 --token-file ~/lab.token --ca ca.crt",
         "depalmactl context add home http://127.0.0.1:7070 --token-file ./token --use",
     ),
 )
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="The access token.")
+@click.option(
+    "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="The cluster's authority, for https."
+)
 @click.option("--use", is_flag=True, help="Make it the current one.")
 @click.argument("name", metavar="NAME")
 @click.argument("masters", metavar="URL,URL,…")
 @click.pass_obj
-def context_add(session: Session, name: str, masters: str, token_file: str | None, use: bool) -> None:
+def context_add(session: Session, name: str, masters: str, token_file: str | None, ca: str | None, use: bool) -> None:
     """Add a context, or replace the one of that name."""
     from depalma.client import contexts
 
     token_path = str(Path(token_file).resolve()) if token_file else ""
-    urls = contexts.resolve(masters=masters, environ={}).masters
-    known = contexts.load().adding(name, contexts.Context(masters=urls, token_file=token_path), use=use)
+    authority = str(Path(ca).resolve()) if ca else ""
+    urls = contexts.resolve(masters=masters, environ={}, ca=authority).masters
+    entry = contexts.Context(masters=urls, token_file=token_path, ca=authority)
+    known = contexts.load().adding(name, entry, use=use)
     contexts.save(known)
     current = known.current == name
     _show_changed(session, name, f"context {name} added" + (", and current" if current else ""))
@@ -98,6 +103,7 @@ def _rows() -> list[dict[str, Any]]:
             "current": name == known.current,
             "masters": list(entry.masters),
             "token_file": entry.token_file,
+            "ca": entry.ca,
         }
         for name, entry in sorted(known.contexts.items())
     ]

@@ -122,7 +122,7 @@ def _attend(session: Session, cluster: LocalCluster) -> None:
     from depalma.ctl.top import show
 
     view = Session(color=session.color)
-    view.connect_to(resolve(masters=cluster.masters, token_file=cluster.token_file))
+    view.connect_to(resolve(masters=cluster.masters, token_file=cluster.token_file, ca=cluster.ca))
     show(view)
 
 
@@ -177,7 +177,7 @@ def _add_context(name: str, cluster: LocalCluster, folder: Path, *, use: bool) -
     known = contexts.load()
     if use and known.current not in ("", name):
         (folder / _PREVIOUS).write_text(known.current)
-    entry = contexts.Context(masters=tuple(cluster.masters), token_file=cluster.token_file)
+    entry = contexts.Context(masters=tuple(cluster.masters), token_file=cluster.token_file, ca=cluster.ca)
     contexts.save(known.adding(name, entry, use=use))
 
 

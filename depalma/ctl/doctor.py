@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -20,6 +19,9 @@ from depalma.ctl.output import Column, show_rows
 from depalma.ctl.session import Session
 from depalma.ctl.wording import count, listed
 from depalma.errors import DepalmaError
+
+if TYPE_CHECKING:
+    from depalma.trust import Trust
 
 _PROBE_S = 2.0
 #: Dates in answers have a resolution of one second.
@@ -64,7 +66,7 @@ def _findings(session: Session) -> Iterator[Finding]:
         yield Finding("warn", "token", "none is set; give --token-file, or set DEPALMA_TOKEN")
     alive = 0
     for url in connection.masters:
-        finding = _master(url)
+        finding = _master(url, connection.trust)
         alive += finding.status != "fail"
         yield finding
     if not alive:
@@ -81,10 +83,11 @@ def _guarded(check: str, probe: Callable[[Session], Iterator[Finding]], session:
         yield Finding("fail", check, str(error))
 
 
-def _master(url: str) -> Finding:
+def _master(url: str, trust: Trust | None) -> Finding:
     """Asks one master alone whether it turns, and whether it is ready."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_PROBE_S)
+    from depalma.client.connections import HttpConnection
+
+    connection = HttpConnection.to(url, trust, timeout_s=_PROBE_S)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

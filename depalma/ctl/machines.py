@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from depalma.certificates import AUTHORITY_FILE
 from depalma.ctl.command import command
 from depalma.ctl.failures import FAILED
 from depalma.ctl.output import Column, Row, show_rows
@@ -97,10 +98,11 @@ def up(
             changed = any(outcome.changed for outcome in outcomes)
             _sum_up(session, outcomes, "changed" if changed else "nothing had to be changed")
             if any(r.role == "master" and r.did == "started" for o in outcomes for r in o.reports) and not problem:
-                urls = ",".join(master.url for master in deployment.config.masters)
-                token = deployment.secrets / "token"
-                name = deployment.config.cluster
-                session.narrate(f"to use it: depalmactl context add {name} {urls} --token-file {token}")
+                config, secrets = deployment.config, deployment.secrets
+                urls = ",".join(map(config.url, config.masters))
+                ca = f" --ca {secrets / AUTHORITY_FILE}" if config.scheme == "https" else ""
+                words = f"{config.cluster} {urls} --token-file {secrets / 'token'}{ca}"
+                session.narrate(f"to use it: depalmactl context add {words}")
         _end(outcomes, bool(deployment.cluster_problem))
 
 

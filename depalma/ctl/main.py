@@ -70,11 +70,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "DEPALMA"},
 )
 @click.version_option(__version__, prog_name="depalmactl", message="%(prog)s %(version)s")
-# The environment's twins of these three (DEPALMA_CONTEXT, DEPALMA_MASTERS, DEPALMA_TOKEN_FILE, DEPALMA_TOKEN) are
+# The environment's twins of these (DEPALMA_CONTEXT, DEPALMA_MASTERS, DEPALMA_TOKEN_FILE, DEPALMA_TOKEN, DEPALMA_CA) are
 # read where the cluster is resolved, so that an option always wins over all of them.
 @click.option("--context", metavar="NAME", help="Use this context, not the current one.", allow_from_autoenv=False)
 @click.option("--masters", metavar="URL,URL,…", help="Talk to these masters.", allow_from_autoenv=False)
 @click.option("--token-file", metavar="FILE", help="Read the access token from here.", allow_from_autoenv=False)
+@click.option("--ca", metavar="FILE", help="The cluster's authority (ca.crt), for https.", allow_from_autoenv=False)
 @click.option(
     "-o",
     "--output",
@@ -99,6 +100,7 @@ def cli(
     context: str | None,
     masters: str | None,
     token_file: str | None,
+    ca: str | None,
     output: str,
     quiet: bool,
     no_color: bool,
@@ -112,6 +114,7 @@ def cli(
         context=context,
         masters=tuple(url.strip() for url in masters.split(",") if url.strip()) if masters else (),
         token_file=token_file,
+        ca=ca,
         output=output,
         quiet=quiet,
         color=not (no_color or os.environ.get("NO_COLOR")),

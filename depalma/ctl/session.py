@@ -32,6 +32,7 @@ class Session:
         context: str | None = None,
         masters: tuple[str, ...] = (),
         token_file: str | None = None,
+        ca: str | None = None,
         output: str = "table",
         quiet: bool = False,
         color: bool = True,
@@ -40,6 +41,7 @@ class Session:
         self.context = context
         self.masters = masters
         self.token_file = token_file
+        self.ca = ca
         self.output = output
         self.quiet = quiet
         self.color = color
@@ -69,7 +71,8 @@ class Session:
         if self._connection is None:
             from depalma.client.contexts import resolve
 
-            connection = resolve(masters=self.masters or None, token_file=self.token_file, context=self.context)
+            masters = self.masters or None
+            connection = resolve(masters=masters, token_file=self.token_file, context=self.context, ca=self.ca)
             if not (connection.token.isascii() and (connection.token + " ").isprintable()):
                 raise ConfigError(f"the token for {connection.origin} is not one line of plain characters: wrong file?")
             self._connection = connection
@@ -87,7 +90,9 @@ class Session:
             from depalma.client.transport import Endpoints
 
             connection = self.connection
-            self._connections = Connections(Endpoints(connection.masters), connection.token, deadline_s=self.timeout_s)
+            self._connections = Connections(
+                Endpoints(connection.masters), connection.token, deadline_s=self.timeout_s, trust=connection.trust
+            )
         return self._connections
 
     def close(self) -> None:
@@ -178,7 +183,8 @@ def _with_advice(error: NoLeader, earlier: str) -> NoLeader:
 def _listens(url: str) -> bool:
     parts = urlsplit(url)
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=0.5):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=0.5):
             return True
     except OSError:
         return False

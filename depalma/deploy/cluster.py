@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from depalma import config as cluster_file
+from depalma.certificates import AUTHORITY_FILE
 from depalma.client.client import Client
 from depalma.config import ClusterConfig, HostConfig
 from depalma.deploy import installing, plan
@@ -243,7 +244,8 @@ class Deployment:
     def client(self) -> Client:
         """Returns a client of the cluster, with the administrator's token."""
         token = (self.secrets / "token").read_text().strip()
-        return Client([master.url for master in self.config.masters], token=token, deadline_s=self._options.wait_s)
+        urls = [self.config.url(master) for master in self.config.masters]
+        return Client(urls, token=token, ca=self.secrets / AUTHORITY_FILE, deadline_s=self._options.wait_s)
 
     def _introduce(self) -> None:
         """Waits for a leader, and makes hosts known that came into the file later."""

@@ -15,8 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +22,12 @@ import msgspec
 from msgspec import Struct
 
 from depalma import __version__
+from depalma.certificates import AUTHORITY_FILE
+from depalma.client.connections import FAILURES, HttpConnection
 from depalma.deploy import launch
 from depalma.deploy.orders import ANSWER, Answer, DaemonOrder, DaemonReport, Order, decode_order, digest, encode
 from depalma.local.processes import Identity, alive, descendants, identify, send
+from depalma.trust import Trust
 
 #: In the environment of every daemon and of what it starts: its folder. Finds what outlived the process on record.
 MARK = "DEPALMA_DEPLOYED"
@@ -173,12 +174,23 @@ class Daemon:
         deadline = time.monotonic() + limit_s
         while process.poll() is None:
             self.record = self._read()
-            if order.role == "master" and self.record and _answers(f"{order.url}/{page}"):
+            if order.role == "master" and self.record and self._answers(order.url, page):
                 return ""
             if time.monotonic() > deadline:
                 return "" if order.role == "agent" else f"does not serve at {order.url}/{page} after {limit_s:g} s"
             time.sleep(0.05)
         return f"ended with exit code {process.returncode}: {self._last_line()}"
+
+    def _answers(self, url: str, page: str) -> bool:
+        trust = Trust(self.folder / "secrets" / AUTHORITY_FILE) if url.startswith("https:") else None
+        connection = HttpConnection.to(url, trust, timeout_s=2.0)
+        try:
+            connection.request("GET", f"/{page}")
+            return connection.getresponse().status == 200
+        except FAILURES:
+            return False
+        finally:
+            connection.close()
 
     def _last_line(self) -> str:
         try:
@@ -253,15 +265,6 @@ def _wait_for(gone: set[Identity], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while any(map(alive, gone)) and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
-    try:
-        with opener.open(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
 
 
 def obey(order: Order) -> Answer:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from depalma.certificates import AUTHORITY_FILE, member_file
+from depalma.certificates import AUTHORITY_FILE, HOSTS_FILE, HOSTS_KEY_FILE, member_file
 from depalma.config import ClusterConfig, HostConfig, MasterConfig
 from depalma.deploy.orders import DaemonOrder, digest
 from depalma.errors import ConfigError
@@ -18,6 +18,7 @@ from depalma.ownership import OwnerPolicy
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _TARGET = re.compile(r"^[^\s-]\S*$")
 _MASTER_SECRETS = ("token", "agent.token", "raft.secret", AUTHORITY_FILE)
+_HOSTS = (HOSTS_FILE, HOSTS_KEY_FILE)
 #: These are read when a master starts; it looks at its certificates by itself.
 _READ_AT_START = ("token", "agent.token", "raft.secret")
 
@@ -63,6 +64,8 @@ def _target(entry: MasterConfig | HostConfig, where: str) -> str:
 def _master(config: ClusterConfig, master: MasterConfig, secrets: Path, release: str) -> DaemonOrder:
     names = (*_MASTER_SECRETS, member_file(master.id))
     files = {f"secrets/{name}": _read(secrets / name) for name in names}
+    # Clusters of before have no authority for hosts until `cluster init` makes one.
+    files |= {f"secrets/{name}": _read(secrets / name) for name in _HOSTS if (secrets / name).exists()}
     start = [files[f"secrets/{name}"] for name in _READ_AT_START]
     files["cluster.yaml"] = _config_file(config)
     # Who else is a master, and which hosts there are, the cluster keeps itself: no restart makes it known better.
@@ -73,7 +76,7 @@ def _master(config: ClusterConfig, master: MasterConfig, secrets: Path, release:
         fingerprint=_fingerprint(release, config.cluster, own, config.settings, *start),
         files=files,
         files_digest=digest(files),
-        url=master.url,
+        url=config.url(master),
     )
 
 
@@ -82,12 +85,16 @@ def _agent(config: ClusterConfig, host: HostConfig, secrets: Path, release: str)
     token = _read(secrets / "agent.token")
     alone = msgspec.structs.replace(config, hosts=(host,))
     files = {"secrets/agent.token": token, "cluster.yaml": _config_file(alone)}
+    if config.settings.api_tls != "off":
+        files[f"secrets/{AUTHORITY_FILE}"] = _read(secrets / AUTHORITY_FILE)
     # Groups, labels, priority and the owner's wishes are the masters' business: a task is not ended for them.
+    # How masters are spoken to an agent learns from them while it runs.
+    settings = msgspec.structs.replace(config.settings, api_tls="")
     reads = msgspec.structs.replace(own, groups=(), labels={}, priority=0, owner=OwnerPolicy())
     return DaemonOrder(
         role="agent",
         id=host.name,
-        fingerprint=_fingerprint(release, config.cluster, reads, config.settings, token),
+        fingerprint=_fingerprint(release, config.cluster, reads, settings, token),
         files=files,
         files_digest=digest(files),
     )

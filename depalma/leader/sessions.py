@@ -7,7 +7,6 @@ frozen cannot prolong a lease, because it cannot commit (design section 2, promi
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 
@@ -15,9 +14,9 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from depalma import protocol
-from depalma.codetree import sign
 from depalma.consensus import NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
+from depalma.joining import is_signed
 from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
@@ -347,8 +346,8 @@ class Sessions:
             self._beat_task = None
 
     def _code_acknowledged(self, session: AgentSession, frame: CodeAcknowledged) -> None:
-        right = sign(self._context.secrets.agent_token, session.host, frame.index, frame.tree_digest)
-        if not hmac.compare_digest(right, frame.signature):
+        secrets = self._context.secrets
+        if not is_signed(secrets, session.host, frame.index, frame.tree_digest, frame.signature):
             log.warning("host %s acknowledged code %d with a wrong signature", session.host, frame.index)
             return
         command = AckCode(

@@ -17,7 +17,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from depalma.certificates import AUTHORITY_FILE
 from depalma.client.client import Client
+from depalma.client.connections import FAILURES, HttpConnection
 from depalma.config import ClusterConfig, MasterConfig, load
 from depalma.errors import ConfigError, DepalmaError, NoLeader, Rejected
 from depalma.local import folder
@@ -35,6 +37,7 @@ from depalma.local.processes import (
     send,
     stop_all,
 )
+from depalma.trust import Trust
 
 START_S = 30.0
 STOP_S = 10.0
@@ -86,8 +89,9 @@ class LocalCluster:
             config = folder.make(self.directory, masters=masters, agents=agents, slots=slots, settings=settings)
             self._state = ClusterState(
                 processes=folder.entries(config, self.directory),
-                masters=[master.url for master in config.masters],
+                masters=[config.url(master) for master in config.masters],
                 token_file=str(self.directory / "secrets" / "token"),
+                ca=str(self.directory / "secrets" / AUTHORITY_FILE),
             )
             for entry in self._state.processes:
                 self._start(entry)
@@ -132,7 +136,7 @@ class LocalCluster:
     def _not_ready(self, client: Client) -> list[str]:
         """Returns the ids of the daemons that run and are not ready."""
         wanted = [entry for entry in self._state.processes if self._wanted(entry)]
-        missing = [entry.id for entry in wanted if entry.role == "master" and not _answers(entry.url + "/readyz")]
+        missing = [entry.id for entry in wanted if entry.role == "master" and not self._answers(entry.url)]
         if missing:
             return missing
         try:
@@ -142,6 +146,17 @@ class LocalCluster:
         except (NoLeader, Rejected):
             return [entry.id for entry in wanted]
         return [entry.id for entry in wanted if entry.role == "agent" and entry.id not in up]
+
+    def _answers(self, url: str) -> bool:
+        trust = Trust(self._state.ca) if url.startswith("https:") else None
+        connection = HttpConnection.to(url, trust, timeout_s=1.0)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except FAILURES:
+            return False
+        finally:
+            connection.close()
 
     def _wanted(self, entry: ProcessEntry) -> bool:
         return entry.pid is not None
@@ -159,7 +174,7 @@ class LocalCluster:
 
     def client(self, **options: Any) -> Client:
         """Returns a new client of this cluster; see Client for the options."""
-        return Client(self._state.masters, token_file=self._state.token_file, **options)
+        return Client(self._state.masters, token_file=self._state.token_file, ca=self._state.ca, **options)
 
     @property
     def masters(self) -> list[str]:
@@ -170,6 +185,11 @@ class LocalCluster:
     def token_file(self) -> str:
         """Where the token of users is."""
         return self._state.token_file
+
+    @property
+    def ca(self) -> str:
+        """Where the certificate of the cluster's authority is, which clients by https need."""
+        return self._state.ca
 
     @property
     def processes(self) -> list[ProcessEntry]:
@@ -240,25 +260,26 @@ class LocalCluster:
         with self.client() as client:
             for old in leaving:
                 client.remove_master(old.id)
-                self._forget(old)
+                self._forget(old, config.url(old))
             for new in config.masters:
                 if new.id in self._daemons:
                     continue
-                entry = folder.master_entry(new, self.directory)
+                url = config.url(new)
+                entry = folder.master_entry(new, url, self.directory)
                 entry.argv.append("--join")
                 self._state.processes.append(entry)
                 self._start(entry)
                 client.add_master(new.id, new.host, port=new.port, raft_port=new.raft_port)
-                self._state.masters.append(new.url)
+                self._state.masters.append(url)
                 self._save()
         self.wait_ready()
 
-    def _forget(self, master: MasterConfig) -> None:
+    def _forget(self, master: MasterConfig, url: str) -> None:
         daemon = self._daemons.pop(master.id)
         if daemon.running() and not daemon.wait(STOP_S):  # it has been told that it has left
             self.leftovers += [f"{name} did not end when it was removed" for name in stop_all([daemon], STOP_S)]
         self._state.processes = [entry for entry in self._state.processes if entry.id != master.id]
-        self._state.masters.remove(master.url)
+        self._state.masters.remove(url)
         self._save()
 
     def pause(self, name: str) -> None:
@@ -378,21 +399,6 @@ class LocalCluster:
 
 class PortTaken(DepalmaError):
     """Another process took a port between its choice and its use."""
-
-
-def _answers(url: str) -> bool:
-    import http.client
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=1.0)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _refuse_running(directory: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from depalma import secretfiles
-from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load
+from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load, resolved
 from depalma.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -46,6 +46,7 @@ class ClusterState(Struct, kw_only=True):
     processes: list[ProcessEntry]
     masters: list[str]
     token_file: str
+    ca: str = ""
 
 
 def make(
@@ -79,13 +80,14 @@ def make(
         settings=_settings(settings or {}),
     )
     save(directory, config)
-    return config
+    return resolved(config, directory / CLUSTER_FILE)
 
 
 def save(directory: Path, config: ClusterConfig) -> None:
     """Writes the cluster file, and the secrets that it needs and that are not there. Errors: ConfigError."""
     ids = [master.id for master in config.masters]
-    secretfiles.prepare(directory / "secrets", config.cluster, ids, renew_within_days=RENEW_WITHIN_DAYS)
+    secretfiles.prepare(directory / "secrets", config.cluster, ids, renew_within_days=RENEW_WITHIN_DAYS,
+                        addresses={master.id: master.host for master in config.masters})  # fmt: skip
     write(directory / CLUSTER_FILE, msgspec.yaml.encode(_without_defaults(config)))
 
 
@@ -175,7 +177,7 @@ def _is_free(port: int) -> bool:
 def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:
     """Returns the daemons of a cluster file, masters first, none of them started."""
     file = str(directory / CLUSTER_FILE)
-    made = [master_entry(master, directory) for master in config.masters]
+    made = [master_entry(master, config.url(master), directory) for master in config.masters]
     made += [
         ProcessEntry(
             role="agent",
@@ -189,7 +191,7 @@ def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:
     return made
 
 
-def master_entry(master: MasterConfig, directory: Path) -> ProcessEntry:
+def master_entry(master: MasterConfig, url: str, directory: Path) -> ProcessEntry:
     """Returns the daemon of a master, not started."""
     file = str(directory / CLUSTER_FILE)
     return ProcessEntry(
@@ -198,7 +200,7 @@ def master_entry(master: MasterConfig, directory: Path) -> ProcessEntry:
         pid=None,
         argv=[sys.executable, "-m", "depalma.master", "--config", file, "--id", master.id],
         dir=master.dir,
-        url=master.url,
+        url=url,
         raft=f"{master.host}:{master.raft_port}",
     )
 

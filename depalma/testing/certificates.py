@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from depalma import secretfiles
-from depalma.certificates import AUTHORITY_FILE, member_file
+from depalma.certificates import AUTHORITY_FILE, HOSTS_FILE, member_file
 
 CLUSTER = "test"
 
@@ -19,7 +19,7 @@ def throwaway_secrets(folder: Path, member_ids: Iterable[str], *, cluster: str =
     """
     ids = list(member_ids)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = [*secretfiles.TOKEN_FILES, AUTHORITY_FILE, *(member_file(member_id) for member_id in ids)]
+    names = [*secretfiles.TOKEN_FILES, AUTHORITY_FILE, HOSTS_FILE, *(member_file(member_id) for member_id in ids)]
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not all((folder / name).exists() for name in names):

@@ -111,7 +111,7 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     """An agent that has said hello."""
     headers = {"Authorization": f"Bearer {master.secrets.agent_token}", protocol.HOST_HEADER: host}
-    url = master.config.masters[0].url + "/v1/agent"
+    url = master.config.url(master.config.masters[0]) + "/v1/agent"
     async with aiohttp.ClientSession() as http, http.ws_connect(url, headers=headers) as websocket:
         one = Agent(websocket, [])
         await one.say(Hello(version, host, incarnation, facts, code_index, running, unreported))

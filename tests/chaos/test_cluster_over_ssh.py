@@ -26,7 +26,7 @@ CLUSTER = "lab"
 #: Each starts some twenty processes, several times, and installs once.
 pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parents[2]
-MASTER_FILES = {"token", "agent.token", "raft.secret", "ca.crt"}
+MASTER_FILES = {"token", "agent.token", "raft.secret", "ca.crt", "hosts.crt", "hosts.key"}
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ class Lab:
 
     def client(self) -> Client:
         config = msgspec.yaml.decode(self.file.read_bytes())
-        urls = [f"http://{master['host']}:7070" for master in config["masters"]]
-        return Client(urls, token=(self.secrets / "token").read_text().strip())
+        urls = [f"https://{master['host']}:7070" for master in config["masters"]]
+        return Client(urls, token=(self.secrets / "token").read_text().strip(), ca=self.secrets / "ca.crt")
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def test_from_nothing_to_a_cluster_and_back(needs: Callable[..., None], tmp_path
         before = pids(rows)
 
         # Each machine has its own secrets and no others, and none is on a command line.
-        agent = {"agent.token"}
+        agent = {"agent.token", "ca.crt"}
         assert secrets_on(made.ssh, "a") == {"master-m1": MASTER_FILES | {"master-m1.pem"}}
         assert secrets_on(made.ssh, "b") == {"master-m2": MASTER_FILES | {"master-m2.pem"}, "agent-h1": agent}
         assert secrets_on(made.ssh, "d") == {"agent-h3": agent}

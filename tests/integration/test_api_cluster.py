@@ -68,7 +68,7 @@ class Cluster:
 
 
 def url_of(master: Master) -> str:
-    return master.config.master(master.master_id).url
+    return master.config.url(master.config.master(master.master_id))
 
 
 async def eventually(ready: Callable[[], Any], timeout_s: float = 15) -> None:

@@ -138,6 +138,6 @@ def test_a_secret_that_is_no_longer_needed_goes(machine: Machine) -> None:
 
     machine.reports("start")
 
-    assert [path.name for path in folder.iterdir()] == ["agent.token"]
+    assert sorted(path.name for path in folder.iterdir()) == ["agent.token", "ca.crt"]
     assert (folder / "agent.token").read_bytes() == (machine.secrets / "agent.token").read_bytes()
     assert (folder / "agent.token").stat().st_mode & 0o777 == 0o600

@@ -118,6 +118,7 @@ class OneMaster:
         self.wall: Callable[[], float] = time.time
         self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
         self.barriers = 0
+        self.trust = None
         self.rooms = Rooms(self, self.sessions).now
 
     @property
@@ -131,6 +132,9 @@ class OneMaster:
     @property
     def leading(self) -> bool:
         return self.replica.is_leader
+
+    def refused_requests(self) -> dict[str, int]:
+        return {"plain_text": 3}
 
     async def execute(self, command: AnyCommand) -> Applied:
         if not self.replica.is_leader:

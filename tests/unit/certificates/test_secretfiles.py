@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from depalma import certificates, secretfiles
-from depalma.certificates import AUTHORITY_FILE, AUTHORITY_KEY_FILE, Authority, member_file
+from depalma.certificates import AUTHORITY_FILE, AUTHORITY_KEY_FILE, HOSTS_FILE, HOSTS_KEY_FILE, Authority, member_file
 from depalma.errors import ConfigError
 
 IDS = ("m1", "m2", "m3")
 MEMBERS = tuple(member_file(name) for name in IDS)
-ALL = {"token", "agent.token", "raft.secret", AUTHORITY_FILE, AUTHORITY_KEY_FILE, *MEMBERS}
+ALL = {"token", "agent.token", "raft.secret", AUTHORITY_FILE, AUTHORITY_KEY_FILE, HOSTS_FILE, HOSTS_KEY_FILE, *MEMBERS}
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", ["ftp://a:1", "a:1", "http://", "http://a:x", "http://a:0"])
 def test_bad_addresses_are_refused_by_name(bad: str) -> None:
-    with pytest.raises(ConfigError, match=r"masters: .* given; allowed: http://HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"masters: .* given; allowed: https://HOST:PORT or http://HOST:PORT"):
         resolve([bad])
 
 

@@ -28,7 +28,7 @@ def test_the_smallest_file_gets_every_default() -> None:
 
     assert parsed.settings == config.Settings()
     assert (parsed.masters[0].port, parsed.masters[0].raft_port) == (7070, 7071)
-    assert parsed.masters[0].url == "http://10.0.0.1:7070"
+    assert parsed.url(parsed.masters[0]) == "http://10.0.0.1:7070"
     assert parsed.hosts == ()
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from depalma.certificates import Authority
-from depalma.config import load_secrets
+from depalma.config import load, load_secrets
 from depalma.ctl.main import cli
 
 TEXT = """\
@@ -22,7 +22,7 @@ masters:
 secrets: ./private
 """
 MEMBERS = ["master-m1.pem", "master-m2.pem", "master-m3.pem"]
-ALL = ["token", "agent.token", "raft.secret", "ca.crt", "ca.key", *MEMBERS]
+ALL = ["token", "agent.token", "raft.secret", "ca.crt", "ca.key", "hosts.crt", "hosts.key", *MEMBERS]
 
 
 @pytest.fixture
@@ -44,6 +44,32 @@ def actions(file: Path, *flags: str) -> dict[str, str]:
 
 def contents(file: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (file.parent / "private").iterdir()}
+
+
+def certificates_in(data: bytes) -> bytes:
+    return data[data.index(b"-----BEGIN") :]
+
+
+@pytest.mark.parametrize(
+    ("host", "setting", "scheme"),
+    [
+        ("10.0.0.1", "", "https"),
+        ("127.0.0.1", "", "http"),
+        ("10.0.0.1", "settings: {api_tls: allow}\n", "http"),
+        ("127.0.0.1", "settings: {api_tls: on}\n", "https"),
+    ],
+)
+def test_a_new_cluster_between_machines_speaks_tls(tmp_path: Path, host: str, setting: str, scheme: str) -> None:
+    """By what the authority's file says: every machine that has it agrees. Clusters of before have no such line."""
+    path = tmp_path / "lab.yaml"
+    path.write_text(f"masters: [{{id: m1, host: {host}, dir: /var/m1}}]\nsecrets: ./private\n{setting}")
+    assert load(path).scheme == ("https" if "on}" in setting else "http")
+    assert ("and ca.crt" in init(path).stderr) == (scheme == "https")
+    assert load(path).scheme == scheme
+    assert load(path).url(load(path).masters[0]) == f"{scheme}://{host}:7070"
+    old = tmp_path / "private" / "ca.crt"
+    old.write_bytes(certificates_in(old.read_bytes()))
+    assert load(path).scheme == ("https" if "on}" in setting else "http")
 
 
 def test_everything_is_made_and_a_second_time_kept(file: Path) -> None:
@@ -80,13 +106,14 @@ def test_renewing_and_replacing_the_authority(file: Path) -> None:
     before = contents(file)
     assert actions(file, "--renew") == dict.fromkeys(MEMBERS, "renewed")
     assert actions(file, "--new-ca") == {"ca.key": "replaced", "ca.crt": "replaced"}
-    assert before["ca.crt"] in contents(file)["ca.crt"]
+    assert certificates_in(before["ca.crt"]) in contents(file)["ca.crt"]
     early = init(file, "--drop-old-ca")
     assert early.exit_code == 1
     assert "master-m1.pem: was made by no authority that is believed; renew the certificates first" in early.stderr
     assert actions(file, "--renew") == dict.fromkeys(MEMBERS, "renewed")
     assert actions(file, "--drop-old-ca") == {"ca.crt": "replaced"}
-    assert before["ca.crt"] not in contents(file)["ca.crt"]
+    assert certificates_in(before["ca.crt"]) not in contents(file)["ca.crt"]
+    assert load(file).scheme == "https"
     assert contents(file)["token"] == before["token"]
 
 

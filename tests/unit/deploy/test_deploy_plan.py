@@ -63,8 +63,9 @@ def test_a_daemon_gets_its_own_secrets_only(secrets: Path) -> None:
     orders = {d.name: d for machine in plan.machines(parsed(), secrets, "r1") for d in machine.daemons}
 
     common = {"secrets/token", "secrets/agent.token", "secrets/raft.secret", "secrets/ca.crt", "cluster.yaml"}
-    assert set(orders["master-m2"].files) == common | {"secrets/master-m2.pem"}
-    assert set(orders["agent-h1"].files) == {"secrets/agent.token", "cluster.yaml"}
+    hosts = {"secrets/hosts.crt", "secrets/hosts.key"}
+    assert set(orders["master-m2"].files) == common | hosts | {"secrets/master-m2.pem"}
+    assert set(orders["agent-h1"].files) == {"secrets/agent.token", "secrets/ca.crt", "cluster.yaml"}
     written = cluster_file.parse(orders["agent-h1"].files["cluster.yaml"].decode())
     assert written.secrets == "./secrets"
     assert [host.name for host in written.hosts] == ["h1"]
@@ -84,6 +85,17 @@ def test_only_what_must_be_is_restarted(secrets: Path) -> None:
     assert changed(parsed(TEXT.replace("root@two", "root@other")), secrets) == set()
     assert changed(parsed(TEXT.replace("host: 10.0.0.3", "host: 10.0.0.3, port: 80")), secrets) == {"master-m3"}
     assert changed(parsed(TEXT + "  - {name: h4, host: 10.0.0.4}\n"), secrets) == {"agent-h4"}
+
+
+@pytest.mark.parametrize("mode", ["off", "allow", "prefer", "on"])
+def test_agents_are_not_restarted_to_speak_tls(secrets: Path, mode: str) -> None:
+    """They learn it from the masters, and so keep their tasks; a master comes with a URL of the right kind."""
+    config = parsed(TEXT + f"settings: {{api_tls: {mode}}}\n")
+    assert changed(config, secrets) == {"master-m1", "master-m2", "master-m3"}
+    orders = {d.name: d for machine in plan.machines(config, secrets, "r1") for d in machine.daemons}
+    scheme = "https" if mode in ("prefer", "on") else "http"
+    assert orders["master-m1"].url == f"{scheme}://10.0.0.1:7070"
+    assert ("secrets/ca.crt" in orders["agent-h1"].files) == (mode != "off")
 
 
 def test_a_new_certificate_is_copied_and_nothing_restarted(secrets: Path) -> None:

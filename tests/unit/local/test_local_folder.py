@@ -32,8 +32,8 @@ def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
     folder.make(tmp_path, masters=1, agents=0, slots=1)
     token = (tmp_path / "secrets" / "token").read_text()
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
-    assert [stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "secrets").iterdir()] == [0o600] * 6
-    assert len({file.read_text() for file in (tmp_path / "secrets").iterdir()}) == 6
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "secrets").iterdir()] == [0o600] * 8
+    assert len({file.read_text() for file in (tmp_path / "secrets").iterdir()}) == 8
     folder.make(tmp_path, masters=1, agents=0, slots=1)
     assert (tmp_path / "secrets" / "token").read_text() == token
 
@@ -70,7 +70,7 @@ def test_cluster_json_says_what_the_contract_promises(tmp_path: Path) -> None:
     assert master.argv[1:] == ["-m", "depalma.master", "--config", str(tmp_path / "cluster.yaml"), "--id", "m1"]
     assert agent.argv[1:] == ["-m", "depalma.remote", "--config", str(tmp_path / "cluster.yaml"), "--name", "h1"]
     assert (master.role, master.url, agent.role, agent.dir) == (
-        "master", made.masters[0].url, "agent", str(tmp_path / "h1"),
+        "master", made.url(made.masters[0]), "agent", str(tmp_path / "h1"),
     )  # fmt: skip
 
 
