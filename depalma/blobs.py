@@ -241,6 +241,24 @@ class Blobs:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
+    def peers(self) -> Collection[str]:
+        """Returns the ids of the other masters."""
+        return self._peers.keys()
+
+    async def ask_peer(self, peer: str, path: str, body: bytes) -> bytes | None:
+        """Returns the answer of another master to a POST of msgpack; None if it gives none, or a refusal."""
+        if peer not in self._peers:
+            return None
+        headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
+        try:
+            async with self._http().post(self._peers[peer] + path, data=body, headers=headers) as answer:
+                if answer.status == 200:
+                    return await answer.read()
+                log.info("master %s refused %s: %s %s", peer, path, answer.status, await _start_of(answer))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.info("master %s does not answer %s: %s", peer, path, error or type(error).__name__)
+        return None
+
     async def _send(self, peer: str, digest: str) -> bool:
         size = self.store.size(digest)
         try:

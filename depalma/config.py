@@ -68,6 +68,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     election_s: tuple[float, float] = (0.3, 0.6)
     history_days: float = 30.0  #: finished jobs are kept this long
     history_jobs: int = 100_000  #: and at most so many
+    archive_days: float = 365.0  #: what is forgotten by then is kept in each master's archive this long; 0 = no archive
+    archive_bytes: int = 2 * 1024 * 1024 * 1024  #: and at most in a file of this size
     open_job_idle_s: float = 86_400.0  #: an open job (an executor's) without work for this long is closed
     max_body_bytes: int = 8 * 1024 * 1024  #: of an API request; blobs are streamed and have their own limit
     max_blob_bytes: int = 2 * 1024 * 1024 * 1024
@@ -234,6 +236,10 @@ def _settings_problem(settings: Settings) -> str:
     disorder = settings.lease_times.problem()
     if disorder:
         return f"settings.lease_s, lease_margin, heartbeat_s: {disorder}"
+    if not 0 <= settings.archive_days <= 100_000:
+        return f"settings.archive_days: {settings.archive_days} given; allowed: 0 (no archive) to 100000"
+    if settings.archive_bytes < 1024 * 1024:
+        return f"settings.archive_bytes: {settings.archive_bytes} given; allowed: 1048576 (1 MiB) or more"
     if settings.open_job_idle_s < 60:
         return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
     if not 0.1 <= settings.code_lag_s <= settings.code_kick_s:

@@ -31,6 +31,7 @@ from depalma.certificates import CertificateFiles
 from depalma.config import ClusterConfig, Secrets
 from depalma.consensus import Explained, Member, NotLeader, OutcomeUnknown, Removed, Replica, ReplicaSettings
 from depalma.errors import ConfigError, Rejected
+from depalma.jobarchive.keeper import JobArchive, Limits
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.rates import Rates
 from depalma.leader.reign import Reign
@@ -128,7 +129,15 @@ class Master:
         self._keeper = BlobKeeper(self.blobs, lambda: self.machine.state, self._newest_version, grace_s)
         self._keeping: asyncio.Task[None] | None = None
         self._reign = Reign(self)
-        self._disposal = Disposal()
+        self.archive = JobArchive(
+            master_id,
+            directory,
+            Limits(config.settings.archive_days, config.settings.archive_bytes),
+            lambda: self.machine.state,
+            self.blobs,
+            Disposal().take,
+        )
+        self._archiving: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         self._listener: Listener | None = None
         self._own = own
@@ -227,6 +236,8 @@ class Master:
         await self._listener.start(self._own.host, self._own.port)
         self._keeping = asyncio.create_task(self._keeper.run(), name="blobs")
         self._keeping.add_done_callback(self._keeping_ended)
+        self._archiving = asyncio.create_task(self.archive.run(), name="archive")
+        self._archiving.add_done_callback(self._keeping_ended)
         url = self.config.url(self._own)
         log.info("master %s serves %s, raft on port %d", self.master_id, url, self._own.raft_port)
 
@@ -239,12 +250,15 @@ class Master:
         """Leaves in order."""
         if self._keeping is not None:
             self._keeping.cancel()
+        if self._archiving is not None:
+            self._archiving.cancel()
         self._reign.end()
         self.loopwatch.stop()
         if self._listener is not None:
             await self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        await self.archive.close()
         await self.blobs.close()
         await self.replica.stop()
 
@@ -265,7 +279,7 @@ class Master:
     def _applied(self, applied_index: int) -> None:
         changes = self.machine.drain_changes()
         self._keeper.named.changed(changes.jobs)
-        self._disposal.take(changes.forgotten)
+        self.archive.take(changes.forgotten)
         self.hub.publish(_keys(changes))
         if changes.masters:
             self._masters_changed()

@@ -189,6 +189,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     reason: str = ""
     open: bool = False
     command: str = ""  #: the command line or the function's name, for people
+    archived: bool = False  #: the masters have it in their archives only: its results and its output are gone
 
 
 class AttemptView(Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from depalma.api import (
     agents,
+    archived,
     blobs_routes,
     cluster,
     code,
@@ -24,6 +25,7 @@ from depalma.api import (
     inventory,
     jobs,
     joining,
+    listing,
     masters,
     metrics,
     openapi,
@@ -59,6 +61,8 @@ log = logging.getLogger(__name__)
 
 ROUTES: tuple[Route, ...] = (
     *jobs.ROUTES,
+    *listing.ROUTES,
+    *archived.ROUTES,
     *steering.ROUTES,
     *graphs.ROUTES,
     *schedules.ROUTES,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import get_args
-
 from aiohttp import web
 
+from depalma.api.archived import Gone, archive_line, archived_view, or_archived
 from depalma.api.context import Api, now
-from depalma.api.inputs import Body, idempotency_key, integer, query_choice, query_flag, query_integer, query_wait_s
+from depalma.api.inputs import Body, idempotency_key, integer, query_choice, query_wait_s
+from depalma.api.listing import MAX_PAGE
 from depalma.api.problems import Problem, bad_field, shown
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import (
     Empty,
     JobCreated,
-    JobList,
     JobsCancelled,
     JobsToCancel,
     Lines,
@@ -24,7 +21,7 @@ from depalma.api.shapes import (
 )
 from depalma.api.specs import settled, settled_items
 from depalma.leader.trial import trial
-from depalma.model import JobSpec, JobView, TaskState
+from depalma.model import JobSpec, JobView
 from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
 from depalma.state.checks import bad_spec
@@ -32,17 +29,13 @@ from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
 from depalma.state.jobs import Job
 from depalma.state.views import explain, job_view
 
-STATES: tuple[str, ...] = get_args(TaskState)
-#: Without `all`, jobs that ended longer ago are not listed.
-RECENT_S = 3600.0
-MAX_PAGE = 10_000
 _SPEC = Body(JobSpec)
 _ADD = Body(TasksToAdd)
 _CANCEL = Body(JobsToCancel)
 
 
 def find_job(api: Api, text: str) -> Job:
-    """Returns the job of an id, or the newest for `last`. Errors: Problem unknown_job, bad_field."""
+    """Returns the job of an id, or the newest for `last`. Errors: Problem unknown_job, bad_field; Gone."""
     jobs = api.state.jobs
     if text == "last":
         if not jobs:
@@ -51,7 +44,7 @@ def find_job(api: Api, text: str) -> Job:
     job_id = integer(text, "job", least=1)
     job = jobs.get(job_id)
     if job is None:
-        raise Problem("unknown_job", f"there is no job {job_id}")
+        raise Gone(job_id) if job_id < api.state.next_job else Problem("unknown_job", f"there is no job {job_id}")
     return job
 
 
@@ -81,52 +74,6 @@ async def would(api: Api, request: web.Request) -> web.StreamResponse:
     return api.reply(request, trial(api.state, services.rooms(), services.rates.mean_s, spec, now()))
 
 
-async def listing(api: Api, request: web.Request) -> web.StreamResponse:
-    """Lists jobs, newest first."""
-    limit = query_integer(request, "limit", 100, least=1, most=MAX_PAGE)
-    before = query_integer(request, "before", 2**53)
-    states = _states(request.query.get("state"))
-    recent = None if query_flag(request, "all") else now() - RECENT_S
-    query = request.query
-    found = list(
-        islice(
-            _matching(api, before, recent, states, query.get("tag"), query.get("name"), query.get("user")), limit + 1
-        )
-    )
-    state = api.state
-    return api.reply(request, JobList([job_view(state, job) for job in found[:limit]], len(found) > limit))
-
-
-def _states(text: str | None) -> frozenset[str]:
-    states = frozenset(text.split(",")) if text is not None else frozenset()
-    for state in states:
-        if state not in STATES:
-            raise bad_field("state", state, ", ".join(STATES))
-    return states
-
-
-def _matching(
-    api: Api,
-    before: int,
-    recent: float | None,
-    states: frozenset[str],
-    tag: str | None,
-    name: str | None,
-    user: str | None,
-) -> Iterator[Job]:
-    for job_id, job in reversed(api.state.jobs.items()):
-        if job_id >= before or (recent is not None and job.finished_at is not None and job.finished_at < recent):
-            continue
-        spec = job.spec
-        if (
-            (tag is None or tag in spec.tags)
-            and (name is None or name == spec.name)
-            and (user is None or user == spec.user)
-            and (not states or job.state() in states)
-        ):
-            yield job
-
-
 async def show(api: Api, request: web.Request) -> web.StreamResponse:
     """Shows a job, now or once it is so far."""
     job_id = find_job(api, request.match_info["job"]).id
@@ -139,6 +86,11 @@ async def show(api: Api, request: web.Request) -> web.StreamResponse:
 
         await api.wait_until(ready, (("job", job_id),), query_wait_s(request))
     return api.reply(request, job_view(api.state, find_job(api, str(job_id))))
+
+
+async def show_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Shows a job that the state has forgotten."""
+    return api.reply(request, archived_view(api, job))
 
 
 async def add_tasks(api: Api, request: web.Request) -> web.StreamResponse:
@@ -182,22 +134,24 @@ async def why(api: Api, request: web.Request) -> web.StreamResponse:
     return api.reply(request, Lines(lines))
 
 
-_LIST_QUERY = frozenset({"state", "tag", "name", "user", "all", "limit", "before"}) | READ_QUERY
+async def why_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Explains how a job ended that the state has forgotten."""
+    return api.reply(request, Lines([*explain(api.state, job, None), archive_line(api, job)]))
+
 
 ROUTES = (
     Route(
         "POST", "/v1/jobs", submit, Mode.WRITE, "Submit a job", body=_SPEC, returns=JobCreated, status=201
     ),
     Route("POST", "/v1/trials", would, Mode.WRITE, "Say what would become of a job", body=_SPEC, returns=TrialView),
-    Route("GET", "/v1/jobs", listing, Mode.READ, "List jobs, newest first", query=_LIST_QUERY, returns=JobList),
     Route("POST", "/v1/jobs/cancel", cancel, Mode.WRITE, "Cancel jobs", body=_CANCEL, returns=JobsCancelled),
     Route(
-        "GET", "/v1/jobs/{job}", show, Mode.READ, "Show a job, or wait for it",
+        "GET", "/v1/jobs/{job}", or_archived(show, show_archived), Mode.READ, "Show a job, or wait for it",
         query=READ_QUERY | {"until"}, returns=JobView,
     ),
     Route("POST", "/v1/jobs/{job}/tasks", add_tasks, Mode.WRITE, "Add tasks to an open job", body=_ADD,
           returns=TasksAdded),
     Route("POST", "/v1/jobs/{job}/close", close, Mode.WRITE, "Say that an open job gets no more tasks", returns=Empty),
-    Route("GET", "/v1/jobs/{job}/explain", why, Mode.READ, "Explain the state of a job", query=READ_QUERY,
-          returns=Lines),
+    Route("GET", "/v1/jobs/{job}/explain", or_archived(why, why_archived), Mode.READ,
+          "Explain the state of a job", query=READ_QUERY, returns=Lines),
 )  # fmt: skip

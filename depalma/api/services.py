@@ -11,6 +11,7 @@ from aiohttp import web
 from depalma.blobs import Blobs
 from depalma.config import ClusterConfig, Secrets
 from depalma.consensus import Member
+from depalma.jobarchive.keeper import JobArchive
 from depalma.leader.hub import Hub
 from depalma.leader.questions import Questions
 from depalma.loopwatch import LoopWatch
@@ -149,6 +150,10 @@ class Services(Protocol):
     @property
     def blobs(self) -> Blobs:
         """Large values."""
+
+    @property
+    def archive(self) -> JobArchive:
+        """Finished jobs that the state has forgotten, as far as this master has them."""
 
     @property
     def hub(self) -> Hub:

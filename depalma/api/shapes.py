@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from depalma.accounting import JobUse
 from depalma.model import (
     CodeView,
     EventView,
@@ -27,6 +28,15 @@ class JobCreated(Struct, frozen=True):
 class JobList(Struct, frozen=True):
     jobs: list[JobView]
     more: bool
+    next: int | None = None  #: what to give as `before` for the next page; None = this is the last one
+    notes: list[str] = []  #: what is not here that was asked for: no longer kept, or not in this master's archive
+
+
+class AccountingPage(Struct, frozen=True):
+    rows: list[JobUse]
+    next: int | None = None
+    notes: list[str] = []
+    master: str = ""  #: who answered, from its own archive
 
 
 class TaskList(Struct, frozen=True):

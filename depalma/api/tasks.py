@@ -8,10 +8,12 @@ from typing import cast
 
 from aiohttp import web
 
+from depalma.api.archived import archive_line, or_archived, output_gone, result_gone
 from depalma.api.blobs_routes import send_file
 from depalma.api.context import Api
 from depalma.api.inputs import integer, query_choice, query_integer, query_wait_s
-from depalma.api.jobs import MAX_PAGE, STATES, find_job
+from depalma.api.jobs import find_job
+from depalma.api.listing import MAX_PAGE, STATES
 from depalma.api.problems import Problem, shown
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Lines, TaskList
@@ -29,21 +31,29 @@ _POLL_S = (0.05, 0.25)
 
 
 def find_task(api: Api, text: str) -> tuple[Job, int]:
-    """Returns job and index of `42.7`. Errors: Problem unknown_job, unknown_task, bad_field."""
-    job_text, dot, index_text = text.partition(".")
+    """Returns job and index of `42.7`. Errors: Problem unknown_job, unknown_task, bad_field; Gone."""
+    job_text, dot, _ = text.partition(".")
     if not dot:
         raise Problem("bad_field", f"task: {shown(text)} given; allowed: JOB.INDEX, like 42.7")
     job = find_job(api, job_text)
-    index = integer(index_text, "task")
+    return job, _index(job, text)
+
+
+def _index(job: Job, text: str) -> int:
+    index = integer(text.partition(".")[2], "task")
     if not job.has(index):
         last = job.first + job.total - 1
         raise Problem("unknown_task", f"job {job.id} has no task {index}; it has {job.first} to {last}")
-    return job, index
+    return index
 
 
 async def of_job(api: Api, request: web.Request) -> web.StreamResponse:
     """Lists tasks of a job, by index."""
-    job = find_job(api, request.match_info["job"])
+    return await of_archived(api, request, find_job(api, request.match_info["job"]))
+
+
+async def of_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Lists tasks of a job that was found."""
     state = cast(TaskState | None, query_choice(request, "state", STATES) or None)
     after = query_integer(request, "after", -1, least=-1)
     limit = query_integer(request, "limit", 1000, least=1, most=MAX_PAGE)
@@ -65,10 +75,21 @@ async def show(api: Api, request: web.Request) -> web.StreamResponse:
     return api.reply(request, task_view(api.state, job, index))
 
 
+async def show_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Shows a task of a job that the state has forgotten."""
+    return api.reply(request, task_view(api.state, job, _index(job, request.match_info["task"])))
+
+
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a task is as it is."""
     job, index = find_task(api, request.match_info["task"])
     return api.reply(request, Lines(list(explain(api.state, job, index))))
+
+
+async def why_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Explains how a task ended of a job that the state has forgotten."""
+    lines = explain(api.state, job, _index(job, request.match_info["task"]))
+    return api.reply(request, Lines([*lines, archive_line(api, job)]))
 
 
 async def result(api: Api, request: web.Request) -> web.StreamResponse:
@@ -85,6 +106,11 @@ async def result(api: Api, request: web.Request) -> web.StreamResponse:
         return await send_file(api, payload.digest, headers)
     headers["Content-Type"] = "application/octet-stream"
     return web.Response(body=payload.inline, headers=headers)
+
+
+async def no_result(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Says that a result went with its job."""
+    raise result_gone(api, f"task {job.id}.{_index(job, request.match_info['task'])}", job)
 
 
 # ---------------------------------------------------------------- output
@@ -107,6 +133,11 @@ async def logs(api: Api, request: web.Request) -> web.StreamResponse:
         "Depalma-Index": str(api.state.version),
     }
     return web.Response(body=data, headers=headers)
+
+
+async def no_logs(api: Api, request: web.Request, job: Job) -> web.StreamResponse:
+    """Says that output went with its job."""
+    raise output_gone(api, f"task {job.id}.{_index(job, request.match_info['task'])}", job)
 
 
 class _Reader:
@@ -185,12 +216,14 @@ _LIST_QUERY = READ_QUERY | {"state", "after", "limit"}
 _LOG_QUERY = READ_QUERY | {"stream", "attempt", "offset", "limit"}
 
 ROUTES = (
-    Route("GET", "/v1/jobs/{job}/tasks", of_job, Mode.READ, "List tasks of a job, by index", query=_LIST_QUERY,
-          returns=TaskList),
-    Route("GET", "/v1/tasks/{task}", show, Mode.READ, "Show a task, or wait for its end", query=READ_QUERY | {"until"},
-          returns=TaskView),
-    Route("GET", "/v1/tasks/{task}/explain", why, Mode.READ, "Explain the state of a task", query=READ_QUERY,
-          returns=Lines),
-    Route("GET", "/v1/tasks/{task}/logs", logs, Mode.READ, "Read output of a task", query=_LOG_QUERY),
-    Route("GET", "/v1/tasks/{task}/result", result, Mode.READ, "Read the result bytes of a task", query=READ_QUERY),
+    Route("GET", "/v1/jobs/{job}/tasks", or_archived(of_job, of_archived), Mode.READ,
+          "List tasks of a job, by index", query=_LIST_QUERY, returns=TaskList),
+    Route("GET", "/v1/tasks/{task}", or_archived(show, show_archived), Mode.READ, "Show a task, or wait for its end",
+          query=READ_QUERY | {"until"}, returns=TaskView),
+    Route("GET", "/v1/tasks/{task}/explain", or_archived(why, why_archived), Mode.READ,
+          "Explain the state of a task", query=READ_QUERY, returns=Lines),
+    Route("GET", "/v1/tasks/{task}/logs", or_archived(logs, no_logs), Mode.READ, "Read output of a task",
+          query=_LOG_QUERY),
+    Route("GET", "/v1/tasks/{task}/result", or_archived(result, no_result), Mode.READ,
+          "Read the result bytes of a task", query=READ_QUERY),
 )  # fmt: skip

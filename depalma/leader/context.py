@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from depalma.blobs import Blobs
@@ -11,6 +11,13 @@ from depalma.leader.hub import Hub
 from depalma.leader.rates import Rates
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
+
+
+class Archive(Protocol):
+    """The archives of the masters."""
+
+    async def keep_on_majority(self, jobs: Sequence[int]) -> set[int]:
+        """Returns those of the finished jobs that a majority of masters has archived, after asking all for it."""
 
 
 class Context(Protocol):
@@ -36,6 +43,10 @@ class Context(Protocol):
     @property
     def leading(self) -> bool:
         """Whether this master leads, as far as it knows."""
+
+    @property
+    def archive(self) -> Archive:
+        """Where finished jobs stay that are forgotten."""
 
     async def record_masters(self) -> None:
         """Writes down who the masters are, if nobody has. Errors: MembershipRefused, NotLeader, OutcomeUnknown."""

@@ -15,7 +15,8 @@ from depalma.consensus import MembershipRefused, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.dispatching import DispatchLoop
-from depalma.leader.history import IdleJobs, to_forget
+from depalma.leader.forgetting import Forgetting
+from depalma.leader.history import IdleJobs
 from depalma.leader.laggards import Laggards
 from depalma.leader.leases import Leases
 from depalma.leader.rooms import Rooms
@@ -26,13 +27,12 @@ from depalma.leader.wishes import Wishes
 from depalma.model import AttemptRef
 from depalma.ownership import OwnerPolicy
 from depalma.state.cluster_state import Changes
-from depalma.state.commands import AddHost, AnyCommand, CloseJob, ForgetJobs, HostLost, HostSuspect, LagCode, SetOwner
+from depalma.state.commands import AddHost, AnyCommand, CloseJob, HostLost, HostSuspect, LagCode, SetOwner
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2  #: how often leases are looked at
-TRIM_S = 60.0  #: how often history is trimmed and idle jobs are closed
-FORGET_AT_ONCE = 1_000
+IDLE_S = 60.0  #: how often it is looked for idle jobs
 
 
 class Reign:
@@ -59,7 +59,8 @@ class Reign:
             asyncio.create_task(self._watch_hosts(), name="leases"),
             asyncio.create_task(self._watch_code(), name="code log"),
             asyncio.create_task(keep_time(self._context), name="time"),
-            asyncio.create_task(self._trim_history(), name="history"),
+            asyncio.create_task(Forgetting(self._context).run(), name="history"),
+            asyncio.create_task(self._close_idle(), name="idle jobs"),
             asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
             asyncio.create_task(self._know_masters(), name="masters"),
         ]
@@ -189,18 +190,12 @@ class Reign:
         except (Rejected, NotLeader, OutcomeUnknown) as error:
             log.info("%s: %s", type(command).__name__, error)
 
-    # ------------------------------------------------------------ history
-
-    async def _trim_history(self) -> None:
+    async def _close_idle(self) -> None:
         context, settings = self._context, self._context.config.settings
         idle = IdleJobs(settings.open_job_idle_s)
         while True:
-            await asyncio.sleep(TRIM_S)
+            await asyncio.sleep(IDLE_S)
             wall, jobs = context.wall(), context.state.jobs
             for job in idle.over(jobs.values(), context.clock()):
                 log.info("job %d is open, and had nothing to do for %g s: closing it", job, settings.open_job_idle_s)
                 await self._try(CloseJob(f"idle:{job}:{context.state.version}", job, wall))
-            oldest = wall - settings.history_days * 86_400
-            due = to_forget(jobs.values(), finished_before=oldest, keep=settings.history_jobs)
-            for start in range(0, len(due), FORGET_AT_ONCE):
-                await self._try(ForgetJobs(tuple(due[start : start + FORGET_AT_ONCE]), wall))

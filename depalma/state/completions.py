@@ -217,6 +217,20 @@ class Completions(Sequence[int]):
             place -= self.bulk_count
         return self._ordinals[self._tasks[place] - self._first] == place + 1
 
+    @property
+    def rows(self) -> int:
+        """Returns how many records there are in the columns, those that count no more included."""
+        return len(self._tasks)
+
+    def attempts(self, start: int, stop: int) -> Iterator[tuple[int, Note, float, float]]:
+        """Yields task, note, begin (NaN if unknown) and end of the final attempts in these rows, those that count."""
+        ordinals, first, table = self._ordinals, self._first, self._table
+        part = slice(start, stop)
+        columns = zip(self._tasks[part], self._notes[part], self._started[part], self._finished[part], strict=True)
+        for row, (index, note, started, finished) in enumerate(columns, start + 1):
+            if ordinals[index - first] == row and table[note].host:
+                yield index, table[note], started, finished
+
     def recount(self, is_final: Callable[[int], bool]) -> None:
         """Finds out, after `extend`, which records count: the last one of each task that is final, if it is not one of
         the range that was cancelled (it may have ended before, and have been queued again)."""

@@ -25,7 +25,8 @@ from depalma.state.shapes import GPUS
 from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [
-    "code_view", "command_of", "explain", "host_view", "is_awaited", "job_view", "task_view", "task_views",
+    "code_view", "command_of", "explain", "host_view", "is_awaited", "job_reason", "job_view", "task_view",
+    "task_views",
 ]  # fmt: skip
 
 
@@ -61,11 +62,14 @@ def command_of(spec: JobSpec) -> str:
 
 
 def _job_reason(state: ClusterState, job: Job) -> str:
+    return job_reason(job) if job.is_final or job.cancelled else waiting_reason(state, job)
+
+
+def job_reason(job: Job) -> str:
+    """Returns in one line how a job failed or was cancelled; empty if it did not."""
     if job.cancelled:
         by = f" by {job.cancelled_by}" if job.cancelled_by else f": it {job.cancel_reason}" if job.cancel_reason else ""
         return f"cancelled{by}" + ("" if job.is_final else f", still on hosts: {len(job.running)}")
-    if not job.is_final:
-        return waiting_reason(state, job)
     record = job.outcome(job.first_bad) if job.first_bad >= 0 else None
     if record is None:
         return ""

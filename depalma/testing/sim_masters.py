@@ -4,7 +4,7 @@ a simulated event loop, around the replica and the state machine of the same sim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -42,6 +42,14 @@ def drifting(base: ManualClock, random: Random, rates: tuple[float, ...]) -> Ske
     return SkewedClock(base, rate=rate, offset_s=random.uniform(1.0, 1e5))
 
 
+class SimArchive:
+    """Stands for archives that take everything: simulated masters have no files."""
+
+    async def keep_on_majority(self, jobs: Sequence[int]) -> set[int]:
+        """See Archive."""
+        return set(jobs)
+
+
 class SimMaster:
     """One life of a master process, as the duties of a leader see it (`leader.context.Context`)."""
 
@@ -53,6 +61,7 @@ class SimMaster:
         self.clock: Callable[[], float] = masters.clocks[node.name].monotonic
         self.wall = node.clock.time
         self.rates = Rates(self.clock)
+        self.archive = SimArchive()
         self.blobs = cast(Any, None)  # no argument is so large
         self.node = node
         self.life = node.life

@@ -27,6 +27,7 @@ from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
 from depalma.consensus import Member, NotLeader, recovery
 from depalma.consensus.snapshot_format import Header
 from depalma.errors import Rejected
+from depalma.jobarchive.keeper import JobArchive, Limits
 from depalma.leader.hub import CODE, HOSTS, LEADER, Hub, Key
 from depalma.leader.leases import Leases
 from depalma.leader.rates import Rates
@@ -114,6 +115,8 @@ class OneMaster:
         self.rates = Rates(time.monotonic)
         self.loopwatch = LoopWatch()
         self.blobs = Blobs.for_master(self.config, SECRETS, "m1", BlobStore(directory / "blobs"))
+        limits = Limits(settings.archive_days, settings.archive_bytes)
+        self.archive = JobArchive("m1", directory, limits, lambda: self.state, self.blobs, lambda jobs: None)
         self.clock: Callable[[], float] = time.monotonic
         self.wall: Callable[[], float] = time.time
         self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
@@ -153,6 +156,7 @@ class OneMaster:
         outcome = self.machine.apply(encode(command), self.replica.applied_index)
         changes = self.machine.drain_changes()
         keys: list[Key] = [("job", job) for job in changes.jobs]
+        self.archive.take(changes.forgotten)
         self.hub.publish([*keys, *([HOSTS] if changes.hosts else []), *([CODE] if changes.code else [])])
         if isinstance(outcome, RefusedCommand):
             raise Rejected(outcome.message, code=outcome.code)
@@ -266,9 +270,12 @@ async def bench(tmp_path: Path, settings: Settings, others: tuple[MasterConfig, 
     await runner.setup()
     await web.SockSite(runner, listener).start()
     headers = {"Authorization": f"Bearer {SECRETS.token}"}
+    archiving = asyncio.create_task(master.archive.run())
     async with aiohttp.ClientSession(headers=headers) as http:
         yield Bench(master, http, f"http://127.0.0.1:{port}", app)
+    archiving.cancel()
     await runner.cleanup()
+    await master.archive.close()
     await master.blobs.close()
 
 

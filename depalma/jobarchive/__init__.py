@@ -1,0 +1,1 @@
+"""Finished jobs after the masters forgot them: a local database of each master. See DESIGN.md."""
