@@ -107,6 +107,11 @@ class JobArchive:
         """Whether anything is kept."""
         return self.limits.days > 0
 
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever forgotten: then there is no file, and none is made."""
+        state = self._state()
+        return len(state.jobs) >= state.next_job - 1 and not self._file.path.exists()
+
     # ------------------------------------------------------------ taking in
 
     def take(self, jobs: list[Job]) -> None:
@@ -191,7 +196,8 @@ class JobArchive:
         while True:
             await self._write_forgotten()
             try:
-                await self._trim()
+                if not self._is_empty():
+                    await self._trim()
                 if self._state() is not self._looked_at and time.monotonic() >= self._look_at_s:
                     await self._fill()
             except ArchivePaused as error:
@@ -243,6 +249,9 @@ class JobArchive:
     async def _fill(self) -> None:
         """Fetches what this archive lacks from the others: it was down when it was forgotten, its file is new, …"""
         state = self._state()
+        if self._is_empty():
+            self._looked_at = state
+            return
         live, last = list(state.jobs), state.next_job - 1
 
         def look(database: Database) -> list[Range]:
@@ -330,7 +339,7 @@ class JobArchive:
     async def _search(
         self, wanted: Wanted, before: int, limit: int, show: Callable[[Record], T]
     ) -> tuple[list[T], int]:
-        if not self.enabled:
+        if not self.enabled or self._is_empty():
             return [], 0
         await self._settle()
         bad: dict[int, BadRecord] = {}
