@@ -25,7 +25,7 @@ from depalma.api.shapes import AccountingPage, JobList
 from depalma.jobarchive.keeper import ArchivePaused
 from depalma.jobarchive.search import Wanted
 from depalma.jobarchive.usage import host_uses, job_use
-from depalma.model import JobView, TaskState
+from depalma.model import TaskState
 from depalma.state.jobs import Job
 from depalma.state.views import job_view
 

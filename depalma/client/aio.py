@@ -16,7 +16,8 @@ from typing import Any, TypeVar, Unpack
 import aiohttp
 from yarl import URL
 
-from depalma.client import functions, specs, verbs
+from depalma.accounting import JobUse
+from depalma.client import accounting_verbs, functions, specs, verbs
 from depalma.client.aio_cluster import AsyncCluster
 from depalma.client.client import Client
 from depalma.client.executor import Executor
@@ -126,6 +127,17 @@ class AsyncClient(AsyncCluster, AsyncSteering):
     async def jobs(self, **filters: object) -> list[JobView]:
         """Returns jobs, newest first; the filters are those of `Client.jobs`."""
         return await self._run(verbs.jobs(filters))
+
+    async def accounting(self, **filters: object) -> AsyncIterator[JobUse]:
+        """Yields what jobs used, newest first; the filters are those of `Client.accounting`."""
+        before: int | None = None
+        while True:
+            page = await self._run(accounting_verbs.page({**filters, "before": before}))
+            for row in page.rows:
+                yield row
+            if page.next is None:
+                return
+            before = page.next
 
     async def cancel(self, *jobs: int | AsyncJobHandle) -> list[int]:
         """Cancels jobs; returns the ids of those that were live. Errors: Rejected (unknown_job), nothing is done."""

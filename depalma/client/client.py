@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from depalma.client import contexts, functions, host_verbs, master_verbs, specs, verbs
+from depalma.client.accounting import Accounting
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
@@ -37,7 +38,7 @@ T = TypeVar("T")
 _FETCHERS = 4
 
 
-class Client(Steering, WebhookMethods, Ordering):
+class Client(Steering, WebhookMethods, Ordering, Accounting):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. Masters by
@@ -153,11 +154,19 @@ class Client(Steering, WebhookMethods, Ordering):
         name: str | None = None,
         user: str | None = None,
         all: bool = False,
+        since: float | None = None,
+        until: float | None = None,
         limit: int | None = None,
         before: int | None = None,
     ) -> list[JobView]:
-        """Returns jobs, newest first: those that live or ended within the hour, or all that are kept."""
-        params = {"state": state, "tag": tag, "name": name, "user": user, "all": all, "limit": limit, "before": before}
+        """Returns jobs, newest first: those that live or ended within the hour, or all that are kept.
+
+        `name` may have `*`, `?` and `[…]`. `since`: that ended then or later, or live; `until`: submitted before.
+        """
+        params = {
+            "state": state, "tag": tag, "name": name, "user": user, "all": all, "since": since, "until": until,
+            "limit": limit, "before": before,
+        }  # fmt: skip
         return self._run(verbs.jobs(params))
 
     def cancel(self, *jobs: int | JobHandle) -> list[int]:

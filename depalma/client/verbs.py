@@ -207,12 +207,21 @@ def job(job_id: int | str) -> Verb[JobView]:
 
 
 def jobs(params: Mapping[str, object]) -> Verb[list[JobView]]:
-    """Returns jobs, newest first."""
+    """Returns jobs, newest first; `limit` of them at most, 100 unless it is said."""
 
     class _Page(Struct):
         jobs: list[JobView]
+        next: int | None = None
 
-    return (yield from _typed("/v1/jobs", _Page, params)).jobs
+    found: list[JobView] = []
+    limit = int(str(params.get("limit") or 100))
+    while True:
+        size = min(PAGE, limit - len(found))
+        page = yield from _typed("/v1/jobs", _Page, {**params, "limit": size})
+        found += page.jobs
+        if page.next is None or len(found) >= limit:
+            return found
+        params = {**params, "before": page.next}
 
 
 def wait_job(job_id: int | str, timeout_s: float | None, until: str = "final") -> Verb[JobView]:

@@ -21,7 +21,7 @@ WAIT_TIMED_OUT = 124
 OWN_FAILURE = 125
 
 #: Answers of the cluster that mean "it is not (yet) there", not "you may not".
-_FAILED_CODES = frozenset({"not_finished", "no_result", "log_unavailable", "events_gone"})
+_FAILED_CODES = frozenset({"not_finished", "no_result", "log_unavailable", "events_gone", "result_gone", "output_gone"})
 
 
 #: First words of click's own messages; others may begin with a name, whose capitals count.
@@ -79,7 +79,7 @@ def _plain(error: Exception) -> tuple[int, str]:
 
 def exit_code_of(code: str) -> int:
     """Returns the exit code for a refusal by the cluster."""
-    if code.startswith("unknown_"):
+    if code.startswith("unknown_") or code == "job_gone":
         return NOT_FOUND
     if code in ("no_leader", "outcome_unknown", "unreachable"):
         return UNREACHABLE

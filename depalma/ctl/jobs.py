@@ -11,6 +11,7 @@ import click
 
 from depalma.ctl import ids
 from depalma.ctl.command import command
+from depalma.ctl.moments import PAST
 from depalma.ctl.output import Column, plain_table, print_json, show_rows, show_value
 from depalma.ctl.session import Session
 from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size
@@ -75,6 +76,7 @@ _TASK_COLUMNS = (
     examples=(
         "depalmactl jobs",
         "depalmactl jobs --state running --tag exp1",
+        "depalmactl jobs --all --since 2d --name 'train-*' --state failed",
         "depalmactl jobs -w                        # one line a change",
         "depalmactl cancel $(depalmactl jobs --state queued -o name)",
         "depalmactl jobs --all -o json | jq '.[].name'",
@@ -83,34 +85,43 @@ _TASK_COLUMNS = (
 @click.option("-w", "--watch", is_flag=True, help="Print changes, line by line, until Ctrl-C.")
 @click.option("--state", type=click.Choice(STATES), metavar="STATE", help=f"Only these: {', '.join(STATES)}.")
 @click.option("--tag", metavar="TAG", help="Only with this tag.")
-@click.option("--name", metavar="NAME", help="Only of this name.")
+@click.option("--name", metavar="NAME", help="Only of this name; *, ? and [...] stand for others.")
 @click.option("--user", metavar="USER", help="Only of this user.")
 @click.option("-a", "--all", "everything", is_flag=True, help="All that are kept, not only live and recent ones.")
+@click.option("--since", type=PAST, metavar="TIME", help="That ended then or later, or live: 2d, 03:00, 2026-11-27.")
+@click.option("--until", type=PAST, metavar="TIME", help="That were submitted before.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="At most so many.")
 @click.pass_obj
-def jobs(session: Session, /, watch: bool, everything: bool, limit: int, **filters: str | None) -> None:
-    """List jobs, newest first: those that live, and those that ended in the last hour."""
+def jobs(session: Session, /, watch: bool, everything: bool, limit: int, **filters: Any) -> None:
+    """List jobs, newest first: those that live, and those that ended in the last hour.
+
+    With --all or --since also those that ended earlier, as long as they are kept; what is no longer kept is said.
+    """
     filters = {**filters, "all": "1" if everything else None}
     if watch:
         for row in _changes(session, filters, limit):
             _print_change(session, row)
         return
-    rows, more = _fetch(session, filters, limit)
+    rows, more, notes = _fetch(session, filters, limit)
     show_rows(session, rows, _JOB_COLUMNS, key="id")
     if more:
         session.narrate(f"there are more than {limit}; see --limit")
     elif not rows and not session.structured and session.output != "name":
         session.narrate("no jobs" if everything else "no live or recent jobs (--all shows older ones)")
+    for note in notes:
+        session.narrate(f"note: {clean(note)}")
 
 
-def _fetch(session: Session, filters: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+def _fetch(session: Session, filters: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool, list[str]]:
+    """Returns jobs, whether there are more, and what is not kept of what was asked for."""
     rows: list[dict[str, Any]] = []
+    before = None
     while True:
-        before = rows[-1]["id"] if rows else None
         page = session.get("/v1/jobs", **filters, limit=min(_PAGE, limit - len(rows)), before=before)
         rows += page["jobs"]
-        if not page["more"] or len(rows) >= limit or not page["jobs"]:
-            return rows, bool(page["more"])
+        before = page.get("next")
+        if before is None or len(rows) >= limit:
+            return rows, before is not None, page.get("notes", [])
 
 
 def _changes(session: Session, filters: Mapping[str, Any], limit: int) -> Iterator[dict[str, Any]]:
@@ -201,6 +212,7 @@ def _job_lines(job: Row) -> list[tuple[str, object]]:
         ("Started", moment(job["started_at"])),
         ("Finished", moment(job["finished_at"])),
         ("Time", running_time(job)),
+        ("Archived", "yes: its results and its output are no longer kept" if job.get("archived") else None),
     ]
     return [line for line in lines if line[1] not in (None, "", "-")]
 

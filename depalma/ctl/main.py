@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
     },
     "Look at the cluster": {
+        "accounting": ("depalma.ctl.accounting:accounting", "Export what jobs used, by job, user, tag, host or day"),
         "top": ("depalma.ctl.top:top", "Live view of the whole cluster"),
         "events": ("depalma.ctl.events:events", "Print what happened, one line an event"),
         "webhook": ("depalma.ctl.webhooks:webhook", "Who is told what happens: add, ls, show, set, replay, test"),

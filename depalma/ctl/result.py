@@ -18,7 +18,7 @@ from depalma.ctl.output import Column, print_json, print_yaml, show_rows
 from depalma.ctl.session import Session
 from depalma.ctl.spec import checked_output
 from depalma.ctl.wait import FINAL
-from depalma.ctl.wording import clean
+from depalma.ctl.wording import clean, moment
 from depalma.errors import Rejected
 
 _PAGE = 1000
@@ -80,6 +80,9 @@ def _get_files(session: Session, job: int, index: int | None, folder: Path) -> N
     from depalma.archive import ArchiveError
 
     view = session.get(f"/v1/jobs/{job}")
+    if view.get("archived"):
+        why = f"the job finished at {moment(view['finished_at'])} and is in the archive only"
+        raise failures.Failure(f"the output files of job {job} are no longer kept: {why}", code="output_gone")
     tasks = _tasks(session, job) if index is None else iter([session.get(f"/v1/tasks/{job}.{index}")])
     alone = index is not None or view["tasks"]["total"] == 1
     rows = []

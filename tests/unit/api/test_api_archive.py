@@ -61,7 +61,8 @@ async def test_what_is_no_longer_kept_of_it_is_said(bench: Bench) -> None:
     job = await forgotten(bench)
     lines = (await bench.get(f"/v1/jobs/{job}/explain"))["lines"]
     assert lines[0].startswith("succeeded: 1 of 1")
-    assert "results and output are no longer kept" in lines[-1] and "history_days 30" in lines[-1]
+    assert "results and output are no longer kept" in lines[-1]
+    assert "history_days 30" in lines[-1]
     assert "no longer kept" in (await bench.get(f"/v1/tasks/{job}.0/explain"))["lines"][-1]
     for path, code in ((f"/v1/tasks/{job}.0/result", "result_gone"), (f"/v1/tasks/{job}.0/logs", "output_gone")):
         problem = await bench.get(path, 404)
@@ -100,7 +101,8 @@ async def test_lists_and_pages_go_through_live_and_archived_jobs(bench: Bench) -
         if not page["more"]:
             break
         before = f"&before={page['next']}"
-    assert found == jobs[::-1] and pages == 4
+    assert found == jobs[::-1]
+    assert pages == 4
     assert page["notes"] == []
     odd = await bench.get("/v1/jobs?all=1&tag=odd")
     assert [(view["name"], view["archived"]) for view in odd["jobs"]] == [
@@ -169,7 +171,8 @@ async def test_accounting_counts_what_ended_in_a_time_wherever_it_is(bench: Benc
     every = await bench.get("/v1/accounting?unfinished=1&user=ann")
     assert [row["job"] for row in every["rows"]] == [running, jobs[0]]
     page = await bench.get("/v1/accounting?limit=1")
-    assert [row["job"] for row in page["rows"]] == [jobs[1]] and page["next"] == jobs[1]
+    assert [row["job"] for row in page["rows"]] == [jobs[1]]
+    assert page["next"] == jobs[1]
     ended_at = first["finished_at"]
     assert (await bench.get(f"/v1/accounting?until={ended_at}"))["rows"] == []
     assert len((await bench.get(f"/v1/accounting?since={ended_at}"))["rows"]) == 2
@@ -197,9 +200,11 @@ async def test_a_paused_archive_is_said_and_the_rest_goes_on(bench: Bench) -> No
     assert await bench.master.archive.keep_on_majority([other]) == set()
     page = await bench.get("/v1/jobs?all=1")
     assert [view["id"] for view in page["jobs"]] == [other, live, job]
-    assert "is paused" in page["notes"][-1] and "MiB are free" in page["notes"][-1]
+    assert "is paused" in page["notes"][-1]
+    assert "MiB are free" in page["notes"][-1]
     status = await bench.get("/v1/archive")
-    assert status["master"] == "m1" and "is paused" in status["problem"]
+    assert status["master"] == "m1"
+    assert "is paused" in status["problem"]
     file._reserve_bytes = 0
     assert await bench.master.archive.keep_on_majority([other]) == {other}
     assert (await bench.get("/v1/archive"))["problem"] == ""
@@ -213,7 +218,8 @@ class TestWithoutArchive:
     async def test_forgotten_jobs_are_gone_and_it_is_said_why(self, bench: Bench) -> None:
         job = await forgotten(bench)
         problem = await bench.get(f"/v1/jobs/{job}", 404)
-        assert problem["code"] == "job_gone" and "archive_days 0" in problem["detail"]
+        assert problem["code"] == "job_gone"
+        assert "archive_days 0" in problem["detail"]
         assert "archive_days 0" in (await bench.get("/v1/jobs?all=1"))["notes"][0]
         assert not (bench.master.config.masters[0].directory / "jobs.sqlite").exists()
 

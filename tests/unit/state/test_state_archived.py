@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -16,7 +17,9 @@ from depalma.jobarchive.usage import host_uses, job_use
 from depalma.model import JobSpec, Payload, Report
 from depalma.state import commands as c
 from depalma.state.cluster_state import ClusterState
+from depalma.state.completions import Completions
 from depalma.state.jobs import Job
+from depalma.state.task_states import SUCCEEDED
 from depalma.state.views import explain, job_view, task_views
 
 T = TypeVar("T")
@@ -101,7 +104,8 @@ def test_attempts_that_were_tried_again_are_told_and_counted_once(bench):
         if number == 2:
             assert job.is_final
             bench.ok(c.RetryJobs("again", (job.id,), bench.now))
-    assert job.is_final and len(job.stories[0].attempts) == 2
+    assert job.is_final
+    assert len(job.stories[0].attempts) == 2
     use = assert_told_alike(bench.state, job)
     assert (use.attempts, use.tasks, use.succeeded, use.failed) == (5, 3, 3, 0)
     assert use.attempt_s == pytest.approx(6 + 7 + 8 + 4 + 4, abs=0.001)
@@ -134,9 +138,13 @@ def test_secrets_arguments_results_and_outputs_are_not_kept(bench):
     packed = msgspec.msgpack.encode(raw.image) + records.pack(raw).head
     back = records.unpack(records.pack(result_of(records.take(job))).detail)  # type: ignore[arg-type]
     record = back.outcome(0)
-    assert record is not None and record.result is None and record.outputs is None
-    assert back.spec.env == {} and back.spec.cwd == "/data"
-    assert b"very-secret" not in packed and b"the-result" not in packed
+    assert record is not None
+    assert record.result is None
+    assert record.outputs is None
+    assert back.spec.env == {}
+    assert back.spec.cwd == "/data"
+    assert b"very-secret" not in packed
+    assert b"the-result" not in packed
 
 
 def test_a_job_that_runs_again_while_it_is_taken_is_not_taken(bench):
@@ -162,9 +170,6 @@ def test_a_large_job_takes_some_bytes_a_task(bench):
     """A map of tasks that end in about the order of their index, at times that have nothing round."""
     job = Job(1, JobSpec(kind="command", argv=("true", "{}"), count=20_000), 0, AT)
     chance, at = random.Random(1), AT
-    from depalma.state.completions import Completions
-    from depalma.state.task_states import SUCCEEDED
-
     job.done = Completions(0)
     for index in range(20_000):
         at += chance.expovariate(50)
@@ -178,7 +183,9 @@ def test_a_large_job_takes_some_bytes_a_task(bench):
     back = records.unpack(record.detail)
     for index in (0, 7_777, 19_999):
         told, was = back.outcome(index), job.outcome(index)
-        assert told is not None and was is not None and told.host == was.host
+        assert told is not None
+        assert was is not None
+        assert told.host == was.host
         assert told.started_at == pytest.approx(was.started_at, abs=1e-4)
         assert told.finished_at == pytest.approx(was.finished_at, abs=1e-4)
 
@@ -197,7 +204,6 @@ def test_damaged_details_are_refused(bench):
     for bad in (b"", record.detail[:-3], record.detail[:10] + b"\0\0" + record.detail[12:]):
         with pytest.raises(BadRecord):
             records.unpack(bad)
+    newer = zlib.compress(b"\x09" + zlib.decompress(record.detail)[1:])
     with pytest.raises(BadRecord, match="upgrade"):
-        import zlib
-
-        records.unpack(zlib.compress(b"\x09" + zlib.decompress(record.detail)[1:]))
+        records.unpack(newer)
