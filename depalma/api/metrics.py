@@ -43,6 +43,11 @@ async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     _add_many(lines, "depalma_webhook_failing", "gauge", "1 if the next id was not taken", "webhook", failing)
     _add(lines, "depalma_tasks_finished_total", "counter", "Tasks reported to this leader", rates.finished_total)
     _add(lines, "depalma_tasks_submitted_total", "counter", "Tasks submitted here", rates.submitted_total)
+    archive = services.archive.status()
+    _add(lines, "depalma_archive_jobs", "gauge", "Finished jobs in this master's archive", archive.jobs)
+    _add(lines, "depalma_archive_bytes", "gauge", "Size of this master's archive", archive.size_bytes)
+    _add(lines, "depalma_archive_missing", "gauge", "Finished jobs that no archive has", archive.missing)
+    _add(lines, "depalma_archive_paused", "gauge", "1 if the archive cannot be used", int(bool(archive.problem)))
     _add(lines, "depalma_result_streams", "gauge", "Open result streams", len(api.streams))
     _add(lines, "depalma_loop_stall_seconds_max", "gauge", "Longest time in which the loop stood still, last minute",
          round(services.loopwatch.worst_s(), 4))  # fmt: skip

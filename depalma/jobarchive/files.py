@@ -47,7 +47,7 @@ class ArchiveFile:
         self._writer: Database | None = None
         self._reader: Database | None = None
         self._opening = asyncio.Lock()
-        self._retry_at = 0.0
+        self._retry_at = self._aside_until = 0.0
 
     async def write(self, work: Callable[[Database], T]) -> T:
         """Returns what `work` returns of the writing connection. Errors: ArchivePaused."""
@@ -138,6 +138,9 @@ class ArchiveFile:
         return ArchivePaused(problem)
 
     def _set_aside(self, error: Exception) -> None:
+        if time.monotonic() < self._aside_until:  # the disk damages whatever is written: no use to go on at once
+            raise self._pause(error) from error
+        self._aside_until = time.monotonic() + RETRY_S
         aside = self.path.with_name(FILE + ".damaged")
         try:
             for suffix in _SIDE_FILES:

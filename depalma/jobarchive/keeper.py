@@ -46,8 +46,9 @@ _SLICE_S = 0.001
 _UNPACKED = 2
 #: A question waits so long for what was forgotten a moment ago to be written.
 _SETTLE_S = 1.0
-#: Peers that did not answer are asked again for what is missing after this long.
+#: Peers are asked again for what is missing after this long, if one did not answer, and if none has it.
 _ASK_AGAIN_S = 30.0
+_LOOK_AGAIN_S = 3600.0
 
 
 class Limits(Struct, frozen=True):
@@ -196,10 +197,10 @@ class JobArchive:
         while True:
             await self._write_forgotten()
             try:
-                if not self._is_empty():
-                    await self._trim()
                 if self._state() is not self._looked_at and time.monotonic() >= self._look_at_s:
                     await self._fill()
+                if not self._is_empty():
+                    await self._trim()
             except ArchivePaused as error:
                 log.debug("%s", error)  # said when it began
             try:
@@ -244,7 +245,8 @@ class JobArchive:
     # ------------------------------------------------------------ gaps
 
     def _look_for_gaps(self) -> None:
-        self._looked_at = None
+        self._looked_at, self._look_at_s = None, 0.0
+        self._wake.set()
 
     async def _fill(self) -> None:
         """Fetches what this archive lacks from the others: it was down when it was forgotten, its file is new, …"""
@@ -276,17 +278,17 @@ class JobArchive:
             missing = left
         if came:
             log.info("%d finished jobs came from the archives of other masters", came)
-        self._missing = missing
         self._jobs = 0
-        if silent and missing:
-            self._look_at_s = time.monotonic() + _ASK_AGAIN_S
-        else:
+        if not missing:
             self._looked_at = state
-            if missing:
-                log.warning("%d finished jobs are in no archive: ids %s", count(missing), shown(missing))
+        elif missing != self._missing and not silent:
+            log.warning("%d finished jobs are in no archive: ids %s", count(missing), shown(missing))
+        self._missing = missing
+        self._look_at_s = time.monotonic() + (_ASK_AGAIN_S if silent else _LOOK_AGAIN_S)
 
     async def records(self, ranges: Sequence[Range]) -> list[Record]:
         """Returns some of the records of these ids, none if there are none. Errors: ArchivePaused."""
+        await self._settle()
 
         def look(database: Database) -> list[Record]:
             found: list[Record] = []
@@ -365,7 +367,6 @@ class JobArchive:
         for job in jobs:
             await self._file.tidy(partial(_remove_from, job))
         self._look_for_gaps()
-        self._wake.set()
 
     def status(self) -> Status:
         """Returns how it stands, as of some seconds ago."""

@@ -86,6 +86,8 @@ def test_forgotten_jobs_are_found_whoever_leads_and_whatever_becomes_of_a_file(
 
         # Its file is damaged meanwhile: it begins anew, and gets everything from the others.
         file = cluster.directory / lost / "jobs.sqlite"
+        for suffix in ("-wal", "-shm"):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
         file.write_bytes(b"not a database" * 1000)
         cluster.restart(lost)
         leader = cluster.leader()

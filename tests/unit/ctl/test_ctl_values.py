@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from depalma.ctl.moments import parse_moment
+from depalma.ctl.moments import parse_moment, parse_past
 from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_size
 
 
@@ -99,3 +99,25 @@ def test_moments() -> None:
     for text in ("", "tomorrow", "24:00", "+", "+x", "2026-13-01", "12"):
         with pytest.raises(ValueError):
             parse_moment(text, now)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2d", -2 * 86_400),
+        ("1h30m", -5_400),
+        ("90", -90),
+        ("11:00", -3_600),
+        ("12:00:01", -86_399),
+        ("2026-11-26T11:59", -60),
+        ("2026-11-25", -36 * 3_600),
+    ],
+)
+def test_times_that_were(text: str, expected: float) -> None:
+    now = datetime(2026, 11, 26, 12).timestamp()
+    assert parse_past(text, now) - now == expected
+
+
+def test_what_is_no_time_that_was() -> None:
+    with pytest.raises(ValueError, match="'tomorrow' is not a time that was"):
+        parse_past("tomorrow", 0.0)
