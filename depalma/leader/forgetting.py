@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 #: How often it is looked, and how often whether it is worth a look before that.
 TRIM_S = 60.0
 LOOK_S = 1.0
-#: It is when so many jobs came as this part of those that are to be kept, …
+#: It is when so many jobs ended as this part of those that are to be kept, …
 _GROWN = 10
 #: … and beyond this part more than those, jobs are forgotten without being archived.
 _SPARE = 5
 _AT_ONCE = 500
 #: Jobs that are looked at before others get their turn: a ms.
-_SLICE = 5_000
+_SLICE = 2_000
 
 
 class Forgetting:
@@ -36,26 +36,30 @@ class Forgetting:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._kept = context.config.settings.history_jobs  #: finished jobs after the last look, at most
+        self._ended = 0  #: that ended since
         self._told = False  #: that jobs wait to be archived
+
+    def note_ended(self) -> None:
+        """Takes note that a job has ended; one that is told twice only makes a look come sooner."""
+        self._ended += 1
 
     async def run(self) -> None:
         """Looks again and again."""
-        grown = self._context.config.settings.history_jobs // _GROWN
-        clock = self._context.clock
-        looked_s, seen = clock(), 0
+        most, clock = self._context.config.settings.history_jobs, self._context.clock
+        looked_s = clock()
         while True:
             await asyncio.sleep(LOOK_S)
-            jobs = len(self._context.state.jobs)
-            if clock() - looked_s >= TRIM_S or jobs - seen > grown:
+            too_many = self._ended > most // _GROWN and self._kept + self._ended > most
+            if too_many or clock() - looked_s >= TRIM_S:
                 await self.trim()
-                looked_s, seen = clock(), len(self._context.state.jobs)
+                looked_s = clock()
 
     async def trim(self) -> None:
         """Forgets what is old, and what is too much."""
         context, settings = self._context, self._context.config.settings
-        final = await self._final()
-        oldest = context.wall() - settings.history_days * 86_400
-        due = to_forget(final, finished_before=oldest, keep=settings.history_jobs)
+        self._ended = 0
+        due = await self._due()
         waiting = 0
         for start in range(0, len(due), _AT_ONCE):
             some = due[start : start + _AT_ONCE]
@@ -73,6 +77,19 @@ class Forgetting:
             log.warning("%d finished jobs are forgotten without being archived: memory comes first", len(lost))
             for start in range(0, len(lost), _AT_ONCE):
                 await self._forget(lost[start : start + _AT_ONCE])
+
+    async def _due(self) -> list[int]:
+        """Returns what `to_forget` says of all jobs, looking at some at a time."""
+        settings, final = self._context.config.settings, await self._final()
+        self._kept = min(len(final), settings.history_jobs)
+        oldest = self._context.wall() - settings.history_days * 86_400
+        too_many, due = len(final) - settings.history_jobs, []
+        for start in range(0, len(final), _SLICE):
+            part = final[start : start + _SLICE]
+            keep = len(part) - min(len(part), max(0, too_many - start))
+            due += to_forget(part, finished_before=oldest, keep=keep)
+            await asyncio.sleep(0)
+        return due
 
     async def _final(self) -> list[Job]:
         jobs = list(self._context.state.jobs.values())

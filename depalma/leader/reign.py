@@ -47,6 +47,7 @@ class Reign:
         self.rooms = Rooms(context, self.sessions)
         self._dispatching = DispatchLoop(context, self.sessions, self.rooms)
         self.sessions.on_room = self._dispatching.wake
+        self._forgetting = Forgetting(context)
         self._messengers = Messengers(context, self._ended)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -59,7 +60,7 @@ class Reign:
             asyncio.create_task(self._watch_hosts(), name="leases"),
             asyncio.create_task(self._watch_code(), name="code log"),
             asyncio.create_task(keep_time(self._context), name="time"),
-            asyncio.create_task(Forgetting(self._context).run(), name="history"),
+            asyncio.create_task(self._forgetting.run(), name="history"),
             asyncio.create_task(self._close_idle(), name="idle jobs"),
             asyncio.create_task(self._know_hosts(), name="hosts of the cluster file"),
             asyncio.create_task(self._know_masters(), name="masters"),
@@ -90,6 +91,8 @@ class Reign:
             job = state.jobs.get(job_id)
             if job is None or job.is_final:
                 self._context.rates.forget_job(job_id)
+                if job is not None:
+                    self._forgetting.note_ended()
             elif job.cancelled and job.running:
                 self._kill_cancelled(job_id)
         if changes.masters:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -18,6 +20,20 @@ from depalma.state.machine import apply
 NOW = 1_795_000_000.0
 
 
+async def test_too_many_are_forgotten_as_they_end_and_not_a_minute_later() -> None:
+    leader = Leader(history_jobs=20)
+    duty = Forgetting(cast(Any, leader))
+    running = asyncio.create_task(duty.run())
+    leader.ended(23)
+    for _ in range(23):
+        duty.note_ended()
+    async with asyncio.timeout(20):
+        while len(leader.state.jobs) > 20:  # noqa: ASYNC110 - the duty has no event
+            await asyncio.sleep(0)
+    running.cancel()
+    assert leader.forgotten == [1, 2, 3]
+
+
 class Leader:
     """What the duty asks of its master; `archives`: ids that a majority archives, all if it is None."""
 
@@ -29,6 +45,9 @@ class Leader:
         self.asked: list[int] = []
         self.forgotten: list[int] = []
         self.archive = self
+
+    def clock(self) -> float:
+        return time.monotonic()
 
     def wall(self) -> float:
         return NOW
