@@ -138,7 +138,7 @@ def _guard(api: Api) -> Middleware:
         except ConnectionError:
             raise  # the other end is gone, or the answer is broken off: nothing can be told there any more
         except Exception as error:
-            problem = _problem(error, request, route)
+            problem = archived.told_apart(api, _problem(error, request, route))
             response = problem.response(api.leader_url())
         counts[response.status] = counts.get(response.status, 0) + 1
         return response

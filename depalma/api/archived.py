@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -21,6 +22,8 @@ from depalma.state.views import job_view
 
 _KEEP = Body(KeepRequest)
 _RECORDS = Body(RecordsRequest)
+#: How the state refuses a job that it does not have.
+_UNKNOWN = re.compile(r"there is no job (\d{1,18})")
 
 
 class Gone(Problem):
@@ -29,6 +32,14 @@ class Gone(Problem):
     def __init__(self, job: int, why: str = "it finished") -> None:
         super().__init__("job_gone", f"job {job} is no longer kept: {why}")
         self.job = job
+
+
+def told_apart(api: Api, problem: Problem) -> Problem:
+    """Returns the problem, or a better one: commands refuse a job that was forgotten like one that never was."""
+    job = _UNKNOWN.fullmatch(problem.detail) if problem.code == "unknown_job" else None
+    if job is None or not 0 < int(job[1]) < api.state.next_job:
+        return problem
+    return Gone(int(job[1]), "it finished, and nothing can be done with it any more")
 
 
 def or_archived(live: Handler, past: Callable[[Api, web.Request, Job], Awaitable[web.StreamResponse]]) -> Handler:

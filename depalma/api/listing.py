@@ -99,9 +99,9 @@ def _live(api: Api, wanted: Wanted, before: int) -> Iterator[Job]:
     jobs, fits = api.state.jobs, wanted.predicate()
     ids = list(jobs)
     for place in range(bisect_left(ids, before) - 1, -1, -1):
-        job = jobs.get(ids[place])  # one may be forgotten while a large one is reckoned
-        if job is not None and fits(job):
-            yield job
+        # One may be forgotten while another, large one is reckoned.
+        if ids[place] in jobs and fits(jobs[ids[place]]):
+            yield jobs[ids[place]]
 
 
 async def _use(job: Job) -> JobUse:

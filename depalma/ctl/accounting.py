@@ -168,7 +168,8 @@ def _rounded(value: Any) -> Any:
 
 def _write_csv(columns: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    for page in pages:
+    for number, page in enumerate(pages):
+        if number == 0:
+            writer.writerow(columns)
         writer.writerows(page)
         sys.stdout.flush()

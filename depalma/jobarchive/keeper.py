@@ -25,7 +25,7 @@ from depalma.jobarchive.database import Database, Dropped
 from depalma.jobarchive.files import RESERVE_BYTES, ArchiveFile, ArchivePaused
 from depalma.jobarchive.peers import BYTES_AT_ONCE, RANGES_AT_ONCE, RECORDS_AT_ONCE, Peers
 from depalma.jobarchive.ranges import Range, count, shown, without
-from depalma.jobarchive.record import BadRecord, Raw, Record
+from depalma.jobarchive.record import BadRecord, Raw, Record, parts
 from depalma.jobarchive.search import Wanted
 from depalma.model import JobView
 from depalma.state.cluster_state import ClusterState
@@ -102,6 +102,7 @@ class JobArchive:
         self._look_at_s = 0.0
         self._dropped = Dropped()
         self._jobs = self._size_bytes = 0
+        self._counted = False
 
     @property
     def enabled(self) -> bool:
@@ -161,11 +162,12 @@ class JobArchive:
             known = await self._file.read(lambda database: database.ended([job.id for job in wanted]))
             fresh = [job for job in wanted if known.get(job.id) != job.finished_at]
             ids.update(job.id for job in wanted if job.is_final and known.get(job.id) == job.finished_at)
-            for start in range(0, len(fresh), _WRITE_AT_ONCE):
-                batch = await self._raw(fresh[start : start + _WRITE_AT_ONCE])
+            for part in parts(fresh, _WRITE_AT_ONCE):
+                batch = await self._raw(part)
                 await self._file.write(partial(_pack_into, batch))
                 for raw in batch:
                     self._unpacked.pop(raw.id, None)
+                    self._jobs += raw.id not in known
                 ids.update(raw.id for raw in batch)
         return ids
 
@@ -235,12 +237,14 @@ class JobArchive:
 
         def look(database: Database) -> tuple[bool, Dropped, int, int]:
             more = database.trim(oldest, limits.size_bytes, why)
-            return more, database.dropped(), database.count() if more or not self._jobs else 0, database.used_bytes()
+            jobs = -1 if self._counted and not more else database.count()
+            return more, database.dropped(), jobs, database.used_bytes()
 
         more = True
         while more:
             more, self._dropped, jobs, self._size_bytes = await self._file.tidy(look)
-            self._jobs = jobs or self._jobs
+            if jobs >= 0:
+                self._jobs, self._counted = jobs, True
 
     # ------------------------------------------------------------ gaps
 
@@ -278,7 +282,7 @@ class JobArchive:
             missing = left
         if came:
             log.info("%d finished jobs came from the archives of other masters", came)
-        self._jobs = 0
+        self._counted = False
         if not missing:
             self._looked_at = state
         elif missing != self._missing and not silent:
@@ -344,6 +348,8 @@ class JobArchive:
         if not self.enabled or self._is_empty():
             return [], 0
         await self._settle()
+        # A file that came from elsewhere may have ids that this cluster has not given out yet.
+        before = min(before, self._state().next_job)
         bad: dict[int, BadRecord] = {}
 
         def look(database: Database) -> tuple[list[T], int]:

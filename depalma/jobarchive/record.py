@@ -8,7 +8,7 @@ kept to a tenth of a millisecond, so that a task of a large job takes some 8 byt
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +29,8 @@ FORMAT = 1
 ERROR_CHARACTERS = 1_000
 LONG_ERRORS = 100
 LINE_CHARACTERS = 200
+#: Jobs are taken and written a part at a time; one with so many tasks ends its part.
+TASKS_AT_ONCE = 100_000
 _ROWS = 50_000
 _STORIES = 1_000
 _TALLIED = (SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, LOST)
@@ -87,6 +89,20 @@ class Raw(Struct, frozen=True, gc=False):
 _encode = msgspec.msgpack.Encoder().encode
 _head = msgspec.msgpack.Decoder(Head)
 _image = msgspec.msgpack.Decoder(JobImage)
+
+
+def parts(jobs: Iterable[Job], at_most: int) -> Iterator[list[Job]]:
+    """Yields the jobs in parts of `at_most`, or fewer if they have many tasks."""
+    part: list[Job] = []
+    tasks = 0
+    for job in jobs:
+        part.append(job)
+        tasks += job.total
+        if len(part) >= at_most or tasks >= TASKS_AT_ONCE:
+            yield part
+            part, tasks = [], 0
+    if part:
+        yield part
 
 
 def take(job: Job) -> Generator[None, None, Raw | None]:

@@ -12,6 +12,7 @@ import logging
 
 from depalma.consensus import NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
+from depalma.jobarchive.record import parts
 from depalma.leader.context import Context
 from depalma.leader.history import to_forget
 from depalma.state.commands import ForgetJobs
@@ -59,15 +60,16 @@ class Forgetting:
         """Forgets what is old, and what is too much."""
         context, settings = self._context, self._context.config.settings
         self._ended = 0
-        due = await self._due()
-        waiting = 0
-        for start in range(0, len(due), _AT_ONCE):
-            some = due[start : start + _AT_ONCE]
+        due = [context.state.jobs[job] for job in await self._due() if job in context.state.jobs]
+        waiting = looked_at = 0
+        for part in parts(due, _AT_ONCE):
+            some = [job.id for job in part]
             kept = await context.archive.keep_on_majority(some)
             await self._forget([job for job in some if job in kept])
             waiting += len(some) - len(kept)
+            looked_at += len(some)
             if waiting > _AT_ONCE:  # the archives do not take any: what is behind waits, too
-                waiting += len(due) - start - len(some)
+                waiting += len(due) - looked_at
                 break
         self._tell(waiting)
         most = settings.history_jobs + settings.history_jobs // _SPARE

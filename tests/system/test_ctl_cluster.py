@@ -22,7 +22,8 @@ Ctl = Callable[..., Done]
 COMMAND = [sys.executable, "-m", "depalma.ctl"]
 #: Every command that asks the cluster for something, with a good call of it.
 READS = [
-    "jobs", "jobs --all --limit 3", "show JOB", "show JOB.0", "show JOB --tasks succeeded", "logs JOB.0", "logs JOB",
+    "jobs", "jobs --all --limit 3", "jobs --since 1d", "accounting", "accounting --group-by user",
+    "show JOB", "show JOB.0", "show JOB --tasks succeeded", "logs JOB.0", "logs JOB",
     "explain last", "explain JOB.0", "ps", "ps last", "events", "events --after 0", "load", "load h1", "host ls",
     "host show h1", "group ls", "master ls", "code ls", "code status", "doctor", "top", "version", "context ls",
 ]  # fmt: skip

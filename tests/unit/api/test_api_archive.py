@@ -86,6 +86,19 @@ async def test_one_that_is_in_no_archive_is_gone_and_not_unknown(bench: Bench) -
     assert (await bench.get(f"/v1/jobs/{job + 1}", 404))["code"] == "unknown_job"
 
 
+async def test_commands_on_it_say_that_it_has_finished(bench: Bench) -> None:
+    job = await forgotten(bench)
+    for path, body in (
+        ("/v1/jobs/cancel", {"jobs": [job]}),
+        ("/v1/jobs/retry", {"jobs": [job], "by": "ann"}),
+        (f"/v1/jobs/{job}/close", None),
+    ):
+        problem = await bench.post(path, body, 404)
+        assert problem["code"] == "job_gone"
+        assert problem["detail"].startswith(f"job {job} is no longer kept: it finished")
+    assert (await bench.post("/v1/jobs/cancel", {"jobs": [job + 1]}, 404))["code"] == "unknown_job"
+
+
 async def test_lists_and_pages_go_through_live_and_archived_jobs(bench: Bench) -> None:
     jobs = [ended(bench, name=f"n{number}", tags=("odd",) if number % 2 else ()) for number in range(10)]
     await forget(bench, *jobs[1:4], jobs[6])

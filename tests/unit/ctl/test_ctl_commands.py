@@ -23,6 +23,7 @@ NEEDS_CLUSTER = {
     "map": (["true", ":::", "a"], 4),
     "run": (["--", "true"], 125),
     "jobs": ([], 4),
+    "accounting": (["-o", "csv"], 4),
     "show": (["1"], 4),
     "wait": (["1"], 125),
     "logs": (["1.0"], 4),
