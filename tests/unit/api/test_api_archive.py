@@ -38,6 +38,7 @@ async def forget(bench: Bench, *jobs: int) -> None:
     assert await bench.master.archive.keep_on_majority(jobs) == set(jobs)
     bench.master.apply(ForgetJobs(jobs, time.time()))
     assert not any(job in bench.master.state.jobs for job in jobs)
+    await bench.master.archive._settled.wait()
 
 
 async def test_a_forgotten_job_and_its_tasks_are_shown_as_they_were(bench: Bench) -> None:
