@@ -145,13 +145,21 @@ class Database:
         if not old:
             return False
         ids = [job for job, _ in old]
-        before = self.dropped()
         with self._change() as db:
             _remove(db, ids)
-            facts = (("job", max(before.job, *ids, 0)), ("before", max(before.before, old[-1][1])), ("why", reason))
-            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
+            self._note(db, Dropped(max(ids), old[-1][1], reason))
         self._db.execute("PRAGMA incremental_vacuum(2000)").fetchall()
         return True
+
+    def note_dropped(self, went: Dropped) -> None:
+        """Notes jobs that were too old to be written at all."""
+        with self._change() as db:
+            self._note(db, went)
+
+    def _note(self, db: sqlite3.Connection, went: Dropped) -> None:
+        known = self.dropped()
+        facts = (("job", max(known.job, went.job)), ("before", max(known.before, went.before)), ("why", went.why))
+        db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
 
     def _oldest(self, count: int, ended_before: float) -> list[tuple[int, float]]:
         sql = "SELECT id, finished FROM jobs WHERE finished < ? ORDER BY finished LIMIT ?"

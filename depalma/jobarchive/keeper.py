@@ -86,6 +86,7 @@ class JobArchive:
     ) -> None:
         self.master_id = master_id
         self.limits = limits
+        self._why = (f"archive_days {limits.days:g}", f"archive_bytes {limits.size_bytes}")
         self._state = state
         self._peers = peers
         self._dispose = dispose
@@ -155,10 +156,16 @@ class JobArchive:
 
     async def _store(self, jobs: Sequence[Job]) -> set[int]:
         """Returns the ids of those that are on disk now, those left out that run again. Errors: ArchivePaused."""
+        if not self.enabled:
+            return {job.id for job in jobs}
         oldest = self._wall() - self.limits.days * DAY_S
-        ids = {job.id for job in jobs if (job.finished_at or 0.0) < oldest}
-        wanted = [job for job in jobs if job.id not in ids]
+        old = {job.id: job.finished_at or 0.0 for job in jobs if (job.finished_at or 0.0) < oldest}
+        ids = set(old)
+        wanted = [job for job in jobs if job.id not in old]
         async with self._storing:
+            if old:
+                went = Dropped(max(old), max(old.values()), self._why[0])
+                await self._file.tidy(partial(_note_dropped, went))
             known = await self._file.read(lambda database: database.ended([job.id for job in wanted]))
             fresh = [job for job in wanted if known.get(job.id) != job.finished_at]
             ids.update(job.id for job in wanted if job.is_final and known.get(job.id) == job.finished_at)
@@ -231,9 +238,8 @@ class JobArchive:
         self._settled.set()
 
     async def _trim(self) -> None:
-        limits = self.limits
+        limits, why = self.limits, self._why
         oldest = self._wall() - limits.days * DAY_S
-        why = (f"archive_days {limits.days:g}", f"archive_bytes {limits.size_bytes}")
 
         def look(database: Database) -> tuple[bool, Dropped, int, int]:
             more = database.trim(oldest, limits.size_bytes, why)
@@ -350,7 +356,7 @@ class JobArchive:
         await self._settle()
         # A file that came from elsewhere may have ids that this cluster has not given out yet.
         before = min(before, self._state().next_job)
-        bad: dict[int, BadRecord] = {}
+        bad: dict[int, Exception] = {}
 
         def look(database: Database) -> tuple[list[T], int]:
             page = database.search(wanted, before, limit)
@@ -368,7 +374,7 @@ class JobArchive:
         except TimeoutError:
             log.info("forgotten jobs are still being written")
 
-    async def _lose(self, jobs: Collection[int], error: BadRecord) -> None:
+    async def _lose(self, jobs: Collection[int], error: Exception) -> None:
         log.error("the archive's record of job %s is damaged (%s): taken from another master", shown_ids(jobs), error)
         for job in jobs:
             await self._file.tidy(partial(_remove_from, job))
@@ -415,15 +421,19 @@ def _write_into(found: list[Record], database: Database) -> None:
     database.write(found)
 
 
+def _note_dropped(went: Dropped, database: Database) -> None:
+    database.note_dropped(went)
+
+
 def _remove_from(job: int, database: Database) -> None:
     database.remove(job)
 
 
-def _shown(found: Sequence[Record], show: Callable[[Record], T], bad: dict[int, BadRecord]) -> Iterator[T]:
+def _shown(found: Sequence[Record], show: Callable[[Record], T], bad: dict[int, Exception]) -> Iterator[T]:
     for each in found:
         try:
             yield show(each)
-        except BadRecord as error:
+        except (ValueError, TypeError) as error:  # a changed byte may make anything of a column
             bad[each.id] = error
 
 

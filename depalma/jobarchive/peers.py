@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from depalma.jobarchive.ranges import Range
 from depalma.jobarchive.record import Record
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 KEEP_PATH = "/internal/archive/keep"
 RECORDS_PATH = "/internal/archive/records"
@@ -52,14 +56,20 @@ class Peers(Protocol):
 async def kept_by_peers(peers: Peers, jobs: Sequence[int]) -> Counter[int]:
     """Returns on how many other masters each of the jobs is archived."""
     body = msgspec.msgpack.encode(KeepRequest(tuple(jobs)))
-    answers = await asyncio.gather(*(peers.ask_peer(peer, KEEP_PATH, body) for peer in peers.peers()))
-    return Counter(
-        job for answer in answers if answer for job in set(msgspec.msgpack.decode(answer, type=KeepAnswer).kept)
-    )
+    answers = await asyncio.gather(*(_ask(peers, peer, KEEP_PATH, body, KeepAnswer) for peer in peers.peers()))
+    return Counter(job for answer in answers if answer for job in set(answer.kept))
 
 
 async def records_of(peers: Peers, peer: str, ranges: Sequence[Range]) -> list[Record] | None:
     """Returns some of the records that a peer has of the ranges, none if it has none; None if it does not answer."""
     body = msgspec.msgpack.encode(RecordsRequest(tuple(ranges)))
-    answer = await peers.ask_peer(peer, RECORDS_PATH, body)
-    return None if answer is None else msgspec.msgpack.decode(answer, type=list[Record])
+    return await _ask(peers, peer, RECORDS_PATH, body, list[Record])
+
+
+async def _ask(peers: Peers, peer: str, path: str, body: bytes, kind: type[T]) -> T | None:
+    answer = await peers.ask_peer(peer, path, body)
+    try:
+        return None if answer is None else msgspec.msgpack.decode(answer, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # of another release, perhaps
+        log.warning("master %s: its answer to %s is not understood: %s", peer, path, error)
+        return None

@@ -238,6 +238,8 @@ def read_head(data: bytes) -> Head:
 def view(record: Record) -> JobView:
     """Returns what lists show. Errors: BadRecord."""
     head = read_head(record.head)
+    if record.state not in WORDS:
+        raise BadRecord(f"its state is {record.state!r}")
     succeeded, failed, timed_out, cancelled, lost = head.tally
     return JobView(
         id=record.id,

@@ -265,8 +265,11 @@ async def test_old_jobs_go_by_policy_and_it_is_said(tmp_path: Path) -> None:
         assert await archive.keep_on_majority([*old, *fresh, *older]) == {*old, *fresh, *older}
         masters.apply(c.ForgetJobs((*old, *fresh, *older), now))
         assert await ids(archive) == [*fresh[::-1], *old[::-1]], "what policy would drop at once is not even written"
-        archive._wall = lambda: now + 86_400
         masters.run("m1")
+        await until(lambda: archive.status().dropped_before is not None)
+        assert archive.status().missing == 0, "what was too old to be written is not missed"
+        archive._wall = lambda: now + 86_400
+        archive._wake.set()
         await until(lambda: archive.status().jobs == 2)
         (line, *_) = archive.lacks()
         assert line.startswith("jobs that finished before 20")
@@ -288,6 +291,28 @@ async def test_the_size_is_kept_to(tmp_path: Path) -> None:
         assert left == jobs[-len(left) :][::-1], "the newest stay"
         assert 50 < len(left) < 1_000
         assert any("archive_bytes 262144" in line for line in archive.lacks())
+
+
+async def test_an_answer_that_is_not_understood_is_none(tmp_path: Path) -> None:
+    async with running(tmp_path) as masters:
+        jobs = masters.ended(2)
+
+        async def strange(peer: str, path: str, body: bytes) -> bytes | None:
+            return b"\xc1" if peer == "m2" else msgspec.msgpack.encode({"kept": "all"})
+
+        archive = masters.archives["m1"]
+        archive._peers.ask_peer = strange  # type: ignore[method-assign]
+        assert await archive.keep_on_majority(jobs) == set()
+
+
+async def test_a_master_without_an_archive_takes_and_frees(tmp_path: Path) -> None:
+    async with running(tmp_path, 1, Limits(days=0.0, size_bytes=2**30)) as masters:
+        jobs = masters.ended(2)
+        archive = masters.archives["m1"]
+        assert await archive.keep(jobs) == set(jobs)
+        masters.apply(c.ForgetJobs(tuple(jobs), time.time()))
+        assert masters.freed == jobs
+        assert not archive._file.path.exists()
 
 
 async def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
