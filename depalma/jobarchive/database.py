@@ -117,16 +117,18 @@ class Database:
 
     def write(self, records: Iterable[Record]) -> None:
         """Puts records in, on disk when it returns; one that is there already is replaced."""
+        rows = list(records)
+        columns = [
+            (row.id, row.name, row.user, row.state, row.submitted_at, row.started_at, row.finished_at, row.tasks)
+            for row in rows
+        ]
         with self._change() as db:
-            for record in records:
-                db.execute("DELETE FROM tags WHERE job = ?", (record.id,))
-                db.execute(
-                    "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (record.id, record.name, record.user, record.state, record.submitted_at, record.started_at,
-                     record.finished_at, record.tasks),
-                )  # fmt: skip
-                db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", [(tag, record.id) for tag in record.tags])
-                db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (record.id, record.head, record.detail))
+            db.executemany("DELETE FROM tags WHERE job = ?", [(row.id,) for row in rows])
+            db.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", columns)
+            db.executemany(
+                "INSERT OR IGNORE INTO tags VALUES (?, ?)", [(tag, row.id) for row in rows for tag in row.tags]
+            )
+            db.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", [(r.id, r.head, r.detail) for r in rows])
 
     def remove(self, job: int) -> None:
         """Takes a job out."""
