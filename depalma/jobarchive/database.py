@@ -228,30 +228,36 @@ class Database:
 
         One call looks at a bounded number of jobs: where the page says how far it came, ask again from there.
         """
+        sql, values, low = self._query(wanted, before)
+        ids = [row[0] for row in self._db.execute(f"{sql} DESC LIMIT ?", (*values, limit))]
+        return Page(self._heads(ids), ids[-1] if len(ids) == limit else low if low > 1 else 0)
+
+    def _query(self, wanted: Wanted, before: int) -> tuple[str, list[object], int]:
+        """Returns what to select, its values, and the lowest id that it looks at."""
         checks = conditions(wanted)
         few = next((check for check in checks if check.index and self._is_few(check.sql, check.values)), None)
+        by_tag = wanted.tag is not None and few is None
         if few is not None:
-            checks = [few, *(check for check in checks if check is not few)]
             source, low = f"jobs INDEXED BY {few.index}", 0
-        elif wanted.tag is not None and self._is_few("tag = ?", (wanted.tag,), "tags"):
-            source, low = "jobs NOT INDEXED", 0
+        elif by_tag:
+            source = "tags CROSS JOIN jobs NOT INDEXED ON jobs.id = tags.job"
+            low = 0 if self._is_few("tag = ?", (wanted.tag,), "tags") else self._window(before)
         else:
-            top = self._db.execute("SELECT max(id) FROM jobs WHERE id < ?", (before,)).fetchone()[0] or 0
-            source, low = "jobs NOT INDEXED", max(0, top - IDS_AT_ONCE + 1)
-        where = ["jobs.id < ?", "jobs.id >= ?", *(check.sql for check in checks)]
-        values: list[object] = [before, low, *(value for check in checks for value in check.values)]
+            source, low = "jobs NOT INDEXED", self._window(before)
+        job = "tags.job" if by_tag else "jobs.id"
+        where = [f"{job} < ?", f"{job} >= ?"]
+        values: list[object] = [before, low]
         if wanted.tag is not None:
-            source = f"tags CROSS JOIN {source} ON jobs.id = tags.job" if few is None else source
-            where += (
-                ["tag = ?", "tags.job < ?", "tags.job >= ?"]
-                if few is None
-                else ["EXISTS (SELECT 1 FROM tags WHERE tag = ? AND job = jobs.id)"]
-            )
-            values += [wanted.tag, before, low] if few is None else [wanted.tag]
-        order = "tags.job" if wanted.tag is not None and few is None else "jobs.id"
-        sql = f"SELECT jobs.id FROM {source} WHERE {' AND '.join(where)} ORDER BY {order} DESC LIMIT ?"
-        ids = [row[0] for row in self._db.execute(sql, (*values, limit))]
-        return Page(self._heads(ids), ids[-1] if len(ids) == limit else low if low > 1 else 0)
+            where.append("tag = ?" if by_tag else "EXISTS (SELECT 1 FROM tags WHERE tag = ? AND job = jobs.id)")
+            values.append(wanted.tag)
+        for check in checks:
+            where.append(check.sql)
+            values += check.values
+        return f"SELECT {job} FROM {source} WHERE {' AND '.join(where)} ORDER BY {job}", values, low
+
+    def _window(self, before: int) -> int:
+        top = self._db.execute("SELECT max(id) FROM jobs WHERE id < ?", (before,)).fetchone()[0] or 0
+        return max(0, int(top) - IDS_AT_ONCE + 1)
 
     def _is_few(self, sql: str, values: Sequence[object], table: str = "jobs") -> bool:
         counted = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {sql} LIMIT {FEW + 1})"

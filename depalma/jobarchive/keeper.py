@@ -23,8 +23,9 @@ from depalma.jobarchive import peers as between
 from depalma.jobarchive import record as records
 from depalma.jobarchive.database import Database, Dropped
 from depalma.jobarchive.files import RESERVE_BYTES, ArchiveFile, ArchivePaused
-from depalma.jobarchive.peers import BYTES_AT_ONCE, RANGES_AT_ONCE, RECORDS_AT_ONCE, Peers
-from depalma.jobarchive.ranges import Range, count, shown, without
+from depalma.jobarchive.gaps import Gaps
+from depalma.jobarchive.peers import BYTES_AT_ONCE, RECORDS_AT_ONCE, Peers
+from depalma.jobarchive.ranges import Range, count, shown
 from depalma.jobarchive.record import BadRecord, Raw, Record, parts
 from depalma.jobarchive.search import Wanted
 from depalma.model import JobView
@@ -46,9 +47,6 @@ _SLICE_S = 0.001
 _UNPACKED = 2
 #: A question waits so long for what was forgotten a moment ago to be written.
 _SETTLE_S = 1.0
-#: Peers are asked again for what is missing after this long, if one did not answer, and if none has it.
-_ASK_AGAIN_S = 30.0
-_LOOK_AGAIN_S = 3600.0
 
 
 class Limits(Struct, frozen=True):
@@ -91,16 +89,14 @@ class JobArchive:
         self._peers = peers
         self._dispose = dispose
         self._wall = wall
-        self._file = ArchiveFile(folder, on_new=self._look_for_gaps, reserve_bytes=reserve_bytes)
+        self._file = ArchiveFile(folder, on_new=self._suspect, reserve_bytes=reserve_bytes)
+        self._gaps = Gaps(self._file, peers, state)
         self._forgotten: list[Job] = []
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
         self._storing = asyncio.Lock()
         self._unpacked: OrderedDict[int, Job] = OrderedDict()
-        self._missing: list[Range] = []
-        self._looked_at: ClusterState | None = None  #: the state whose gaps were looked for
-        self._look_at_s = 0.0
         self._dropped = Dropped()
         self._jobs = self._size_bytes = 0
         self._counted = False
@@ -206,10 +202,10 @@ class JobArchive:
         while True:
             await self._write_forgotten()
             try:
-                if self._state() is not self._looked_at and time.monotonic() >= self._look_at_s:
-                    await self._fill()
-                if not self._is_empty():
-                    await self._trim()
+                if self._is_empty():
+                    self._gaps.nothing_missing()
+                else:
+                    await self._look()
             except ArchivePaused as error:
                 log.debug("%s", error)  # said when it began
             try:
@@ -233,9 +229,19 @@ class JobArchive:
             except ArchivePaused:
                 # They must not pile up in memory. Others have them, as a majority did before they were forgotten.
                 log.warning("%d finished jobs were forgotten while the archive is paused", len(jobs))
-                self._look_for_gaps()
+                self._suspect()
             self._dispose(jobs)
         self._settled.set()
+
+    def _suspect(self) -> None:
+        self._gaps.suspect()
+        self._wake.set()
+
+    async def _look(self) -> None:
+        if self._gaps.due:
+            await self._gaps.fill()
+            self._counted = False
+        await self._trim()
 
     async def _trim(self) -> None:
         limits, why = self.limits, self._why
@@ -252,64 +258,10 @@ class JobArchive:
             if jobs >= 0:
                 self._jobs, self._counted = jobs, True
 
-    # ------------------------------------------------------------ gaps
-
-    def _look_for_gaps(self) -> None:
-        self._looked_at, self._look_at_s = None, 0.0
-        self._wake.set()
-
-    async def _fill(self) -> None:
-        """Fetches what this archive lacks from the others: it was down when it was forgotten, its file is new, …"""
-        state = self._state()
-        if self._is_empty():
-            self._looked_at = state
-            return
-        live, last = list(state.jobs), state.next_job - 1
-
-        def look(database: Database) -> list[Range]:
-            first = database.dropped().job + 1
-            return without(database.gaps(first, last), live) if first <= last else []
-
-        missing = await self._file.tidy(look)
-        silent, came = False, 0
-        for peer in list(self._peers.peers()):
-            left: list[Range] = []
-            for start in range(0, len(missing), RANGES_AT_ONCE):
-                some = missing[start : start + RANGES_AT_ONCE]
-                while some:
-                    found = await between.records_of(self._peers, peer, some)
-                    silent = silent or found is None
-                    if not found:
-                        break
-                    await self._file.write(partial(_write_into, found))
-                    came += len(found)
-                    some = without(some, sorted(each.id for each in found))
-                left += some
-            missing = left
-        if came:
-            log.info("%d finished jobs came from the archives of other masters", came)
-        self._counted = False
-        if not missing:
-            self._looked_at = state
-        elif missing != self._missing and not silent:
-            log.warning("%d finished jobs are in no archive: ids %s", count(missing), shown(missing))
-        self._missing = missing
-        self._look_at_s = time.monotonic() + (_ASK_AGAIN_S if silent else _LOOK_AGAIN_S)
-
     async def records(self, ranges: Sequence[Range]) -> list[Record]:
         """Returns some of the records of these ids, none if there are none. Errors: ArchivePaused."""
         await self._settle()
-
-        def look(database: Database) -> list[Record]:
-            found: list[Record] = []
-            for first, last in ranges:
-                size = sum(len(each.detail) for each in found)
-                if len(found) >= RECORDS_AT_ONCE or size >= BYTES_AT_ONCE:
-                    break
-                found += database.records(first, last, RECORDS_AT_ONCE - len(found), BYTES_AT_ONCE - size)
-            return found
-
-        return await self._file.read(look)
+        return await self._file.read(partial(_records_from, ranges))
 
     # ------------------------------------------------------------ answering
 
@@ -378,14 +330,14 @@ class JobArchive:
         log.error("the archive's record of job %s is damaged (%s): taken from another master", shown_ids(jobs), error)
         for job in jobs:
             await self._file.tidy(partial(_remove_from, job))
-        self._look_for_gaps()
+        self._suspect()
 
     def status(self) -> Status:
         """Returns how it stands, as of some seconds ago."""
         before = self._dropped.before or None
         return Status(
             master=self.master_id, jobs=self._jobs, size_bytes=self._size_bytes, dropped_before=before,
-            missing=count(self._missing), problem=self._file.problem,
+            missing=count(self._gaps.missing), problem=self._file.problem,
         )  # fmt: skip
 
     def lacks(self, since: float | None = None) -> list[str]:
@@ -396,9 +348,11 @@ class JobArchive:
         dropped = self._dropped
         if dropped.before and (since is None or since < dropped.before):
             lines.append(f"jobs that finished before {moment(dropped.before)} are no longer kept ({dropped.why})")
-        if self._missing:
-            ids = shown(self._missing)
-            lines.append(f"{count(self._missing)} finished jobs are not in the archive of {self.master_id} (ids {ids})")
+        if self._gaps.missing:
+            ids = shown(self._gaps.missing)
+            lines.append(
+                f"{count(self._gaps.missing)} finished jobs are not in the archive of {self.master_id} (ids {ids})"
+            )
         if self._file.problem:
             lines.append(f"{self.master_id}: {self._file.problem}")
         return lines
@@ -417,8 +371,14 @@ def _pack_into(raws: list[Raw], database: Database) -> None:
     database.write(map(records.pack, raws))
 
 
-def _write_into(found: list[Record], database: Database) -> None:
-    database.write(found)
+def _records_from(ranges: Sequence[Range], database: Database) -> list[Record]:
+    found: list[Record] = []
+    for first, last in ranges:
+        size = sum(len(each.detail) for each in found)
+        if len(found) >= RECORDS_AT_ONCE or size >= BYTES_AT_ONCE:
+            break
+        found += database.records(first, last, RECORDS_AT_ONCE - len(found), BYTES_AT_ONCE - size)
+    return found
 
 
 def _note_dropped(went: Dropped, database: Database) -> None:

@@ -227,7 +227,7 @@ async def test_a_record_that_cannot_be_read_is_taken_from_another_master(tmp_pat
             database.execute("UPDATE records SET detail = x'00', head = x'00' WHERE id = 2")
         database.close()
         assert await archive.job(2) is None
-        await until(lambda: archive._looked_at is not None)
+        await until(lambda: not archive._gaps.due)
         assert await archive.job(2) is not None, "it came from another master"
         assert await ids(archive) == [3, 2, 1]
 
