@@ -13,7 +13,7 @@ from depalma.api.context import Api
 from depalma.api.inputs import Body
 from depalma.api.problems import Problem
 from depalma.api.route import Handler, Mode, Route
-from depalma.jobarchive.keeper import ArchivePaused, Status, moment
+from depalma.jobarchive.keeper import ArchivePaused, ArchiveStatus, moment
 from depalma.jobarchive.peers import KEEP_PATH, RECORDS_PATH, KeepAnswer, KeepRequest, RecordsRequest
 from depalma.jobarchive.record import Record
 from depalma.model import JobView
@@ -118,7 +118,7 @@ async def records(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 ROUTES = (
-    Route("GET", "/v1/archive", status, Mode.LOCAL, "The archive of finished jobs of this master", returns=Status),
+    Route("GET", "/v1/archive", status, Mode.LOCAL, "The archive of finished jobs of this master", returns=ArchiveStatus),
     Route("POST", KEEP_PATH, keep, Mode.LOCAL, "Archive jobs", access=MASTER, body=_KEEP, returns=KeepAnswer),
     Route("POST", RECORDS_PATH, records, Mode.LOCAL, "Give archived jobs", access=MASTER, body=_RECORDS,
           returns=list[Record]),

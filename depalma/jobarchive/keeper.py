@@ -56,7 +56,7 @@ class Limits(Struct, frozen=True):
     size_bytes: int
 
 
-class Status(Struct, frozen=True, kw_only=True):
+class ArchiveStatus(Struct, frozen=True, kw_only=True):
     """How it stands with the archive of a master."""
 
     master: str
@@ -332,10 +332,10 @@ class JobArchive:
             await self._file.tidy(partial(_remove_from, job))
         self._suspect()
 
-    def status(self) -> Status:
+    def status(self) -> ArchiveStatus:
         """Returns how it stands, as of some seconds ago."""
         before = self._dropped.before or None
-        return Status(
+        return ArchiveStatus(
             master=self.master_id, jobs=self._jobs, size_bytes=self._size_bytes, dropped_before=before,
             missing=count(self._gaps.missing), problem=self._file.problem,
         )  # fmt: skip
