@@ -118,7 +118,8 @@ async def records(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 ROUTES = (
-    Route("GET", "/v1/archive", status, Mode.LOCAL, "The archive of finished jobs of this master", returns=ArchiveStatus),
+    Route("GET", "/v1/archive", status, Mode.LOCAL, "The archive of finished jobs of this master",
+          returns=ArchiveStatus),
     Route("POST", KEEP_PATH, keep, Mode.LOCAL, "Archive jobs", access=MASTER, body=_KEEP, returns=KeepAnswer),
     Route("POST", RECORDS_PATH, records, Mode.LOCAL, "Give archived jobs", access=MASTER, body=_RECORDS,
           returns=list[Record]),
