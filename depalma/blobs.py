@@ -250,8 +250,9 @@ class Blobs:
         if peer not in self._peers:
             return None
         headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
+        url, tls = self._peers[peer] + path, verifying(self._trust)
         try:
-            async with self._http().post(self._peers[peer] + path, data=body, headers=headers) as answer:
+            async with self._http().post(url, data=body, headers=headers, ssl=tls) as answer:
                 if answer.status == 200:
                     return await answer.read()
                 log.info("master %s refused %s: %s %s", peer, path, answer.status, await _start_of(answer))

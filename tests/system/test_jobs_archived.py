@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -24,7 +25,9 @@ def ask(cluster: LocalCluster, master: str, path: str) -> Any:
     token = Path(cluster.token_file).read_text().strip()
     url = next(entry.url for entry in cluster.processes if entry.id == master)
     request = urllib.request.Request(f"{url}{path}", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    tls = ssl.create_default_context(cafile=cluster.ca)
+    tls.check_hostname = False  # its certificate names the master, which the answer names, too
+    with urllib.request.urlopen(request, timeout=20, context=tls) as answer:
         assert answer.headers["Depalma-Master"] == master
         return json.load(answer)
 
@@ -40,7 +43,12 @@ def archived(cluster: LocalCluster, master: str) -> list[int]:
 
 def ctl(cluster: LocalCluster, *arguments: str, code: int = 0) -> str:
     masters = ",".join(cluster.masters)
-    environment = {**os.environ, "DEPALMA_MASTERS": masters, "DEPALMA_TOKEN_FILE": cluster.token_file}
+    environment = {
+        **os.environ,
+        "DEPALMA_MASTERS": masters,
+        "DEPALMA_TOKEN_FILE": cluster.token_file,
+        "DEPALMA_CA": cluster.ca,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "depalma.ctl", *arguments], env=environment, capture_output=True, text=True, check=False,
         timeout=60,
@@ -52,7 +60,8 @@ def ctl(cluster: LocalCluster, *arguments: str, code: int = 0) -> str:
 def test_forgotten_jobs_are_found_whoever_leads_and_whatever_becomes_of_a_file(
     fresh_cluster: Callable[..., LocalCluster], wait_until: WaitUntil
 ) -> None:
-    cluster = fresh_cluster(masters=3, agents=1, settings={"history_jobs": 3, "election_s": [0.3, 0.6]})
+    cluster = fresh_cluster(masters=3, agents=1, settings={"history_jobs": 3, "api_tls": "on"})
+    assert all(url.startswith("https:") for url in cluster.masters), "masters ask each other in TLS"
     with cluster.client() as client:
         many = client.command(["echo", "{}"], arguments=[str(n) for n in range(50)], name="many", tags=["wide"])
         bad = client.command(["sh", "-c", "echo no >&2; exit 3"], name="bad-1")
