@@ -13,6 +13,7 @@ from depalma.leader.context import Context
 from depalma.leader.session import AgentSession
 from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
 from depalma.protocol import Assign, Assignment, JobTemplate, Kill
+from depalma.state.gangs import gang_of
 from depalma.state.jobs import Attempt
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Orders:
             if job not in session.known_jobs and job not in templates:
                 templates[job] = await self._template(job)
             tasks.append(assignment)
-            size_bytes += len(assignment.argument or b"")
+            size_bytes += len(assignment.argument or b"") + sum(map(len, assignment.gang))
             if size_bytes > _FRAME_LIMIT_BYTES:
                 self._send(session, templates, tasks)
                 templates, tasks, size_bytes = {}, [], 0
@@ -84,13 +85,14 @@ class Orders:
         attempt = self._live(session, ref)
         if job is None or attempt is None:
             return None
-        fence, gpus = attempt.fence, attempt.gpus
+        gang = job.gangs[gang_of(job, task)].hosts if job.gangs else ()
+        bare = Assignment(job_id, task, number, attempt.fence, gpus=attempt.gpus, gang=gang)
         payload, position = job.argument_of(task)
         if payload is None:
-            return Assignment(job_id, task, number, fence, gpus=gpus)
+            return bare
         if not payload.digest:
-            return Assignment(job_id, task, number, fence, items.read(payload.inline, position), gpus=gpus)
-        return await self._from_blob(Assignment(job_id, task, number, fence, gpus=gpus), payload, position)
+            return replace(bare, argument=items.read(payload.inline, position))
+        return await self._from_blob(bare, payload, position)
 
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
         try:

@@ -40,6 +40,7 @@ class Place:
         "closed",
         "cpu",
         "free_refs",
+        "gang_refs",
         "host",
         "incarnation",
         "limit",
@@ -66,6 +67,7 @@ class Place:
         self.closed = False  #: nothing more is queued ahead here
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
+        self.gang_refs: list[AttemptRef] = []  #: in free slots, with the rest of their gangs
         self.ahead_refs: list[AttemptRef] = []
         self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
 
@@ -107,8 +109,16 @@ class Place:
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""
         yield from self.free_refs
+        yield from self.gang_refs
         for refs in self.wished_refs.values():
             yield from refs
+
+    def live(self, now: float) -> Iterator[tuple[AttemptRef, float]]:
+        """Yields what runs or was placed here, and since when."""
+        for ref, attempt in self.host.attempts.items():
+            yield ref, attempt.assigned_at if attempt.started_at is None else attempt.started_at
+        for ref in self.placed():
+            yield ref, now
 
 
 def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[Place]:
@@ -123,6 +133,18 @@ def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool
             places.append(Place(host, room, least_busy))
     places.sort(key=lambda place: place.host.name)
     return places
+
+
+def all_places(state: ClusterState, hosts: Mapping[str, HostRoom], places: list[Place]) -> list[Place]:
+    """Returns these places, and behind them those hosts that take work but have no room."""
+    known = {place.host.name for place in places}
+    least_busy = least(room.foreign for room in hosts.values())
+    full = []
+    for name, room in sorted(hosts.items()):
+        host = state.hosts.get(name) if name not in known else None
+        if host is not None and host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
+            full.append(Place(host, room, least_busy))
+    return [*places, *full]
 
 
 class Pool:

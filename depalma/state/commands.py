@@ -24,7 +24,7 @@ from depalma.state.job_commands import (
     SubmitGraph,
     TickSchedule,
 )
-from depalma.state.order_commands import SetLimit, SetOrder, SetShare
+from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
     DeliverWebhooks,
@@ -404,6 +404,7 @@ AnyCommand = (
     | SetLimit
     | SetShare
     | SetOrder
+    | AssignGang
 )
 
 _encoder = msgspec.msgpack.Encoder()

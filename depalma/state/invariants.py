@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from depalma.model import AttemptRef
 from depalma.state.dependencies import check_dependencies
+from depalma.state.gangs import check_gangs
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.limits import Gate, tags_of
@@ -90,6 +91,7 @@ def _check_job(job: Job) -> None:
         _must(0 <= position < len(states), f"{name}: story of position {position}")
     if len(states) <= FULL_CHECK_TASKS:
         _check_tasks(job)
+        check_gangs(job, _must)
 
 
 def _check_tasks(job: Job) -> None:

@@ -75,6 +75,16 @@ class Story(Struct, gc=False, array_like=True):
     losses: int = 0  #: those whose host was lost
 
 
+class GangRun(Struct, gc=False, array_like=True):
+    """One run of a gang: from when its members were given to hosts until none of them is on one any more."""
+
+    hosts: tuple[str, ...]  #: of its members, in order of rank
+    live: int  #: members that are on their hosts
+    ending: str = ""  #: why the rest is to end; empty = all is well so far
+    again: bool = False  #: the whole gang is run again then
+    code: int = 0  #: and has used up a retry of this kind (FAILED, TIMED_OUT, LOST); 0 = of none
+
+
 class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
@@ -94,6 +104,7 @@ class Job:
         "finished_at",
         "first",
         "first_bad",
+        "gangs",
         "held",
         "id",
         "line",
@@ -138,6 +149,7 @@ class Job:
         self.cursor = 0
         self.requeued: list[int] = []  #: sorted positions below the cursor
         self.running: dict[int, Attempt] = {}
+        self.gangs: dict[int, GangRun] = {}  #: those with members on hosts, by number
         self.stories: dict[int, Story] = {}  #: by position
         self.done = NOTHING_DONE
         self.tally = [0] * len(WORDS)  #: finished tasks by state
@@ -176,7 +188,7 @@ class Job:
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
+        if self.queued <= self.blocked or self.held or (limit and len(self.running) + (self.shape.gang or 1) > limit):
             return False
         return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
@@ -340,13 +352,17 @@ class Job:
         del self.running[index]
         if position < self.cursor:
             insort(self.requeued, position)
+        self.remember(position, past).failures += counts
+
+    def remember(self, position: int, past: PastAttempt) -> Story:
+        """Keeps an attempt that was not the last one; returns the task's story."""
         story = self.stories.get(position)
         if story is None:
             story = self.stories[position] = Story(0, 0, [])
-        story.last = attempt.number
-        story.failures += counts
+        story.last = past.number
         story.attempts.append(past)
         del story.attempts[:-KEEP_ATTEMPTS]
+        return story
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""
@@ -406,7 +422,8 @@ class Job:
         """Cancels a blocked task: what it waits for cannot come any more."""
         self._has_ended()
         self.blocked -= 1
-        self.masks[position] = 0
+        if self.masks:
+            self.masks[position] = 0
         self._cancel_one(position, at, reason)
 
     def _has_ended(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from depalma.model import AttemptRef
 from depalma.state.command import Command
 
 
@@ -33,3 +34,13 @@ class SetOrder(Command, frozen=True, tag="order.set"):
     at: float
     half_life_s: float | None = None
     age_s: float | None = None
+
+
+class AssignGang(Command, frozen=True, tag="task.assign_gang"):
+    """Gives all members of a gang to hosts, or none. `parts`: host, its incarnation, and what it gets. Answers
+    Applied(AssignOutcome). `term` is the proposing leader's."""
+
+    term: int
+    parts: tuple[tuple[str, str, tuple[AttemptRef, ...]], ...]
+    at: float
+    reason: str = ""

@@ -51,11 +51,13 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
     """Yields the limits that keep the job's next task from starting now."""
     limits = state.limits
     account = state.shares.accounts.get(job.spec.user)
-    if account is not None and limits.room_of_user(account) <= 0:
+    least = job.shape.gang or 1
+    of_gang = f"; a gang of {least} starts at once" if least > 1 else ""
+    if account is not None and limits.room_of_user(account) < least:
         whose = f"user {account.name}" if account.name in limits.users else f"each user ({EVERYBODY})"
-        yield f"limit of {whose}: {limits.bound_of_user(account.name)} at once, {account.tasks} are on hosts"
+        yield f"limit of {whose}: {limits.bound_of_user(account.name)} at once, {account.tasks} are on hosts{of_gang}"
     for gate in limits.gates(job):
-        if limits.room(gate) <= 0:
+        if limits.room(gate) < least:
             kind, name, _ = gate
             live = limits.tasks.get((kind, name), 0)
-            yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts"
+            yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts{of_gang}"
