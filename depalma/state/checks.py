@@ -245,7 +245,7 @@ def _bad_gang(spec: JobSpec) -> Rejected | None:
     if not size:
         return None
     if spec.open:
-        return bad_field("gang", spec.gang, "not in an open job: a gang is complete from the beginning")
+        return bad_field("gang", spec.gang, "none in an open job: a gang is complete at once")
     if spec.count % size:
         return bad_field("gang", size, f"a number that divides that of the tasks, {spec.count}")
     if 0 < spec.max_running < size:

@@ -43,7 +43,10 @@ def end(bench, job, index, outcome="succeeded", **report):
         ({"gang": 1001, "count": 1001}, "gang: 1001 given; allowed: 1 to 1000, or -1 (all tasks)"),
         ({"gang": -1, "count": 1001}, "gang: 1001 given; allowed: 1 to 1000, or -1 (all tasks)"),
         ({"gang": 3, "count": 4}, "gang: 3 given; allowed: a number that divides that of the tasks, 4"),
-        ({"gang": 2, "open": True}, "gang: 2 given; allowed: not in an open job: a gang is complete from the beginning"),
+        (
+            {"gang": 2, "open": True},
+            "gang: 2 given; allowed: none in an open job: a gang is complete at once",
+        ),
         ({"gang": 4, "max_running": 3}, "max_running: 3 given; allowed: at least 4, as many as start at once"),
         ({"gang": 4, "limits": {"db": 2}}, "limits.db: 2 given; allowed: at least 4, as many as start at once"),
         (
@@ -253,10 +256,8 @@ def test_what_is_missing_is_explained(bench):
         bench.state, job
     )
     wide = bench.submit(3, gang=-1, cpus=3)
-    assert (
-        "a gang of 3 needs 9 slots at once: never, as it is now; the hosts that fit have room for 2 of its tasks when all"
-        " are free" in explain(bench.state, wide)
-    )
+    never = "never, as it is now; the hosts that fit have room for 2 of its tasks when all are free"
+    assert f"a gang of 3 needs 9 slots at once: {never}" in explain(bench.state, wide)
     bench.ok(c.SetLimit("", "user", "*", 5, bench.tick()))
     limit = "limit of each user (*): 5 at once, 1 are on hosts; a gang of 6 starts at once"
     assert limit in explain(bench.state, job)
