@@ -17,6 +17,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
+from depalma.state.quotas import holders_of
 
 #: Tasks that one trial places at most, as a round does.
 ROUND = 2_000
@@ -59,7 +60,8 @@ def trial(
 def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now: float) -> float | None:
     """Returns when time limits of what runs let it start, if it is the first of all."""
     account = state.shares.account(job.spec.user)
-    if not job.ready or state.ready.jobs > 1 or state.limits.room_of(job, account) < (job.shape.gang or 1):
+    room = min(state.limits.room_of(job, account), state.quotas.room(holders_of(job), job.shape))
+    if not job.ready or state.ready.jobs > 1 or room < (job.shape.gang or 1):
         return None
     least_busy = least(room.foreign for room in hosts.values())
     places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]

@@ -21,6 +21,7 @@ from depalma.state.hosts import Host
 from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
 from depalma.state.shapes import Shape
+from depalma.state.shares import Account
 
 #: Waiting tasks for which room is made at a time.
 MOST = 32
@@ -126,8 +127,14 @@ def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
         not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
         for lane in level.values()
         if all(state.limits.room(gate) > 0 for gate in lane.gates)
-        and any(state.limits.room_of_user(line.account) > 0 for line in lane.lines.values())
+        and any(_room_of_user(state, lane, line.account) > 0 for line in lane.lines.values())
     )
+
+
+def _room_of_user(state: ClusterState, lane: Lane, account: Account) -> int:
+    """Returns how many tasks his limit and all quotas that the lane is under let a user start."""
+    holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
+    return min(state.limits.room_of_user(account), state.quotas.room(holders, lane.shape))
 
 
 def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
@@ -135,7 +142,7 @@ def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
     size = lane.shape.gang or 1
     room = min([max(most, size) if most > 0 else 0, *(state.limits.room(gate) for gate in lane.gates)])
     for line in lane.lines.values():
-        of_user = state.limits.room_of_user(line.account)
+        of_user = _room_of_user(state, lane, line.account)
         for number in line.jobs:
             job = state.jobs[number]
             limit = job.spec.max_running

@@ -22,6 +22,7 @@ from depalma.state.gangs import end_member
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
+from depalma.state.quotas import holders_of
 from depalma.state.retries import Verdict, hold_off, may_retry
 from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
@@ -73,7 +74,7 @@ def _assign_all(
     touched: dict[int, Job] = {}
     name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:MAX_REASON]
     job: Job | None = None
-    limited = state.limits.are_set
+    limited = state.limits.are_set or bool(state.quotas)
     job_id, room = -1, 0
     shape = _NO_SHAPE
     barred = "unknown_job"
@@ -131,6 +132,8 @@ def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, in
     room = limit - len(job.running) if limit else MAX_TASKS
     if job.spec.limits or state.limits.are_set:
         room = min(room, state.limits.room_of(job, state.shares.account(job.spec.user)))
+    if state.quotas:
+        room = min(room, state.quotas.room(holders_of(job), job.shape))
     return "", room
 
 

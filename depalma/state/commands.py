@@ -24,7 +24,7 @@ from depalma.state.job_commands import (
     SubmitGraph,
     TickSchedule,
 )
-from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetShare
+from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetQuota, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
     DeliverWebhooks,
@@ -116,10 +116,9 @@ class AddHost(Command, frozen=True, tag="host.add"):
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
-    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost, but for
-    those that are `unreported`: they have ended, their reports are on the agent's disk and come next.
-    `code_index` is what the agent says it has (its folder may have been wiped): it lowers what was acknowledged,
-    never raises it; -1 = not said. Answers Applied(attempts lost)."""
+    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier one are lost, but for those
+    that are `unreported`: they ended, their reports come next. `code_index` is what the agent has (its folder may have
+    been wiped): it lowers what was acknowledged, never raises it; -1 = not said. Answers Applied(attempts lost)."""
 
     host: str
     incarnation: str
@@ -405,6 +404,7 @@ AnyCommand = (
     | SetShare
     | SetOrder
     | AssignGang
+    | SetQuota
 )
 
 _encoder = msgspec.msgpack.Encoder()

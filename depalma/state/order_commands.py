@@ -44,3 +44,14 @@ class AssignGang(Command, frozen=True, tag="task.assign_gang"):
     parts: tuple[tuple[str, str, tuple[AttemptRef, ...]], ...]
     at: float
     reason: str = ""
+
+
+class SetQuota(Command, frozen=True, tag="order.quota"):
+    """The tasks of a tag, a user (`*`: each who has none of his own) or a group take at most so much at once of
+    `slots`, `gpus`, `memory_bytes` and resources; None removes the quota. What is on hosts stays there."""
+
+    request: str
+    kind: str  #: tag, user or group
+    name: str
+    most: dict[str, float] | None
+    at: float

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY
+from depalma.state.quotas import amount, holders_of, in_words
 
 #: Users that are named one by one.
 _MAX_USERS = 10
@@ -61,3 +62,10 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
             kind, name, _ = gate
             live = limits.tasks.get((kind, name), 0)
             yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts{of_gang}"
+    for holder in holders_of(job) if state.quotas else ():
+        for name, most in state.quotas.of(holder).items():
+            need = amount(job.shape, name) * least
+            used = state.quotas.used.get(holder, {}).get(name, 0)
+            if need and used + need > most:
+                whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, most)} at once"
+                yield f"{whose}, {used:g} are in use, {f'a gang of {least}' if least > 1 else 'a task'} needs {need:g}"
