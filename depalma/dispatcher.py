@@ -24,11 +24,13 @@ from math import inf
 
 from depalma.model import AttemptRef
 from depalma.policies.gangs import could_start, gang_command, hold, room_at
+from depalma.policies.near import data_of
 from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
 from depalma.policies.places import Choice, HostRoom, Place, Pool, all_places, choice, places_of
 from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
+from depalma.state.jobs import Job
 from depalma.state.order_commands import AssignGang
 from depalma.state.ready import Line
 from depalma.state.shapes import Shape
@@ -115,6 +117,7 @@ class _Round:
         self.stuck: list[Shape] = []  #: of these, what did not find a free slot, in order
         self.gangs: list[tuple[list[AttemptRef], list[Place]]] = []  #: what was placed, one place a member
         self._every: list[Place] | None = None
+        self._holding: dict[tuple[Shape, tuple[str, ...]], list[Choice]] = {}  #: heaps of places with certain data
         self.ahead = False
 
     def run(self, last_short: float | None) -> None:
@@ -209,7 +212,8 @@ class _Round:
             return 0
         refs: list[AttemptRef] = []
         chosen: list[Place] = []
-        while len(refs) < size and (place := self._choose(choices, shape, None)) is not None:
+        near = self._near(job, shape)
+        while len(refs) < size and (place := self._choose_near(choices, near, shape)[0]) is not None:
             index = job.first + walk.position
             refs.append((job.id, index, job.last_attempt(index) + 1))
             chosen.append(place)
@@ -253,10 +257,15 @@ class _Round:
         weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
         choices = self._choices(shape)
+        near = self._near(job, shape) if mean_s is None else []
+        is_near = False
         placed = 0
         position, positions = walk.position, walk.positions
         while placed < most and position >= 0:
-            place = self._choose(choices, shape, mean_s)
+            if near:
+                place, is_near = self._choose_near(choices, near, shape)
+            else:
+                place = self._choose(choices, shape, mean_s)
             if place is None:
                 break
             story = stories.get(position) if stories else None
@@ -265,7 +274,8 @@ class _Round:
             if needs:
                 place.take(shape)
             if mean_s is None:
-                (place.free_refs if plain else place.refs(shape, ahead=False)).append(ref)
+                own = place.free_refs if plain and not is_near else place.refs(shape, ahead=False, near=is_near)
+                own.append(ref)
                 self.free -= weight
             else:
                 place.ahead_refs.append(ref)
@@ -282,6 +292,27 @@ class _Round:
             choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
             heapify(choices)
         return choices
+
+    def _near(self, job: Job, shape: Shape) -> list[Choice]:
+        """Returns the heap of the places that hold a job's data; empty if it has none that matters."""
+        data = data_of(job.spec) if job.spec.inputs is not None or job.spec.function_pickle is not None else ()
+        if not data:
+            return []
+        found = self._holding.get((shape, data))
+        if found is None:
+            holding = [place for place in self.pool.fitting(shape) if all(digest in place.holds for digest in data)]
+            found = self._holding[shape, data] = [choice(place, shape) for place in holding]
+            heapify(found)
+        return found
+
+    def _choose_near(self, choices: list[Choice], near: list[Choice], shape: Shape) -> tuple[Place | None, bool]:
+        """Returns the best place with a free slot for a task, and whether that is because its data is there: wishes
+        and the level of a host come before that."""
+        best = self._choose(choices, shape, None)
+        holder = self._choose(near, shape, None) if best is not None else None
+        if holder is None or holder is best or near[0][:2] != choices[0][:2]:
+            return best, False
+        return holder, True
 
     def _choose(self, choices: list[Choice], shape: Shape, mean_s: float | None) -> Place | None:
         """Returns the best place with room for a task; `mean_s` None: a free slot only.

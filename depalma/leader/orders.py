@@ -10,8 +10,10 @@ from msgspec.structs import replace
 from depalma import items
 from depalma.blobs import UnknownBlob
 from depalma.leader.context import Context
+from depalma.leader.holdings import Holdings
 from depalma.leader.session import AgentSession
 from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
+from depalma.policies.near import data_of
 from depalma.protocol import Assign, Assignment, JobTemplate, Kill
 from depalma.state.gangs import gang_of
 from depalma.state.jobs import Attempt
@@ -29,6 +31,7 @@ class Orders:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.holdings = Holdings()
         self._order = 0
 
     def next_order(self) -> int:
@@ -48,6 +51,7 @@ class Orders:
             job = ref[0]
             if job not in session.known_jobs and job not in templates:
                 templates[job] = await self._template(job)
+                self.holdings.note(session.host, data_of(templates[job].spec))
             tasks.append(assignment)
             size_bytes += len(assignment.argument or b"") + sum(map(len, assignment.gang))
             if size_bytes > _FRAME_LIMIT_BYTES:

@@ -43,6 +43,7 @@ class Rooms:
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
                 foreign=self._foreign.get(session, _UNKNOWN)[1],
+                holds=self._sessions.orders.holdings.of(session.host),
             )
         return rooms
 

@@ -1,12 +1,13 @@
 """On which host a task goes: what fits, and what is chosen of that. [pure]
 
-The choice, in this order: for how many of the job's wishes (`prefer`) the host is right, its priority level, how full
-it is (least full first; fullest first for jobs that `pack`), its measured load, its name.
+The choice, in this order: for how many of the job's wishes (`prefer`) the host is right, its priority level, whether
+it has the job's data (`policies/near.py`), how full it is (least full first; fullest first for jobs that `pack`), its
+measured load, its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -29,6 +30,7 @@ class HostRoom(Struct, frozen=True, gc=False):
     ahead: int = 0  #: most slots' worth of tasks that may wait there beyond the slots; 0 = none
     load: Load = Load()
     foreign: float = 0.0  #: share of its CPUs that something else uses, 0 to 1
+    holds: Collection[str] = ()  #: digests of large files that are there
 
 
 class Place:
@@ -41,6 +43,7 @@ class Place:
         "cpu",
         "free_refs",
         "gang_refs",
+        "holds",
         "host",
         "incarnation",
         "limit",
@@ -59,6 +62,7 @@ class Place:
         self.slots = room.slots
         self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
         self.ahead = room.ahead
+        self.holds = room.holds
         self.cpu = room.load.cpu_percent
         self.used: float = host.used
         self.was = host.used
@@ -78,10 +82,12 @@ class Place:
             taken[name] = taken.get(name, 0) + number
         self.taken = taken
 
-    def refs(self, shape: Shape, *, ahead: bool) -> list[AttemptRef]:
-        """Returns the list to which a task of the shape is to be added."""
+    def refs(self, shape: Shape, *, ahead: bool, near: bool = False) -> list[AttemptRef]:
+        """Returns the list to which a task of the shape is to be added. `near`: it was chosen for its data."""
         if ahead:
             return self.ahead_refs
+        if near:
+            return self.wished_refs.setdefault("its data is there already", [])
         if not shape.prefer and not shape.pack:
             return self.free_refs
         wishes = [text for text in shape.prefer if holds(rule_of(text), self.host.labels)]

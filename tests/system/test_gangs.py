@@ -68,7 +68,7 @@ def test_a_gang_loses_a_host_and_runs_again_whole(
     under another leader. Who is who is in the environment."""
     members = Members(tmp_path)
     blocker = client.command(["sleep", "1000"], array=3)
-    wait_until(lambda: blocker.status().tasks.running, lambda running: running == 3)
+    wait_until(lambda: blocker.view().tasks.running, lambda running: running == 3)
     ctl("submit", "--array", "0-3", "--gang", "--cwd", ".", "--", "sh", "-c", MEMBER)
     missing = "a gang of 4 needs 4 slots at once: 3 are free on hosts that fit, room for 3 of its tasks"
     wait_until(lambda: ctl("explain", "2").stdout, lambda text: missing in text)
@@ -91,7 +91,7 @@ def test_a_gang_loses_a_host_and_runs_again_whole(
     assert "placed there: gang of 4, all at once: " in why
     (tmp_path / "release").touch()
     job = client.job(2)
-    assert job.wait().tasks.succeeded == 4
+    assert job.wait().view().tasks.succeeded == 4
     assert {task.attempt for task in job.tasks()} == {2}
 
     (rank, size, hosts, _), *_ = results = client.map(env_of_gang, [(), ()], gang="all").results()
