@@ -179,6 +179,7 @@ class Worker:
         environment["DEPALMA_FENCE"] = str(fence)
         if task[9]:
             environment["CUDA_VISIBLE_DEVICES"] = environment["DEPALMA_GPUS"] = task[9]
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         for name in self._gang:
             environment.pop(name, None)  # the task before was in another gang, or this one is in none
         self._gang = task[10]

@@ -155,6 +155,7 @@ def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
     }
     if attempt.argument.gpus:
         variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
+        variables[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"  # the numbers are those of nvidia-smi, as the load of GPUs is
     if attempt.argument.gang:
         variables |= {name.encode(): value.encode() for name, value in gang_variables(attempt).items()}
     return variables

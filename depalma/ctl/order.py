@@ -58,6 +58,7 @@ def order_show(session: Session) -> None:
         ("Half-life", f"usage halves every {view['half_life_s']:g} s"),
         ("Ageing", ageing),
         ("Limits", len(view["limits"])),
+        ("Quotas", len(view.get("quotas", []))),
         ("Users", len(view["users"])),
     ]
     show_value(session, view, lines, key="half_life_s")

@@ -36,7 +36,7 @@ class DispatchLoop:
     def __init__(self, context: Context, sessions: Sessions, rooms: Rooms) -> None:
         self._context = context
         self._rooms = rooms
-        self._held_back = False  #: a host is busy with something else
+        self._held_back = False  #: a host, or a GPU, is busy with something else
         self._sessions = sessions
         self._wake = asyncio.Event()
 
@@ -49,7 +49,7 @@ class DispatchLoop:
         while True:
             await self._woken()
             rooms = self._rooms.now()
-            self._held_back = any(room.foreign > 0 for room in rooms.values())
+            self._held_back = any(room.foreign > 0 or room.busy_gpus for room in rooms.values())
             commands = dispatcher.plan(
                 self._context.state,
                 rooms,

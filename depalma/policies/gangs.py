@@ -58,7 +58,8 @@ def gang_command(refs: list[AttemptRef], chosen: list[Place], now: float, term: 
         first += count
     named = ", ".join(f"{name} {len(given)}" for name, _, given in parts[:_NAMED])
     more = f" and {len(parts) - _NAMED} more hosts" if len(parts) > _NAMED else ""
-    return AssignGang(term, tuple(parts), now, f"gang of {len(refs)}, all at once: {named}{more}")
+    avoid = {place.host.name: place.avoid for place in counts if place.avoid}
+    return AssignGang(term, tuple(parts), now, f"gang of {len(refs)}, all at once: {named}{more}", avoid)
 
 
 def could_start(shape: Shape, places: Iterable[Place]) -> bool:

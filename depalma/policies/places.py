@@ -19,7 +19,7 @@ from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
 from depalma.state.hosts import Host
 from depalma.state.placement import misfit
-from depalma.state.shapes import Shape
+from depalma.state.shapes import GPUS, Shape
 
 
 class HostRoom(Struct, frozen=True, gc=False):
@@ -31,6 +31,7 @@ class HostRoom(Struct, frozen=True, gc=False):
     load: Load = Load()
     foreign: float = 0.0  #: share of its CPUs that something else uses, 0 to 1
     holds: Collection[str] = ()  #: digests of large files that are there
+    busy_gpus: tuple[int, ...] = ()  #: those that something else uses
 
 
 class Place:
@@ -39,6 +40,7 @@ class Place:
     __slots__ = (
         "ahead",
         "ahead_refs",
+        "avoid",
         "closed",
         "cpu",
         "free_refs",
@@ -67,6 +69,9 @@ class Place:
         self.used: float = host.used
         self.was = host.used
         self.taken = host.taken  #: replaced when something is placed, never changed
+        self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
+        if self.avoid:
+            self.taken = {**host.taken, GPUS: host.taken.get(GPUS, 0) + len(self.avoid)}
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.closed = False  #: nothing more is queued ahead here
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
@@ -110,7 +115,7 @@ class Place:
             (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),
         ):
             if refs:
-                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason)
+                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid)
 
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""

@@ -102,7 +102,10 @@ def _assign_all(
             if not host.has_room(shape.needs, host.taken):
                 refused.append((ref, "no_room"))
                 continue
-            attempt.gpus = host.free_gpus(job.spec.gpus)
+            attempt.gpus = host.free_gpus(job.spec.gpus, command.avoid)
+            if len(attempt.gpus) < job.spec.gpus:
+                refused.append((ref, "no_room"))
+                continue
         job.assign(index, attempt)
         host.put(ref, attempt, shape)
         room -= 1

@@ -1,9 +1,8 @@
 """The replicated commands and what applying one answers. [pure]
 
-A command is a frozen value made by the proposer: time, ids and chance are in it. Rules of evolution: a kind (the tag)
-is never reused or changed in meaning; fields are only added, at the end, with a default. Batches (`AssignTasks`,
-`FinishTasks`, …) are many small guarded writes in one value: each is accepted or refused on its own.
-Every write about an attempt names the attempt it believes in; a stale one is refused and changes nothing.
+A command is a frozen value made by the proposer: time, ids and chance are in it. A kind (the tag) is never reused nor
+changed in meaning; fields are only added, at the end, with a default. Batches (`AssignTasks`, …) are many guarded
+writes: each is accepted or refused on its own. One about an attempt names it; a stale one changes nothing.
 """
 
 from __future__ import annotations
@@ -79,6 +78,7 @@ class AssignTasks(Command, frozen=True, tag="task.assign"):
     tasks: tuple[AttemptRef, ...]
     at: float
     reason: str = ""
+    avoid: tuple[int, ...] = ()  #: GPUs there that something else uses
 
 
 class StartTasks(Command, frozen=True, tag="task.start"):

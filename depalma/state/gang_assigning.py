@@ -25,7 +25,8 @@ def assign_gang(state: ClusterState, command: AssignGang) -> Applied | Rejected:
     for name, incarnation, given in command.parts:
         host = state.hosts[name]
         for ref in given:
-            attempt = Attempt(ref[2], name, incarnation, at, None, fence, reason, host.free_gpus(job.spec.gpus))
+            gpus = host.free_gpus(job.spec.gpus, command.avoid.get(name, ()))
+            attempt = Attempt(ref[2], name, incarnation, at, None, fence, reason, gpus)
             job.assign(ref[1], attempt)
             host.put(ref, attempt, job.shape)
         state.events.add("task.assigned", at, host=name, refs=given, detail={"reason": reason, "fence": fence})
@@ -51,11 +52,17 @@ def _refusal(state: ClusterState, command: AssignGang, refs: list[AttemptRef]) -
         return "not_a_gang"
     if len({name for name, _, _ in command.parts}) < len(command.parts):
         return "host_twice"
-    return next(filter(None, (_part_refusal(state, job, *part, len(refs)) for part in command.parts)), "")
+    return next(filter(None, (_part_refusal(state, job, command, *part, len(refs)) for part in command.parts)), "")
 
 
 def _part_refusal(
-    state: ClusterState, job: Job, name: str, incarnation: str, given: tuple[AttemptRef, ...], size: int
+    state: ClusterState,
+    job: Job,
+    command: AssignGang,
+    name: str,
+    incarnation: str,
+    given: tuple[AttemptRef, ...],
+    size: int,
 ) -> str:
     refusal = host_refusal(state, name, incarnation)
     if refusal:
@@ -67,4 +74,6 @@ def _part_refusal(
     if room < size:
         return "job_limit"
     needs = tuple((need, number * len(given)) for need, number in job.shape.needs)
-    return "" if host.has_room(needs, host.taken) else "no_room"
+    gpus = job.spec.gpus * len(given)
+    fits = host.has_room(needs, host.taken) and len(host.free_gpus(gpus, command.avoid.get(name, ()))) == gpus
+    return "" if fits else "no_room"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from depalma.model import AttemptRef
 from depalma.state.command import Command
 
@@ -44,6 +46,7 @@ class AssignGang(Command, frozen=True, tag="task.assign_gang"):
     parts: tuple[tuple[str, str, tuple[AttemptRef, ...]], ...]
     at: float
     reason: str = ""
+    avoid: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)  #: GPUs that something else uses, by host
 
 
 class SetQuota(Command, frozen=True, tag="order.quota"):

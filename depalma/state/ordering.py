@@ -83,8 +83,8 @@ def _bad_amounts(most: dict[str, float]) -> Rejected | None:
     if not 0 < len(most) <= MAX_RESOURCES:
         return bad_field("quota", f"{len(most)} numbers", f"1 to {MAX_RESOURCES} numbers of what is counted")
     for name, number in most.items():
-        if name not in (SLOTS, GPUS, MEMORY) and (wrong := bad_resources({name: 0})):
-            return wrong
+        if name not in (SLOTS, GPUS, MEMORY) and bad_resources({name: 0}):
+            return bad_field("quota", name, f"{SLOTS}, {GPUS}, {MEMORY}, or the name of a resource of hosts")
         if wrong := bad_range(f"quota.{name}", number, 0, 1 << 60):
             return wrong
     return None

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from depalma.leader.holdings import Holdings
-from depalma.leader.rooms import LOOK_S, Rooms
+from depalma.leader.rooms import GPU_REST_S, LOOK_S, Rooms
 from depalma.leader.session import AgentSession
-from depalma.model import HostFacts, Load
+from depalma.model import GpuLoad, HostFacts, Load
 from depalma.state import commands as c
 from depalma.state.cluster_state import ClusterState
 from depalma.state.machine import Machine
@@ -89,3 +89,22 @@ async def test_rooms_tell_what_hosts_hold() -> None:
     reign.holdings.note("h1", [*(str(number) for number in range(999)), "first"])
     held = rooms.now()["h1"].holds
     assert (len(held), "first" in held, "second" in held) == (1000, True, False)
+
+
+async def test_gpus_that_something_else_uses() -> None:
+    """Only once no task of ours has had them for as long as a measurement may be old."""
+    reign = Reign()
+    session = connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    taken = reign.state.hosts["h1"].gpus_taken
+    taken.add(1)
+    session.load = Load(gpus=(GpuLoad("A", 99.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
+    assert rooms.now()["h1"].busy_gpus == ()
+    reign.now_s += GPU_REST_S
+    assert rooms.now()["h1"].busy_gpus == (0,)
+    taken.clear()
+    assert rooms.now()["h1"].busy_gpus == (0,)
+    reign.now_s += GPU_REST_S
+    assert rooms.now()["h1"].busy_gpus == (0, 1)
+    session.load = Load(gpus=(GpuLoad("A", 3.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
+    assert rooms.now()["h1"].busy_gpus == (1,)

@@ -101,7 +101,8 @@ def test_what_a_quota_may_be(bench):
     assert message("user", "a", {}) == "quota: '0 numbers' given; allowed: 1 to 100 numbers of what is counted"
     assert message("user", "a", {"slots": -1.0}).startswith("quota.slots: -1.0 given; allowed: 0 to ")
     assert message("user", "a", {"slots": float("nan")}).startswith("quota.slots: nan given; allowed: 0 to ")
-    assert message("user", "a", {"gpu": 1.0}).startswith("resources: 'gpu' given")
+    allowed = "slots, gpus, memory_bytes, or the name of a resource of hosts"
+    assert message("user", "a", {"gpu": 1.0}) == f"quota: 'gpu' given; allowed: {allowed}"
     assert message("user", "a", None) == "there is no quota of user a"
     bench.ok(c.SetQuota("r", "user", "a", {"slots": 1}, bench.tick()))
     bench.ok(c.SetQuota("r", "user", "a", {"slots": 2}, bench.tick()))
