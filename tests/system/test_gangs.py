@@ -73,7 +73,8 @@ def test_a_gang_loses_a_host_and_runs_again_whole(
     missing = "a gang of 4 needs 4 slots at once: 3 are free on hosts that fit, room for 3 of its tasks"
     wait_until(lambda: ctl("explain", "2").stdout, lambda text: missing in text)
     small = client.command(["true"])  # is behind the gang, and would never end by a time limit
-    assert "first in the queue" not in ctl("explain", str(small.id)).stdout
+    assert "jobs with queued tasks before it: 1 (1 of the same user)" in ctl("explain", str(small.id)).stdout
+    assert small.view().tasks.queued == 1
 
     blocker.cancel()
     first = told(wait_until(lambda: members.of(1), lambda seen: len(seen) == 4))
@@ -94,9 +95,8 @@ def test_a_gang_loses_a_host_and_runs_again_whole(
     assert job.wait().view().tasks.succeeded == 4
     assert {task.attempt for task in job.tasks()} == {2}
 
-    (rank, size, hosts, _), *_ = results = client.map(env_of_gang, [(), ()], gang="all").results()
-    assert [one[0] for one in results] == ["0", "1"]
-    assert (rank, size, len(hosts.split(","))) == ("0", "2", 2)
+    seen = list(client.map(env_of_gang, [(), ()], gang="all").results())
+    assert [(rank, size, len(hosts.split(","))) for rank, size, hosts, _ in seen] == [("0", "2", 2), ("1", "2", 2)]
     assert client.submit(env_of_gang).result()[:3] == ("", "", "")
     refused = ctl("submit", "--array", "0-3", "--gang", "3", "--", "true", code=5).stderr
     assert "gang: 3 given; allowed: a number that divides that of the tasks, 4" in refused
