@@ -110,17 +110,21 @@ def test_the_first_gang_collects_slots_and_the_second_keeps_none(bench):
     assert jobs_of(bench.dispatch()) == [3, 3, 3]
 
 
-def test_what_comes_before_a_gang_leaves_it_nothing_to_keep(bench):
-    """A job of a higher priority that wants the same hosts is served first; the gang keeps no slot from anybody."""
+@pytest.mark.parametrize("first", [{"on_host": "h1"}, {"group": "g", "cpus": 2}])
+def test_what_comes_before_a_gang_leaves_it_nothing_to_keep(bench, first):
+    """A gang that is not the first who wants its hosts keeps no slot from anybody."""
     bench.host("h1", slots=2, groups=("g",))
     bench.host("h2", slots=2)
     bench.submit(1, on_host="h2")
-    bench.submit(1, on_host="h1")
+    bench.submit(2, on_host="h1")
     bench.dispatch()
-    bench.submit(3, group="g", cpus=2, priority=5)  # is first on h1, and does not fit beside what runs there
-    bench.submit(4, gang=-1)
+    before = bench.submit(1, priority=5, **first)
+    bench.submit(3, gang=-1)
     small = bench.submit(5)
     assert bench.dispatch() == [("h2", (small.id, 0, 1))]
+    bench.finish((small.id, 0, 1), host="h2")
+    bench.cancel(before.id)
+    assert bench.dispatch() == []  # now it is the first
 
 
 def test_backfill_beside_a_gang(bench):
