@@ -39,6 +39,7 @@ class Rooms:
             self._next_s = now + LOOK_S
             self._measure(sessions)
         rooms = {}
+        holdings = self._sessions.orders.holdings.by_host
         for session in sessions:
             rooms[session.host] = HostRoom(
                 incarnation=session.incarnation,
@@ -46,15 +47,13 @@ class Rooms:
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
                 foreign=self._foreign.get(session, _UNKNOWN)[1],
-                busy_gpus=self._busy_gpus(session, now),
-                holds=self._sessions.orders.holdings.of(session.host),
+                busy_gpus=self._busy_gpus(session, now) if session.load.gpus else (),
+                holds=holdings.get(session.host, ()),
             )
         return rooms
 
     def _busy_gpus(self, session: AgentSession, now: float) -> tuple[int, ...]:
         """Returns the GPUs that are in use although no task of ours has had them for long enough to be measured."""
-        if not session.load.gpus:
-            return ()
         taken = self._context.state.hosts[session.host].gpus_taken
         free = self._free_since_s.setdefault(session, {})
         for gpu in range(len(session.load.gpus)):

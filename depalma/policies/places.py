@@ -69,8 +69,9 @@ class Place:
         self.used: float = host.used
         self.was = host.used
         self.taken = host.taken  #: replaced when something is placed, never changed
-        self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
-        if self.avoid:
+        self.avoid: tuple[int, ...] = ()
+        if room.busy_gpus:
+            self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
             self.taken = {**host.taken, GPUS: host.taken.get(GPUS, 0) + len(self.avoid)}
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.closed = False  #: nothing more is queued ahead here
