@@ -6,8 +6,8 @@ from depalma.model import AttemptRef
 from depalma.state.attempts import MAX_REASON, host_refusal, job_terms, task_problem
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, AssignOutcome, Rejected
-from depalma.state.gangs import gang_of, members
-from depalma.state.jobs import Attempt, GangRun, Job
+from depalma.state.gangs import GangRun, gang_of, members
+from depalma.state.jobs import Attempt, Job
 from depalma.state.order_commands import AssignGang
 
 

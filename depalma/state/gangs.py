@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from depalma.model import AttemptRef, Report
-from depalma.state.jobs import MAX_PAST_ERROR, Attempt, GangRun, Job, PastAttempt
+from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.retries import Verdict, hold_off
 from depalma.state.task_states import BLOCKED, LOST, QUEUED, SUCCEEDED, WORDS
 
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
 
 _MAX_REASON = 300
+
+
+class GangRun(Struct, gc=False, array_like=True):
+    """One run of a gang: from when its members were given to hosts until none of them is on one any more."""
+
+    hosts: tuple[str, ...]  #: of its members, in order of rank
+    live: int  #: members that are on their hosts
+    ending: str = ""  #: why the rest is to end; empty = all is well so far
+    again: bool = False  #: the whole gang is run again then
+    code: int = 0  #: and has used up a retry of this kind (FAILED, TIMED_OUT, LOST); 0 = of none
 
 
 def gang_of(job: Job, index: int) -> int:

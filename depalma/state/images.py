@@ -10,8 +10,9 @@ from msgspec import Struct
 from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
+from depalma.state.gangs import GangRun
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, GangRun, Job, Story
+from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 
@@ -123,7 +124,9 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.asleep, job.gangs = image.asleep, dict(image.gangs)
+    job.asleep = image.asleep
+    if image.gangs:
+        job.gangs = dict(image.gangs)
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

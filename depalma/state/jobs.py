@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -30,6 +30,9 @@ from depalma.state.task_states import (
     UNBLOCKED,
     WORDS,
 )
+
+if TYPE_CHECKING:
+    from depalma.state.gangs import GangRun
 
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
@@ -73,16 +76,6 @@ class Story(Struct, gc=False, array_like=True):
     attempts: list[PastAttempt]  #: the latest ones
     timeouts: int = 0  #: those that timed out, where these count apart
     losses: int = 0  #: those whose host was lost
-
-
-class GangRun(Struct, gc=False, array_like=True):
-    """One run of a gang: from when its members were given to hosts until none of them is on one any more."""
-
-    hosts: tuple[str, ...]  #: of its members, in order of rank
-    live: int  #: members that are on their hosts
-    ending: str = ""  #: why the rest is to end; empty = all is well so far
-    again: bool = False  #: the whole gang is run again then
-    code: int = 0  #: and has used up a retry of this kind (FAILED, TIMED_OUT, LOST); 0 = of none
 
 
 class Job:
@@ -142,6 +135,7 @@ class Job:
         self.delayed: dict[int, float] = {}  #: of these, by position, when that is
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
+        self.gangs = {} if self.shape.gang else NO_GANGS  #: those with members on hosts, by number
         self.ready = False  #: in the index of ready jobs (kept by it)
         self.line: Any = None  #: where it is there (kept by it)
         self.counted = 0  #: tasks on hosts that limits and shares know of
@@ -149,7 +143,6 @@ class Job:
         self.cursor = 0
         self.requeued: list[int] = []  #: sorted positions below the cursor
         self.running: dict[int, Attempt] = {}
-        self.gangs: dict[int, GangRun] = {}  #: those with members on hosts, by number
         self.stories: dict[int, Story] = {}  #: by position
         self.done = NOTHING_DONE
         self.tally = [0] * len(WORDS)  #: finished tasks by state
@@ -444,5 +437,7 @@ class Job:
             self.exit_code_seen = report.exit_code or (128 + report.signal if report.signal else 0)
 
 
+#: Of all jobs that have none; never changed.
+NO_GANGS: dict[int, GangRun] = {}
 #: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
 NOTHING_DONE = Completions(0)
