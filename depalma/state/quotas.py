@@ -93,5 +93,10 @@ def add(used: dict[Holder, Amounts], holder: Holder, shape: Shape, tasks: int) -
 def in_words(name: str, number: float) -> str:
     """Returns an amount for people."""
     if name == MEMORY:
-        return f"{number:.0f} bytes of memory"
-    return f"{number:g} {'GPUs' if name == GPUS else name}"
+        return f"{figure(number)} bytes of memory"
+    return f"{figure(number)} {'GPUs' if name == GPUS else name}"
+
+
+def figure(number: float) -> str:
+    """Returns a number, whole ones with all their digits."""
+    return str(int(number)) if number == int(number) else f"{number:g}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY
-from depalma.state.quotas import amount, holders_of, in_words
+from depalma.state.quotas import amount, figure, holders_of, in_words
 
 #: Users that are named one by one.
 _MAX_USERS = 10
@@ -68,4 +68,5 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
             used = state.quotas.used.get(holder, {}).get(name, 0)
             if need and used + need > most:
                 whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, most)} at once"
-                yield f"{whose}, {used:g} are in use, {f'a gang of {least}' if least > 1 else 'a task'} needs {need:g}"
+                who = f"a gang of {least}" if least > 1 else "a task"
+                yield f"{whose}, {figure(used)} are in use, {who} needs {figure(need)}"
