@@ -1,7 +1,7 @@
 """Which task goes where next. [pure]
 
 Strict priority over all jobs; within a priority the user who is furthest behind his share (`policies/order.py`), of
-his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Four rules of a round:
+his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Five rules of a round:
 
 1. A priority that has got nothing for long (`age_s`) gets one task first, so nothing starves.
 2. Free slots of all hosts are filled, in order. On which host: `policies/places.py`.
@@ -10,6 +10,7 @@ his jobs the oldest. A job that cannot start keeps those behind it off what it w
    slots. So what comes later and is more urgent waits no longer than that, and nothing waits behind a long task.
 4. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
    (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
+5. The tasks of a gang are placed together, in free slots, or not at all (`policies/gangs.py`).
 
 Cost: proportional to the tasks placed, the connected hosts and the distinct lanes (`state/ready.py`), not to what is
 queued nor to the users.
@@ -21,15 +22,23 @@ from collections.abc import Mapping
 from heapq import heapify, heappop, heapreplace
 from math import inf
 
+from depalma.model import AttemptRef
+from depalma.policies.gangs import could_start, gang_command, hold, room_at
+from depalma.policies.near import data_of
 from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
-from depalma.policies.places import Choice, HostRoom, Place, Pool, choice, places_of
+from depalma.policies.places import Choice, HostRoom, Place, Pool, all_places, choice, places_of
 from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
+from depalma.state.jobs import Job
+from depalma.state.order_commands import AssignGang
 from depalma.state.ready import Line
 from depalma.state.shapes import Shape
 
-__all__ = ["HostRoom", "plan"]
+__all__ = ["Assignment", "HostRoom", "parts", "plan"]
+
+#: What a round decides.
+Assignment = AssignTasks | AssignGang
 
 #: Work that may wait on a host ahead of its slots, in seconds a slot; and the longest mean of a short task.
 AHEAD_S = 0.25
@@ -44,7 +53,7 @@ def plan(
     now: float,
     term: int,
     limit: int,
-) -> list[AssignTasks]:
+) -> list[Assignment]:
     """Returns the assignments of one round, at most `limit` tasks; changes nothing.
 
     `hosts`: those that are connected now. `mean_s`: how long tasks of a job take, for jobs where that is known.
@@ -56,8 +65,17 @@ def plan(
     if not places:
         return []
     state.ready.put_in_order()
-    _Round(state, places, mean_s, now, limit).run(last_short)
-    return [command for place in places for command in place.commands(len(places), now, term)]
+    planned = _Round(state, places, hosts, mean_s, now, limit)
+    planned.run(last_short)
+    gangs = [gang_command(*gang, now, term) for gang in planned.gangs]
+    return [*gangs, *(command for place in places for command in place.commands(len(places), now, term))]
+
+
+def parts(command: Assignment) -> list[tuple[str, tuple[AttemptRef, ...]]]:
+    """Returns which host an assignment gives what."""
+    if isinstance(command, AssignTasks):
+        return [(command.host, command.tasks)]
+    return [(host, refs) for host, _, refs in command.parts]
 
 
 def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | None:
@@ -75,9 +93,17 @@ class _Round:
     """One planning round."""
 
     def __init__(
-        self, state: ClusterState, places: list[Place], mean_s: Mapping[int, float], now: float, limit: int
+        self,
+        state: ClusterState,
+        places: list[Place],
+        hosts: Mapping[str, HostRoom],
+        mean_s: Mapping[int, float],
+        now: float,
+        limit: int,
     ) -> None:
         self.state = state
+        self.hosts = hosts
+        self.limit = limit
         self.now = now
         self.places = places
         self.mean_s = mean_s
@@ -88,6 +114,10 @@ class _Round:
         self.pool = Pool([])
         self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
         self.closed: set[Shape] = set()  #: of which nothing more can be placed in this phase
+        self.stuck: list[Shape] = []  #: of these, what did not find a free slot, in order
+        self.gangs: list[tuple[list[AttemptRef], list[Place]]] = []  #: what was placed, one place a member
+        self._every: list[Place] | None = None
+        self._holding: dict[tuple[Shape, tuple[str, ...]], list[Choice]] = {}  #: heaps of places with certain data
         self.ahead = False
 
     def run(self, last_short: float | None) -> None:
@@ -115,22 +145,28 @@ class _Round:
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
         queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
-        while most > 0 and self._is_open():
+        while most > 0 and self.left > 0 and self._is_open():
             walk = queue.first()
             if walk is None:
                 return
             rival, lone = queue.rival(), queue.is_lone
             most -= self._place_turn(walk, most, rival)
-            while lone and most > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open():
+            while lone and most > 0 and self._goes_on(walk):
                 most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
 
     def _is_open(self) -> bool:
         """Returns whether there is room anywhere in this phase."""
         return self.pool.open > 0 if self.ahead else self.free > 0
 
+    def _goes_on(self, walk: Walk) -> bool:
+        """Returns whether more of a line may find a place."""
+        return self.left > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open()
+
     def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
         """Places what the user may have before it is another's turn. Returns how many tasks that were."""
         lane, job, account = walk.lane, walk.job, walk.account
+        if lane.shape.gang:
+            return self._place_gang(walk)
         most = min(most, walk.left, self.turns.room(lane, account))
         if most <= 0:
             walk.is_over = True
@@ -152,13 +188,67 @@ class _Round:
             walk.next_job(self.state)
         return placed
 
+    def _place_gang(self, walk: Walk) -> int:
+        """Places the next gang of the walk's job, if there is room for all of it. Returns how many tasks that are."""
+        lane, job, account, shape = walk.lane, walk.job, walk.account, walk.lane.shape
+        size = shape.gang
+        if self.ahead:
+            self._close(shape)
+            return 0
+        if min(walk.left, self.turns.room(lane, account)) < size:
+            walk.is_over = True
+            return 0
+        if self.left < min(size, self.limit):
+            self.left = 0  # it is the first one of the next round
+            return 0
+        choices = self._choices(shape)
+        room = 0
+        for entry in choices:
+            room += room_at(shape, entry[5], self.now, size - room)
+            if room == size:
+                break
+        if room < size:
+            self._close(shape)
+            return 0
+        refs: list[AttemptRef] = []
+        chosen: list[Place] = []
+        near = self._near(job, shape)
+        while len(refs) < size and (place := self._choose_near(choices, near, shape)[0]) is not None:
+            index = job.first + walk.position
+            refs.append((job.id, index, job.last_attempt(index) + 1))
+            chosen.append(place)
+            place.used += shape.weight
+            if shape.needs:
+                place.take(shape)
+            walk.position = next(walk.positions, -1)
+        self.gangs.append((refs, chosen))
+        self.free -= shape.weight * size
+        walk.left -= size
+        self.left = max(0, self.left - size)
+        self.turns.charge(lane, job, account, size, self.mean_s.get(job.id, UNKNOWN_S))
+        if walk.position < 0 or walk.left < size:
+            walk.next_job(self.state)
+        return size
+
     def _close(self, shape: Shape) -> None:
         """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
+        self.closed.add(shape)
+        if shape.gang and not could_start(shape, self._all_places()):
+            return  # it waits for more hosts than there are
         if self.ahead:
             self.pool.close(shape)
+            return
+        if shape.gang:
+            hold(self.state, shape, self._all_places(), self.stuck, self.now)
         else:
             reserve(self.state, shape, self.pool.fitting(shape), self.now)
-        self.closed.add(shape)
+        self.stuck.append(shape)
+
+    def _all_places(self) -> list[Place]:
+        """Returns all hosts that take work, the full ones among them: only gangs have to know."""
+        if self._every is None:
+            self._every = all_places(self.state, self.hosts, self.places)
+        return self._every
 
     def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
         """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
@@ -166,14 +256,16 @@ class _Round:
         job = walk.job
         weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
-        choices = self.choices.get(shape)
-        if choices is None:
-            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
-            heapify(choices)
+        choices = self._choices(shape)
+        near = self._near(job, shape) if mean_s is None else []
+        is_near = False
         placed = 0
         position, positions = walk.position, walk.positions
         while placed < most and position >= 0:
-            place = self._choose(choices, shape, mean_s)
+            if near:
+                place, is_near = self._choose_near(choices, near, shape)
+            else:
+                place = self._choose(choices, shape, mean_s)
             if place is None:
                 break
             story = stories.get(position) if stories else None
@@ -182,7 +274,8 @@ class _Round:
             if needs:
                 place.take(shape)
             if mean_s is None:
-                (place.free_refs if plain else place.refs(shape, ahead=False)).append(ref)
+                own = place.free_refs if plain and not is_near else place.refs(shape, ahead=False, near=is_near)
+                own.append(ref)
                 self.free -= weight
             else:
                 place.ahead_refs.append(ref)
@@ -191,6 +284,35 @@ class _Round:
         walk.position = position
         walk.left -= placed
         return placed
+
+    def _choices(self, shape: Shape) -> list[Choice]:
+        """Returns the heap of the places for a shape in this phase."""
+        choices = self.choices.get(shape)
+        if choices is None:
+            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
+            heapify(choices)
+        return choices
+
+    def _near(self, job: Job, shape: Shape) -> list[Choice]:
+        """Returns the heap of the places that hold a job's data; empty if it has none that matters."""
+        data = data_of(job.spec) if job.spec.inputs is not None or job.spec.function_pickle is not None else ()
+        if not data:
+            return []
+        found = self._holding.get((shape, data))
+        if found is None:
+            holding = [place for place in self.pool.fitting(shape) if all(digest in place.holds for digest in data)]
+            found = self._holding[shape, data] = [choice(place, shape) for place in holding]
+            heapify(found)
+        return found
+
+    def _choose_near(self, choices: list[Choice], near: list[Choice], shape: Shape) -> tuple[Place | None, bool]:
+        """Returns the best place with a free slot for a task, and whether that is because its data is there: wishes
+        and the level of a host come before that."""
+        best = self._choose(choices, shape, None)
+        holder = self._choose(near, shape, None) if best is not None else None
+        if holder is None or holder is best or near[0][:2] != choices[0][:2]:
+            return best, False
+        return holder, True
 
     def _choose(self, choices: list[Choice], shape: Shape, mean_s: float | None) -> Place | None:
         """Returns the best place with room for a task; `mean_s` None: a free slot only.

@@ -12,6 +12,13 @@ class LimitView(Struct, frozen=True, kw_only=True):
     tasks: int  #: under it, on hosts now; of `*` the most that one user has
 
 
+class QuotaView(Struct, frozen=True, kw_only=True):
+    kind: str  #: tag, user or group
+    name: str  #: of users, `*` is each who has none of his own
+    most: dict[str, float]  #: of slots, gpus, memory_bytes, and resources
+    used: dict[str, float]  #: by its tasks, now; of `*` nothing is told
+
+
 class ShareView(Struct, frozen=True, kw_only=True):
     user: str
     weight: float
@@ -26,6 +33,7 @@ class OrderView(Struct, frozen=True, kw_only=True):
     age_s: float  #: 0 = no ageing
     limits: list[LimitView]
     users: list[ShareView]
+    quotas: list[QuotaView] = []
 
 
 class TrialView(Struct, frozen=True, kw_only=True):

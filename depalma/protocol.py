@@ -161,6 +161,7 @@ class Assignment(Struct, frozen=True, array_like=True, gc=False):
     argument_blob: str = ""  #: or: digest of a blob that is the argument alone…
     argument_item: int = -1  #: …or, when ≥ 0, the packed items blob in which it is item n
     gpus: tuple[int, ...] = ()  #: those that it has to itself
+    gang: tuple[str, ...] = ()  #: hosts of its gang, in order of rank; empty = it is in none
 
 
 class JobTemplate(Struct, frozen=True, array_like=True, gc=False):

@@ -244,4 +244,5 @@ def learn_duration(job: Job, duration_s: float) -> None:
     duration_s = max(duration_s, 1e-6)
     known = job.average_s
     job.average_s = duration_s if known < 0 or duration_s > 4 * known else 0.8 * known + 0.2 * duration_s
-    job.depth = max(1, min(AHEAD_TASKS, int(AHEAD_S / job.average_s)))
+    # Members of a gang run at once, each in a slot of its own: nothing of it waits behind another one.
+    job.depth = 1 if job.spec.gang else max(1, min(AHEAD_TASKS, int(AHEAD_S / job.average_s)))

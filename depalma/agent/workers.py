@@ -59,7 +59,8 @@ class WorkerHandle:
                 self.jobs[attempt.job.id] = None
                 if len(self.jobs) > _JOBS:
                     del self.jobs[next(iter(self.jobs))]
-            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, gpus_of(attempt))))
+            own = gpus_of(attempt), gang_variables(attempt)
+            self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, *own)))
         except BlockingIOError:
             return False
         self.sent[attempt.ref] = None
@@ -154,7 +155,23 @@ def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
     }
     if attempt.argument.gpus:
         variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
+        variables[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"  # the numbers are those of nvidia-smi, as the load of GPUs is
+    if attempt.argument.gang:
+        variables |= {name.encode(): value.encode() for name, value in gang_variables(attempt).items()}
     return variables
+
+
+def gang_variables(attempt: Attempt) -> dict[str, str]:
+    """Returns what a member of a gang is told of the others; nothing if it is in none."""
+    hosts = attempt.argument.gang
+    if not hosts:
+        return {}
+    rank = (attempt.ref[1] - attempt.job.spec.first_index) % len(hosts)
+    return {
+        "DEPALMA_GANG_RANK": str(rank),
+        "DEPALMA_GANG_SIZE": str(len(hosts)),
+        "DEPALMA_GANG_HOSTS": ",".join(hosts),
+    }
 
 
 def limits_of(spec: JobSpec) -> Limits:

@@ -26,8 +26,10 @@ from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
+from depalma.state.explain import explain
 from depalma.state.jobs import Job
-from depalma.state.views import explain, job_view
+from depalma.state.views import job_view
+from depalma.state.why import why as whole_answer
 
 _SPEC = Body(JobSpec)
 _ADD = Body(TasksToAdd)
@@ -128,7 +130,7 @@ async def cancel(api: Api, request: web.Request) -> web.StreamResponse:
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a job is as it is."""
     job = find_job(api, request.match_info["job"])
-    lines = list(explain(api.state, job, None))
+    lines = whole_answer(api.state, job)
     if job.ready:
         lines += busy_lines(api.services.rooms())  # what only the leader knows
     return api.reply(request, Lines(lines))

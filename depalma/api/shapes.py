@@ -193,6 +193,10 @@ class LimitToSet(Struct, frozen=True, forbid_unknown_fields=True):
     limit: int
 
 
+class QuotaToSet(Struct, frozen=True, forbid_unknown_fields=True):
+    most: dict[str, float]  #: of slots, gpus, memory_bytes, and resources; what is not named is not limited
+
+
 class ShareToSet(Struct, frozen=True, forbid_unknown_fields=True):
     weight: float
 

@@ -19,8 +19,10 @@ from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Lines, TaskList
 from depalma.model import FINAL_STATES, TaskState, TaskView
 from depalma.protocol import Output
+from depalma.state.explain import explain
 from depalma.state.jobs import Job
-from depalma.state.views import explain, task_view, task_views
+from depalma.state.views import task_view, task_views
+from depalma.state.why import why as whole_answer
 
 #: Most output bytes in one answer; larger pieces would hold up the agent's other frames.
 MAX_LOG_BYTES = 1024 * 1024
@@ -83,7 +85,7 @@ async def show_archived(api: Api, request: web.Request, job: Job) -> web.StreamR
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a task is as it is."""
     job, index = find_task(api, request.match_info["task"])
-    return api.reply(request, Lines(list(explain(api.state, job, index))))
+    return api.reply(request, Lines(whole_answer(api.state, job, index)))
 
 
 async def why_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:

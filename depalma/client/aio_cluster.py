@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, Unpack
 
 from depalma.client import host_verbs, master_verbs, order_verbs, specs, verbs, webhook_verbs
@@ -140,6 +140,12 @@ class AsyncCluster(ABC):
         Errors: Rejected.
         """
         await self._run(order_verbs.set_limit(kind, name, limit))
+
+    async def set_quota(self, kind: str, name: str, most: Mapping[str, float] | None) -> None:
+        """Lets the tasks of a `tag`, a `user` (`*`: each) or a `group` have at most so much at once of `slots`, `gpus`,
+        `memory_bytes` and resources, in the whole cluster; None: no quota. Errors: Rejected.
+        """
+        await self._run(order_verbs.set_quota(kind, name, most))
 
     async def set_share(self, user: str, weight: float) -> None:
         """Gives a user another weight. Errors: Rejected."""

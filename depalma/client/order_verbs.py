@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from depalma.client.transport import Request, segment
@@ -29,6 +31,15 @@ def set_limit(kind: str, name: str, limit: int | None) -> Verb[None]:
         yield from send("DELETE", path, None)
     else:
         yield from send("PUT", path, {"limit": limit})
+
+
+def set_quota(kind: str, name: str, most: Mapping[str, float] | None) -> Verb[None]:
+    """Sets a quota, all of it, or removes it."""
+    path = f"/v1/quotas/{segment(kind)}/{segment(name)}"
+    if most is None:
+        yield from send("DELETE", path, None)
+    else:
+        yield from send("PUT", path, {"most": dict(most)})
 
 
 def set_share(user: str, weight: float) -> Verb[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, Unpack
 
 from depalma.client import order_verbs, specs
@@ -37,6 +37,12 @@ class Ordering(ABC):
         Errors: Rejected.
         """
         self._run(order_verbs.set_limit(kind, name, limit))
+
+    def set_quota(self, kind: str, name: str, most: Mapping[str, float] | None) -> None:
+        """Lets the tasks of a `tag`, a `user` (`*`: each) or a `group` have at most so much at once of `slots`, `gpus`,
+        `memory_bytes` and resources, in the whole cluster; None: no quota. Errors: Rejected.
+        """
+        self._run(order_verbs.set_quota(kind, name, most))
 
     def set_share(self, user: str, weight: float) -> None:
         """Gives a user another weight: within a priority, users get slots in proportion to theirs. Errors: Rejected."""

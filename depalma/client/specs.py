@@ -45,6 +45,7 @@ class JobOptions(TypedDict, total=False):
     limits: Mapping[str, int]  #: tag: at most so many tasks with it at once, in the whole cluster
     preempt: bool  #: tasks of lower priority that may run again make room for it
     pack: bool  #: fill one host after the other, instead of spreading tasks
+    gang: int | str  #: so many tasks start at once or none of them; "all": all of the job
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
@@ -91,6 +92,10 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("resources", "limits"):
         if name in values:
             values[name] = dict(values[name])
+    if isinstance(values.get("gang"), str):
+        if values["gang"] != "all":
+            raise ValueError(f"gang: {values['gang']!r} given; allowed: a number of tasks, or 'all'")
+        values["gang"] = -1
     if isinstance(values.get("start_at"), datetime):
         values["start_at"] = values["start_at"].timestamp()
     if "retry_exit_codes" in values:

@@ -9,8 +9,8 @@ import click
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.values import DURATION
-from depalma.ctl.wording import count
+from depalma.ctl.values import DURATION, parse_size
+from depalma.ctl.wording import count, size
 
 _KIND = click.argument("kind", metavar="tag|user|group", type=click.Choice(["tag", "user", "group"]))
 _NAME = click.argument("name", metavar="NAME")
@@ -20,6 +20,12 @@ _LIMITS = (
     Column("LIMIT", lambda row: row["limit"], right=True),
     Column("TASKS", lambda row: row["tasks"], right=True),
 )
+_QUOTAS = (
+    Column("KIND", lambda row: row["kind"]),
+    Column("NAME", lambda row: row["name"]),
+    Column("QUOTA", lambda row: _listed(row["most"])),
+    Column("IN USE", lambda row: _listed(row["used"]) if row["name"] != "*" else "-"),
+)
 _USERS = (
     Column("USER", lambda row: row["user"] or "-"),
     Column("WEIGHT", lambda row: f"{row['weight']:g}", right=True),
@@ -28,6 +34,13 @@ _USERS = (
     Column("TASKS", lambda row: row["tasks"], right=True),
     Column("WAITING", lambda row: row["waiting"], right=True),
 )
+
+
+def _listed(amounts: dict[str, float]) -> str:
+    parts = (
+        f"memory={size(number)}" if what == "memory_bytes" else f"{what}={number:g}" for what, number in amounts.items()
+    )
+    return ", ".join(parts) or "-"
 
 
 @click.group("order", cls=SubGroup, examples=("depalmactl order users", "depalmactl order limit tag db 4"))
@@ -45,6 +58,7 @@ def order_show(session: Session) -> None:
         ("Half-life", f"usage halves every {view['half_life_s']:g} s"),
         ("Ageing", ageing),
         ("Limits", len(view["limits"])),
+        ("Quotas", len(view.get("quotas", []))),
         ("Users", len(view["users"])),
     ]
     show_value(session, view, lines, key="half_life_s")
@@ -97,6 +111,55 @@ def order_limit(session: Session, kind: str, name: str, limit: str) -> None:
         )
     said = "no limit" if limit == "none" else f"at most {count(int(limit), 'task')} at once"
     session.narrate(f"{kind} {name}: {said}")
+
+
+@order.command("quotas", examples=("depalmactl order quotas",))
+@click.pass_obj
+def order_quotas(session: Session) -> None:
+    """List the quotas, and what is in use under each now."""
+    show_rows(session, session.get("/v1/order").get("quotas", []), _QUOTAS, key="name")
+
+
+@order.command(
+    "quota",
+    examples=(
+        "depalmactl order quota user '*' slots=20 gpus=2    # what the tasks of each user take at once",
+        "depalmactl order quota group render memory=256G",
+        "depalmactl order quota user ann none               # no quota any more",
+    ),
+)
+@_KIND
+@_NAME
+@click.argument("amounts", nargs=-1, required=True, metavar="WHAT=N…|none")
+@click.pass_obj
+def order_quota(session: Session, kind: str, name: str, amounts: tuple[str, ...]) -> None:
+    """Let the tasks of a tag, a user or a group take at most so much at once, in the whole cluster.
+
+    WHAT is slots, gpus, memory, or a resource of hosts. What is not named is not limited; what was named before and
+    is not any more, neither. What runs stays, also when that is more.
+    """
+    from depalma.client.transport import segment
+
+    path = f"/v1/quotas/{kind}/{segment(name)}"
+    most = None if amounts == ("none",) else _amounts(amounts)
+    session.send("DELETE" if most is None else "PUT", path, None if most is None else {"most": most})
+    if session.structured or session.output == "name":
+        show_value(session, {"kind": kind, "name": name, "most": most}, [], key="name")
+    said = "no quota" if most is None else f"at most {', '.join(amounts)} at once"
+    session.narrate(f"{kind} {name}: {said}")
+
+
+def _amounts(entries: tuple[str, ...]) -> dict[str, float]:
+    """Returns what the entries say. Errors: click.BadParameter."""
+    most: dict[str, float] = {}
+    for entry in entries:
+        what, _, text = entry.partition("=")
+        try:
+            most["memory_bytes" if what == "memory" else what] = parse_size(text) if what == "memory" else float(text)
+        except ValueError:
+            allowed = "WHAT=NUMBER, such as slots=20, gpus=2 or memory=64G"
+            raise click.BadParameter(f"{entry!r} is not {allowed}", param_hint="'WHAT=N…|none'") from None
+    return most
 
 
 @order.command("share", examples=("depalmactl order share ann 2",))

@@ -12,7 +12,7 @@ import click
 from depalma.ctl import after
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ARRAY, DURATION, SIZE, Array, parse_counts, parse_env
+from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, parse_counts, parse_env, parse_gang
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -114,6 +114,14 @@ _FILES = (
 )
 _HOLD = click.option("--hold", is_flag=True, help="Do not start it yet.")
 _ARRAY = click.option("--array", type=ARRAY, metavar="A-B[%N]", help="One task an index; at most N at once.")
+_GANG = click.option(
+    "--gang",
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[N]",
+    callback=parse_gang,
+    help="N tasks start at once, or none of them; without N: all of the job.",
+)
 _MAX_RUNNING = click.option(
     "-j", "--max-running", type=click.IntRange(1), metavar="N", help="At most N tasks at once (no limit)."
 )
@@ -124,7 +132,7 @@ def spec_options(
 ) -> Callable[[F], F]:
     """Returns the decorator that adds the options that describe a job."""
     wanted = [*_COMMON, *after.OPTIONS, *_FILES] if files else [*_COMMON, *after.OPTIONS]
-    wanted += [_HOLD] * hold + [_ARRAY] * array + [_MAX_RUNNING] * max_running
+    wanted += [_HOLD] * hold + [_ARRAY, _GANG] * array + [_MAX_RUNNING, _GANG] * max_running
 
     def decorate(function: F) -> F:
         for option in reversed(wanted):
@@ -183,6 +191,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "limits": options.get("limits") or None,
         "preempt": options.get("preempt") or None,
         "pack": options.get("pack") or None,
+        "gang": options.get("gang"),
         "stdout": _file(options.get("stdout"), cwd),
         "stderr": _file(options.get("stderr"), cwd),
     }

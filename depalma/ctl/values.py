@@ -16,6 +16,7 @@ _PARTS = re.compile(r"^(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+
 _ARRAY = re.compile(r"^(\d{1,8})-(\d{1,8})(?:%(\d{1,8}))?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MAX_TASKS = 10_000_000
+ALL = "all"
 
 if TYPE_CHECKING:
     AnyType = click.ParamType[Any]
@@ -86,6 +87,15 @@ def parse_env(entries: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         variables[name] = value
     return variables
+
+
+def parse_gang(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
+    """Returns the size of a gang, -1 for all tasks of the job. Errors: click.BadParameter."""
+    if text is None or text == ALL:
+        return -1 if text else None
+    if not text.isdecimal() or not int(text):
+        raise click.BadParameter(f"{text!r} is not a number of tasks, or all")
+    return int(text)
 
 
 def parse_counts(_ctx: click.Context, _parameter: click.Parameter, entries: Sequence[str]) -> dict[str, int]:

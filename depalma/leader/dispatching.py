@@ -17,6 +17,7 @@ from depalma.errors import Rejected
 from depalma.leader.context import Context
 from depalma.leader.rooms import Rooms
 from depalma.leader.sessions import Sessions
+from depalma.model import AttemptRef
 from depalma.policies.places import HostRoom
 from depalma.policies.preempt import preemptions
 from depalma.state.commands import AssignOutcome, AssignTasks
@@ -35,7 +36,7 @@ class DispatchLoop:
     def __init__(self, context: Context, sessions: Sessions, rooms: Rooms) -> None:
         self._context = context
         self._rooms = rooms
-        self._held_back = False  #: a host is busy with something else
+        self._held_back = False  #: a host, or a GPU, is busy with something else
         self._sessions = sessions
         self._wake = asyncio.Event()
 
@@ -48,7 +49,7 @@ class DispatchLoop:
         while True:
             await self._woken()
             rooms = self._rooms.now()
-            self._held_back = any(room.foreign > 0 for room in rooms.values())
+            self._held_back = any(room.foreign > 0 or room.busy_gpus for room in rooms.values())
             commands = dispatcher.plan(
                 self._context.state,
                 rooms,
@@ -86,31 +87,39 @@ class DispatchLoop:
                 log.info("%d tasks on host %s: %s", len(each.refs), each.host, each.reason)
                 self._sessions.orders.kill(session, list(each.refs), outcome="moved", reason=each.reason)
 
-    async def _commit(self, commands: list[AssignTasks]) -> bool:
+    async def _commit(self, commands: list[dispatcher.Assignment]) -> bool:
         """Proposes a round and sends what was accepted. Returns whether anything was."""
         outcomes = await asyncio.gather(*(self._context.execute(c) for c in commands), return_exceptions=True)
         any_accepted = False
         for command, outcome in zip(commands, outcomes, strict=True):
             if isinstance(outcome, NotLeader | OutcomeUnknown | Rejected):
                 # Nothing is lost: a refused one is planned again; an unknown one is found by the agent's next hello.
-                log.info("assignment of %d tasks to %s: %s", len(command.tasks), command.host, outcome)
-                if isinstance(outcome, OutcomeUnknown):
-                    self._reconnect(command.host)
+                for host, refs in dispatcher.parts(command):
+                    log.info("assignment of %d tasks to %s: %s", len(refs), host, outcome)
+                    if isinstance(outcome, OutcomeUnknown):
+                        self._reconnect(host)
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
             any_accepted |= await self._send(command, outcome.value)
         return any_accepted
 
-    async def _send(self, command: AssignTasks, value: object) -> bool:
+    async def _send(self, command: dispatcher.Assignment, value: object) -> bool:
         if not isinstance(value, AssignOutcome):
-            raise TypeError(f"AssignTasks answered {value!r}")
+            raise TypeError(f"{type(command).__name__} answered {value!r}")
         if value.refused:
-            log.info("refused for %s: %s", command.host, value.refused[:3])
-        session = self._sessions.by_host.get(command.host)
-        if session is not None and session.incarnation == command.incarnation:
-            await self._sessions.orders.assign(session, value.accepted)
+            log.info("refused: %s", value.refused[:3])
+        if isinstance(command, AssignTasks):
+            await self._order(command.host, command.incarnation, value.accepted)
+        elif value.accepted:
+            # To all hosts together: no member is to wait until the arguments of another one were read.
+            await asyncio.gather(*(self._order(*part) for part in command.parts))
         return bool(value.accepted)
+
+    async def _order(self, host: str, incarnation: str, refs: tuple[AttemptRef, ...]) -> None:
+        session = self._sessions.by_host.get(host)
+        if session is not None and session.incarnation == incarnation:
+            await self._sessions.orders.assign(session, refs)
 
     def _reconnect(self, host: str) -> None:
         """An assignment may have been committed without our knowing: a new hello makes both sides agree."""

@@ -10,9 +10,12 @@ from msgspec.structs import replace
 from depalma import items
 from depalma.blobs import UnknownBlob
 from depalma.leader.context import Context
+from depalma.leader.holdings import Holdings
 from depalma.leader.session import AgentSession
 from depalma.model import INLINE_LIMIT_BYTES, AttemptRef, Payload
+from depalma.policies.near import data_of
 from depalma.protocol import Assign, Assignment, JobTemplate, Kill
+from depalma.state.gangs import gang_of
 from depalma.state.jobs import Attempt
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ class Orders:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.holdings = Holdings()
         self._order = 0
 
     def next_order(self) -> int:
@@ -47,8 +51,9 @@ class Orders:
             job = ref[0]
             if job not in session.known_jobs and job not in templates:
                 templates[job] = await self._template(job)
+                self.holdings.note(session.host, data_of(templates[job].spec))
             tasks.append(assignment)
-            size_bytes += len(assignment.argument or b"")
+            size_bytes += len(assignment.argument or b"") + sum(map(len, assignment.gang))
             if size_bytes > _FRAME_LIMIT_BYTES:
                 self._send(session, templates, tasks)
                 templates, tasks, size_bytes = {}, [], 0
@@ -84,13 +89,14 @@ class Orders:
         attempt = self._live(session, ref)
         if job is None or attempt is None:
             return None
-        fence, gpus = attempt.fence, attempt.gpus
+        gang = job.gangs[gang_of(job, task)].hosts if job.gangs else ()
+        bare = Assignment(job_id, task, number, attempt.fence, gpus=attempt.gpus, gang=gang)
         payload, position = job.argument_of(task)
         if payload is None:
-            return Assignment(job_id, task, number, fence, gpus=gpus)
+            return bare
         if not payload.digest:
-            return Assignment(job_id, task, number, fence, items.read(payload.inline, position), gpus=gpus)
-        return await self._from_blob(Assignment(job_id, task, number, fence, gpus=gpus), payload, position)
+            return replace(bare, argument=items.read(payload.inline, position))
+        return await self._from_blob(bare, payload, position)
 
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
         try:

@@ -28,6 +28,8 @@ from depalma.model import AttemptRef
 from depalma.ownership import OwnerPolicy
 from depalma.state.cluster_state import Changes
 from depalma.state.commands import AddHost, AnyCommand, CloseJob, HostLost, HostSuspect, LagCode, SetOwner
+from depalma.state.gangs import rest_of_gangs
+from depalma.state.jobs import Job
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,8 @@ class Reign:
                     self._forgetting.note_ended()
             elif job.cancelled and job.running:
                 self._kill_cancelled(job_id)
+            elif job.gangs:
+                self._end_gangs(job)
         if changes.masters:
             self.sessions.tell_masters()
         self._wishes.changed(changes.hosts)
@@ -113,6 +117,13 @@ class Reign:
             session = self.sessions.by_host.get(host)
             if session is not None:
                 self.sessions.orders.kill(session, refs, outcome="cancelled", reason="job cancelled")
+
+    def _end_gangs(self, job: Job) -> None:
+        """Ends what is left of gangs that cannot go on: one of their members has ended badly."""
+        for (host, reason), refs in rest_of_gangs(job).items():
+            session = self.sessions.by_host.get(host)
+            if session is not None:
+                self.sessions.orders.kill(session, refs, outcome="cancelled", reason=reason)
 
     # ------------------------------------------------------------ hosts
 

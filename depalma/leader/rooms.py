@@ -6,7 +6,7 @@ from depalma.leader.context import Context
 from depalma.leader.session import AgentSession
 from depalma.leader.sessions import Sessions
 from depalma.model import Load
-from depalma.policies.busy import foreign_share
+from depalma.policies.busy import foreign_share, is_gpu_busy
 from depalma.policies.places import HostRoom
 
 #: Tasks that may wait on a host beyond its slots, whatever the plan would like.
@@ -15,6 +15,8 @@ AHEAD_LIMIT = 1_000
 _WEIGHT = 0.5
 #: Loads come about once a second; rounds may come much faster.
 LOOK_S = 0.25
+#: Agents ask for the load of GPUs every ten seconds: what a task of ours did there is forgotten by then.
+GPU_REST_S = 20.0
 _UNKNOWN = (Load(), 0.0)
 
 
@@ -25,6 +27,7 @@ class Rooms:
         self._context = context
         self._sessions = sessions
         self._next_s = 0.0
+        self._free_since_s: dict[AgentSession, dict[int, float]] = {}  #: since when no task has a GPU
         self._foreign: dict[AgentSession, tuple[Load, float]] = {}  #: the load that was seen last, and the share
 
     def now(self) -> dict[str, HostRoom]:
@@ -36,6 +39,7 @@ class Rooms:
             self._next_s = now + LOOK_S
             self._measure(sessions)
         rooms = {}
+        holdings = self._sessions.orders.holdings.by_host
         for session in sessions:
             rooms[session.host] = HostRoom(
                 incarnation=session.incarnation,
@@ -43,12 +47,32 @@ class Rooms:
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
                 foreign=self._foreign.get(session, _UNKNOWN)[1],
+                busy_gpus=self._busy_gpus(session, now) if session.load.gpus else (),
+                holds=holdings.get(session.host, ()),
             )
         return rooms
+
+    def _busy_gpus(self, session: AgentSession, now: float) -> tuple[int, ...]:
+        """Returns the GPUs that are in use although no task of ours has had them for long enough to be measured."""
+        taken = self._context.state.hosts[session.host].gpus_taken
+        free = self._free_since_s.setdefault(session, {})
+        for gpu in range(len(session.load.gpus)):
+            if gpu in taken:
+                free.pop(gpu, None)
+            else:
+                free.setdefault(gpu, now)
+        return tuple(
+            gpu
+            for gpu, load in enumerate(session.load.gpus)
+            if gpu in free and now - free[gpu] >= GPU_REST_S and is_gpu_busy(load)
+        )
 
     def _measure(self, sessions: list[AgentSession]) -> None:
         """Takes loads that are new into the shares. Agents on one machine are not foreign to each other."""
         known, self._foreign = self._foreign, {}
+        if self._free_since_s:
+            live = set(sessions)
+            self._free_since_s = {each: since for each, since in self._free_since_s.items() if each in live}
         tasks_percent: dict[str, float] = {}
         for session in sessions:
             address = session.facts.address

@@ -57,6 +57,7 @@ from depalma.state.commands import (
     NoteOwner,
     StartTasks,
 )
+from depalma.state.gangs import rest_of_gangs
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,10 @@ class Sessions:
         self._spawn(self.orders.assign(session, sorted(counted - running - ended)))
         doomed = [ref for ref in counted if state.jobs[ref[0]].cancelled]
         self.orders.kill(session, sorted(doomed), outcome="cancelled", reason="job cancelled")
+        for job in {ref[0] for ref in counted if state.jobs[ref[0]].gangs}:
+            for (host, reason), refs in rest_of_gangs(state.jobs[job]).items():
+                if host == session.host:
+                    self.orders.kill(session, refs, outcome="cancelled", reason=reason)
         # What the agent has and did not manage to say is sent again: it is acknowledged again.
         session.code_sent = min(hello.code_index, state.hosts[session.host].code_index)
         self.send_code(session)

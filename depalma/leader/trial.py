@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Mapping
 from math import inf
 
-from depalma.dispatcher import HostRoom, plan
+from depalma.dispatcher import HostRoom, parts, plan
 from depalma.model import JobSpec
 from depalma.orderviews import TrialView
 from depalma.policies.busy import least
+from depalma.policies.gangs import could_start, starts
 from depalma.policies.places import Place
 from depalma.policies.reserve import latest_start
 from depalma.state.cluster_state import ClusterState
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
+from depalma.state.quotas import holders_of
 
 #: Tasks that one trial places at most, as a round does.
 ROUND = 2_000
@@ -33,9 +35,10 @@ def trial(
         state.ready.refresh(job, now)
         starting: Counter[str] = Counter()
         for command in plan(state, hosts, mean_s, now, 0, ROUND):
-            count = sum(ref[0] == job.id for ref in command.tasks)
-            if count:
-                starting[command.host] += count
+            for host, refs in parts(command):
+                count = sum(ref[0] == job.id for ref in refs)
+                if count:
+                    starting[host] += count
         waiting = job.queued - sum(starting.values())
         starts_by = now if starting else _starts_by(state, hosts, job, now)
         lines = explain(state, job, None) if waiting else []
@@ -57,12 +60,14 @@ def trial(
 def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now: float) -> float | None:
     """Returns when time limits of what runs let it start, if it is the first of all."""
     account = state.shares.account(job.spec.user)
-    if not job.ready or state.ready.jobs > 1 or state.limits.room_of(job, account) <= 0:
+    room = min(state.limits.room_of(job, account), state.quotas.room(holders_of(job), job.shape))
+    if not job.ready or state.ready.jobs > 1 or room < (job.shape.gang or 1):
         return None
     least_busy = least(room.foreign for room in hosts.values())
-    places = (Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts)
-    starts = [
-        latest_start(state, job.shape, place, now) for place in places if not misfit(job.shape, place.host, place.slots)
-    ]
-    first = min(starts, default=inf)
+    places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]
+    fitting = [place for place in places if not misfit(job.shape, place.host, place.slots)]
+    if not job.shape.gang:
+        first = min((latest_start(state, job.shape, place, now) for place in fitting), default=inf)
+    else:
+        first = starts(state, job.shape, fitting, now)[0] if could_start(job.shape, fitting) else inf
     return None if first == inf else first

@@ -15,6 +15,7 @@ from depalma.model import MAX_TASKS
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import counted
+from depalma.state.quotas import Amounts, Holder, add, holders_of
 from depalma.state.ready import Lane, Line
 from depalma.state.shapes import Shape
 from depalma.state.shares import Account
@@ -35,6 +36,8 @@ class Turns:
         self._keys: dict[int, float] = {}
         self._by_user: dict[int, int] = {}
         self._by_gate: dict[tuple[str, str], int] = {}
+        self._quotas = state.quotas
+        self._by_holder: dict[Holder, Amounts] = {}
 
     def key(self, account: Account) -> float:
         """Returns the user's place now: the smallest comes first."""
@@ -45,11 +48,14 @@ class Turns:
 
     def room(self, lane: Lane, account: Account) -> int:
         """Returns how many more tasks of the user in the lane the limits let through."""
-        if not lane.gates and not self._limits.users:
+        if not lane.gates and not self._limits.users and not self._quotas:
             return MAX_TASKS
         room = self._limits.room_of_user(account) - self._by_user.get(account.number, 0)
         for gate in lane.gates:
             room = min(room, self._limits.room(gate) - self._by_gate.get(gate[:2], 0))
+        if self._quotas:
+            holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
+            room = min(room, self._quotas.room(holders, lane.shape, self._by_holder))
         return room
 
     def tasks_before(self, rival: float, lane: Lane, account: Account, mean_s: float) -> int:
@@ -62,6 +68,8 @@ class Turns:
         number = account.number
         self._keys[number] = self.key(account) + tasks * self._cost(lane, account, mean_s)
         self._by_user[number] = self._by_user.get(number, 0) + tasks
+        for holder in holders_of(job) if self._quotas else ():
+            add(self._by_holder, holder, lane.shape, tasks)
         spec = job.spec
         if not (spec.tags or spec.limits or spec.group):
             return

@@ -1,12 +1,13 @@
 """On which host a task goes: what fits, and what is chosen of that. [pure]
 
-The choice, in this order: for how many of the job's wishes (`prefer`) the host is right, its priority level, how full
-it is (least full first; fullest first for jobs that `pack`), its measured load, its name.
+The choice, in this order: for how many of the job's wishes (`prefer`) the host is right, its priority level, whether
+it has the job's data (`policies/near.py`), how full it is (least full first; fullest first for jobs that `pack`), its
+measured load, its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -18,7 +19,7 @@ from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
 from depalma.state.hosts import Host
 from depalma.state.placement import misfit
-from depalma.state.shapes import Shape
+from depalma.state.shapes import GPUS, Shape
 
 
 class HostRoom(Struct, frozen=True, gc=False):
@@ -29,6 +30,8 @@ class HostRoom(Struct, frozen=True, gc=False):
     ahead: int = 0  #: most slots' worth of tasks that may wait there beyond the slots; 0 = none
     load: Load = Load()
     foreign: float = 0.0  #: share of its CPUs that something else uses, 0 to 1
+    holds: Collection[str] = ()  #: digests of large files that are there
+    busy_gpus: tuple[int, ...] = ()  #: those that something else uses
 
 
 class Place:
@@ -37,9 +40,12 @@ class Place:
     __slots__ = (
         "ahead",
         "ahead_refs",
+        "avoid",
         "closed",
         "cpu",
         "free_refs",
+        "gang_refs",
+        "holds",
         "host",
         "incarnation",
         "limit",
@@ -58,14 +64,20 @@ class Place:
         self.slots = room.slots
         self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
         self.ahead = room.ahead
+        self.holds = room.holds
         self.cpu = room.load.cpu_percent
         self.used: float = host.used
         self.was = host.used
         self.taken = host.taken  #: replaced when something is placed, never changed
+        self.avoid: tuple[int, ...] = ()
+        if room.busy_gpus:
+            self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
+            self.taken = {**host.taken, GPUS: host.taken.get(GPUS, 0) + len(self.avoid)}
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.closed = False  #: nothing more is queued ahead here
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
+        self.gang_refs: list[AttemptRef] = []  #: in free slots, with the rest of their gangs
         self.ahead_refs: list[AttemptRef] = []
         self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
 
@@ -76,10 +88,12 @@ class Place:
             taken[name] = taken.get(name, 0) + number
         self.taken = taken
 
-    def refs(self, shape: Shape, *, ahead: bool) -> list[AttemptRef]:
-        """Returns the list to which a task of the shape is to be added."""
+    def refs(self, shape: Shape, *, ahead: bool, near: bool = False) -> list[AttemptRef]:
+        """Returns the list to which a task of the shape is to be added. `near`: it was chosen for its data."""
         if ahead:
             return self.ahead_refs
+        if near:
+            return self.wished_refs.setdefault("its data is there already", [])
         if not shape.prefer and not shape.pack:
             return self.free_refs
         wishes = [text for text in shape.prefer if holds(rule_of(text), self.host.labels)]
@@ -102,13 +116,21 @@ class Place:
             (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),
         ):
             if refs:
-                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason)
+                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid)
 
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""
         yield from self.free_refs
+        yield from self.gang_refs
         for refs in self.wished_refs.values():
             yield from refs
+
+    def live(self, now: float) -> Iterator[tuple[AttemptRef, float]]:
+        """Yields what runs or was placed here, and since when."""
+        for ref, attempt in self.host.attempts.items():
+            yield ref, attempt.assigned_at if attempt.started_at is None else attempt.started_at
+        for ref in self.placed():
+            yield ref, now
 
 
 def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[Place]:
@@ -123,6 +145,18 @@ def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool
             places.append(Place(host, room, least_busy))
     places.sort(key=lambda place: place.host.name)
     return places
+
+
+def all_places(state: ClusterState, hosts: Mapping[str, HostRoom], places: list[Place]) -> list[Place]:
+    """Returns these places, and behind them those hosts that take work but have no room."""
+    known = {place.host.name for place in places}
+    least_busy = least(room.foreign for room in hosts.values())
+    full = []
+    for name, room in sorted(hosts.items()):
+        host = state.hosts.get(name) if name not in known else None
+        if host is not None and host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
+            full.append(Place(host, room, least_busy))
+    return [*places, *full]
 
 
 class Pool:

@@ -21,6 +21,7 @@ from depalma.state.hosts import Host
 from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
 from depalma.state.shapes import Shape
+from depalma.state.shares import Account
 
 #: Waiting tasks for which room is made at a time.
 MOST = 32
@@ -48,8 +49,8 @@ def preemptions(
             return
         for lane in level.values():
             for job in _wanted(state, lane, left) if lane.shape.preempts else ():
-                left -= 1
-                yield from _make_room(rooms, lane, f"preempted by job {job} of priority {priority}")
+                left -= lane.shape.gang or 1
+                yield from _make_room_for_all(rooms, lane, f"preempted by job {job} of priority {priority}")
 
 
 class _Room:
@@ -86,6 +87,14 @@ class _Room:
         for name, number in shape.needs:
             self.taken[name] = self.taken.get(name, 0) + number
 
+    def standing(self) -> tuple[float, dict[str, int], list[AttemptRef]]:
+        """Returns how things stand, to come back to."""
+        return self.used, dict(self.taken), list(self.left)
+
+    def stand(self, standing: tuple[float, dict[str, int], list[AttemptRef]]) -> None:
+        """Comes back to how things stood."""
+        self.used, self.taken, self.left = standing
+
     def fits(self, shape: Shape, without: Collection[AttemptRef] = ()) -> bool:
         """Returns whether a task may start there, once these are gone."""
         used, taken = self.used, dict(self.taken)
@@ -118,15 +127,22 @@ def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
         not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
         for lane in level.values()
         if all(state.limits.room(gate) > 0 for gate in lane.gates)
-        and any(state.limits.room_of_user(line.account) > 0 for line in lane.lines.values())
+        and any(_room_of_user(state, lane, line.account) > 0 for line in lane.lines.values())
     )
 
 
+def _room_of_user(state: ClusterState, lane: Lane, account: Account) -> int:
+    """Returns how many tasks his limit and all quotas that the lane is under let a user start."""
+    holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
+    return min(state.limits.room_of_user(account), state.quotas.room(holders, lane.shape))
+
+
 def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
-    """Yields the job of each task in the lane that limits would let start, up to so many."""
-    room = min([most, *(state.limits.room(gate) for gate in lane.gates)])
+    """Yields the job of each task, or gang, in the lane that limits would let start, up to so many tasks."""
+    size = lane.shape.gang or 1
+    room = min([max(most, size) if most > 0 else 0, *(state.limits.room(gate) for gate in lane.gates)])
     for line in lane.lines.values():
-        of_user = state.limits.room_of_user(line.account)
+        of_user = _room_of_user(state, lane, line.account)
         for number in line.jobs:
             job = state.jobs[number]
             limit = job.spec.max_running
@@ -134,18 +150,32 @@ def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
             if room <= 0 or of_user <= 0:
                 break
             room, of_user = room - tasks, of_user - tasks
-            for _ in range(tasks):
+            for _ in range(tasks // size):
                 yield number
 
 
-def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Iterator[Preemption]:
-    """Yields what has to end for one task of the lane; nothing when there is room, or none can be made."""
+def _make_room_for_all(rooms: list[_Room], lane: Lane, reason: str) -> list[Preemption]:
+    """Returns what has to end for a task of the lane; for a gang only if that is room for all of it."""
+    before = [room.standing() for room in rooms]
+    found: list[Preemption] = []
+    for _ in range(lane.shape.gang or 1):
+        made = _make_room(rooms, lane, reason)
+        if made is None and lane.shape.gang:
+            for room, standing in zip(rooms, before, strict=True):
+                room.stand(standing)
+            return []
+        found += [made] if made is not None and made.refs else []
+    return found
+
+
+def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Preemption | None:
+    """Returns what has to end for one task of the lane, nothing if there is room; None if none can be made."""
     shape = lane.shape
     fitting = [room for room in rooms if not misfit(shape, room.host, room.slots)]
     for room in fitting:
         if room.fits(shape):
             room.take(shape)
-            return
+            return Preemption(room.host.name, (), reason)
     best: tuple[list[tuple[int, float, AttemptRef]], _Room, list[AttemptRef]] | None = None
     for room in fitting:
         victims = room.victims(shape, lane.priority)
@@ -154,10 +184,10 @@ def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Iterator[Preempti
             if best is None or loss < best[0]:
                 best = loss, room, victims
     if best is None:
-        return
+        return None
     _, room, victims = best
     for ref in victims:
         room.give_back(ref)
         room.left.remove(ref)
     room.take(shape)
-    yield Preemption(room.host.name, tuple(sorted(victims)), reason)
+    return Preemption(room.host.name, tuple(sorted(victims)), reason)

@@ -29,10 +29,11 @@ SLACK_S = 2.0
 class Reservation:
     """What a place is kept for."""
 
-    __slots__ = ("gives_back", "shape", "start_at")
+    __slots__ = ("gives_back", "shape", "start_at", "tasks")
 
-    def __init__(self, shape: Shape, start_at: float, gives_back: float) -> None:
+    def __init__(self, shape: Shape, start_at: float, gives_back: float, tasks: int = 1) -> None:
         self.shape = shape
+        self.tasks = tasks  #: so many at once
         self.gives_back = gives_back  #: slots that get free at least when anything there ends
         self.start_at = start_at  #: when the task can start at the latest; inf = that is not known
 
@@ -43,13 +44,13 @@ class Reservation:
         if shape.within_s and self.start_at < inf and now + shape.within_s + SLACK_S <= self.start_at:
             return True
         kept = dict(self.shape.needs)
-        slots = self.shape.weight
+        slots = self.shape.weight * self.tasks
         if not place.host.has_room(self.shape.needs, place.taken):
             slots -= min(slots, self.gives_back)  # what ends and gives back what is missing gives back this, too
         if place.used + shape.weight + slots > place.slots:
             return False
         return all(
-            place.taken.get(name, 0) + number + kept.get(name, 0) <= place.host.capacity(name)
+            place.taken.get(name, 0) + number + kept.get(name, 0) * self.tasks <= place.host.capacity(name)
             for name, number in shape.needs
         )
 
@@ -93,12 +94,7 @@ def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) ->
     host = place.host
     if not any(jobs[job].spec.timeout_s for job in host.by_job):
         return inf
-    ends = [
-        (_end(jobs[ref[0]], attempt.assigned_at if attempt.started_at is None else attempt.started_at), ref[0])
-        for ref, attempt in host.attempts.items()
-    ]
-    ends += [(_end(jobs[ref[0]], now), ref[0]) for ref in place.placed()]
-    ends.sort()
+    ends = sorted((end_of(jobs[ref[0]], began_at), ref[0]) for ref, began_at in place.live(now))
     used, taken = place.used, dict(place.taken)
     for end, job in ends:
         gone = jobs[job].shape
@@ -110,7 +106,7 @@ def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) ->
     return inf
 
 
-def _end(job: Job, started_at: float) -> float:
+def end_of(job: Job, started_at: float) -> float:
     """Returns when an attempt has ended for certain; inf without a time limit."""
     spec = job.spec
     return started_at + spec.timeout_s + spec.grace_s + SLACK_S if spec.timeout_s else inf

@@ -18,16 +18,19 @@ from depalma.state.commands import (
     StartTasks,
 )
 from depalma.state.event_log import MOVED, RETURNED, Detail
+from depalma.state.gangs import end_member
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
 from depalma.state.placement import misfit
-from depalma.state.retries import hold_off, may_retry
+from depalma.state.quotas import holders_of
+from depalma.state.retries import Verdict, hold_off, may_retry
 from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
 
 #: Longest reason that is kept of a placement.
-_MAX_REASON = 300
+MAX_REASON = 300
 _NO_SHAPE = Shape("", "", 0, 0)
+_BACK_WORDS = {"returned": RETURNED, "moved": MOVED, "succeeded": SUCCEEDED}
 
 
 def assign_tasks(state: ClusterState, command: AssignTasks) -> Applied | Rejected:
@@ -35,24 +38,25 @@ def assign_tasks(state: ClusterState, command: AssignTasks) -> Applied | Rejecte
     if command.term < state.term:
         return Rejected("stale_term", f"assigned by a leader of term {command.term}, term {state.term} has begun")
     fence = state.version
-    refusal = _host_refusal(state, command)
+    refusal = host_refusal(state, command.host, command.incarnation)
     if refusal:
         return Applied(AssignOutcome((), fence, tuple((ref, refusal) for ref in command.tasks)), state.version)
     host = state.hosts[command.host]
     state.term = command.term
     accepted, refused = _assign_all(state, host, command, fence)
     if accepted:
-        detail: Detail = {"reason": command.reason[:_MAX_REASON], "fence": fence}
+        detail: Detail = {"reason": command.reason[:MAX_REASON], "fence": fence}
         state.events.add("task.assigned", command.at, host=host.name, refs=accepted, detail=detail)
         state.changes.hosts.add(host.name)
     return Applied(AssignOutcome(accepted, fence, refused), state.version)
 
 
-def _host_refusal(state: ClusterState, command: AssignTasks) -> str:
-    host = state.hosts.get(command.host)
+def host_refusal(state: ClusterState, name: str, incarnation: str) -> str:
+    """Returns the word for why this life of the host's agent gets no task at all now; empty if it does."""
+    host = state.hosts.get(name)
     if host is None:
         return "unknown_host"
-    if host.incarnation != command.incarnation:
+    if host.incarnation != incarnation:
         return "stale_incarnation"
     if host.state != "up":
         return "host_not_up"
@@ -68,9 +72,9 @@ def _assign_all(
     accepted: list[AttemptRef] = []
     refused: list[tuple[AttemptRef, str]] = []
     touched: dict[int, Job] = {}
-    name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:_MAX_REASON]
+    name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:MAX_REASON]
     job: Job | None = None
-    limited = state.limits.are_set
+    limited = state.limits.are_set or bool(state.quotas)
     job_id, room = -1, 0
     shape = _NO_SHAPE
     barred = "unknown_job"
@@ -80,14 +84,16 @@ def _assign_all(
             if job is not None and (limited or job.spec.tags or job.spec.limits):
                 state.count(job, at)  # limits are of several jobs
             job = state.jobs.get(job_id)
-            barred, room = _job_terms(state, job, host)
+            barred, room = job_terms(state, job, host)
+            if job is not None and job.shape.gang:
+                barred = "gang"  # all at once or none: see AssignGang
             shape = job.shape if job is not None else _NO_SHAPE
         problem = barred or ("job_limit" if room <= 0 else "")
         if problem or job is None:
             refused.append((ref, problem))
             continue
         index, number = ref[1], ref[2]
-        problem = _task_problem(job, index, number)
+        problem = task_problem(job, index, number)
         if problem:
             refused.append((ref, problem))
             continue
@@ -96,7 +102,10 @@ def _assign_all(
             if not host.has_room(shape.needs, host.taken):
                 refused.append((ref, "no_room"))
                 continue
-            attempt.gpus = host.free_gpus(job.spec.gpus)
+            attempt.gpus = host.free_gpus(job.spec.gpus, command.avoid)
+            if len(attempt.gpus) < job.spec.gpus:
+                refused.append((ref, "no_room"))
+                continue
         job.assign(index, attempt)
         host.put(ref, attempt, shape)
         room -= 1
@@ -107,7 +116,7 @@ def _assign_all(
     return tuple(accepted), tuple(refused)
 
 
-def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, int]:
+def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, int]:
     """Returns why no task of the job may go to the host now, and how many may at most."""
     if job is None:
         return "unknown_job", 0
@@ -126,10 +135,13 @@ def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, i
     room = limit - len(job.running) if limit else MAX_TASKS
     if job.spec.limits or state.limits.are_set:
         room = min(room, state.limits.room_of(job, state.shares.account(job.spec.user)))
+    if state.quotas:
+        room = min(room, state.quotas.room(holders_of(job), job.shape))
     return "", room
 
 
-def _task_problem(job: Job, index: int, number: int) -> str:
+def task_problem(job: Job, index: int, number: int) -> str:
+    """Returns the word for why this attempt of a task cannot be given to any host; empty if it can."""
     position = index - job.first
     states = job.states
     if not 0 <= position < len(states):
@@ -179,6 +191,19 @@ class _Endings:
         self.back_words = bytearray()
         self.touched: dict[int, Job] = {}
 
+    def note_end(self, ref: AttemptRef, code: int) -> None:
+        """Notes that a task has ended for good."""
+        if code == LOST:
+            self.lost.append(ref)
+        else:
+            self.ended.append(ref)
+            self.words.append(code)
+
+    def note_back(self, ref: AttemptRef, verdict: Verdict) -> None:
+        """Notes that a task goes back."""
+        self.back.append(ref)
+        self.back_words.append(_BACK_WORDS.get(verdict.word, verdict.code))
+
     def publish(self, state: ClusterState, host: Host, at: float, reason: str = "") -> None:
         """Adds the events and settles the jobs."""
         add, name = state.events.add, host.name
@@ -218,7 +243,9 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
             job = touched[job_id] = state.jobs[job_id]
         host.release(job_id, attempt, job.shape)
         recorded.append(ref)
-        if report.outcome == "succeeded":
+        if job.gangs:
+            _end_member(state, job, ref, attempt, report, _judge(job, attempt, report), at, endings)
+        elif report.outcome == "succeeded":
             job.finish(report.task, SUCCEEDED, attempt, report, at)
             ended.append(ref)
             words.append(SUCCEEDED)
@@ -228,44 +255,60 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
     return Applied(FinishOutcome(tuple(recorded), tuple(stale)), state.version)
 
 
+def _judge(job: Job, attempt: Attempt, report: Report) -> Verdict:
+    """Returns what a report means."""
+    outcome = report.outcome
+    if outcome == "succeeded":
+        return Verdict(SUCCEEDED, False, False, outcome)
+    if outcome == "moved" and (report.started_at or attempt.started_at) is None:
+        outcome = "returned"  # it had not started: that costs nobody anything
+    if outcome == "returned":
+        return Verdict(CANCELLED, not job.cancelled, False, outcome)
+    if outcome == "moved":
+        return Verdict(CANCELLED if job.cancelled else LOST, job.spec.restartable and not job.cancelled, False, outcome)
+    # An outcome that this version does not know is a failure: the attempt is over in any case.
+    code = OUTCOMES.get(outcome, FAILED)
+    counts = code in (FAILED, TIMED_OUT)
+    retry = counts and may_retry(job, report.task, code, report.exit_code)
+    if retry and job.cancelled:
+        code = CANCELLED
+    return Verdict(code, retry and not job.cancelled, counts, WORDS[code])
+
+
 def _end_badly(
     state: ClusterState, job: Job, ref: AttemptRef, attempt: Attempt, report: Report, at: float, endings: _Endings
 ) -> None:
     """Ends an attempt that did not succeed: for good, or back to the queue."""
     index = report.task
-    outcome = report.outcome
-    if outcome == "moved" and (report.started_at or attempt.started_at) is None:
-        outcome = "returned"  # it had not started: that costs nobody anything
-    if outcome == "returned":
-        code, again, counts = CANCELLED, not job.cancelled, False
-    elif outcome == "moved":
-        counts, again = False, job.spec.restartable and not job.cancelled
-        code = CANCELLED if job.cancelled else LOST
-    else:
-        # An outcome that this version does not know is a failure: the attempt is over in any case.
-        code = OUTCOMES.get(outcome, FAILED)
-        counts = code in (FAILED, TIMED_OUT)
-        retry = counts and may_retry(job, index, code, report.exit_code)
-        again = retry and not job.cancelled
-        if retry and job.cancelled:
-            code = CANCELLED
+    code, again, counts, word = verdict = _judge(job, attempt, report)
     if not again:
         job.finish(index, code, attempt, report, at)
-        if code == LOST:
-            endings.lost.append(ref)
-            return
-        endings.ended.append(ref)
-        endings.words.append(code)
+        endings.note_end(ref, code)
         return
     started = attempt.started_at if report.started_at is None else report.started_at
     finished = at if report.finished_at is None else report.finished_at
-    word = WORDS[code] if counts else outcome
     past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
     job.requeue(index, attempt, past, counts)
     if counts:
         hold_off(state, job, index, code, at)
-    endings.back.append(ref)
-    endings.back_words.append(code if counts else RETURNED if outcome == "returned" else MOVED)
+    endings.note_back(ref, verdict)
+
+
+def _end_member(
+    state: ClusterState,
+    job: Job,
+    ref: AttemptRef,
+    attempt: Attempt,
+    report: Report,
+    verdict: Verdict,
+    at: float,
+    endings: _Endings,
+) -> None:
+    """Ends an attempt of a task that is in a gang."""
+    if end_member(state, job, ref, attempt, report, verdict, at):
+        endings.note_back(ref, verdict)
+    else:
+        endings.note_end(ref, verdict.code)
 
 
 def lose_attempts(
@@ -279,21 +322,22 @@ def lose_attempts(
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
         host.release(ref[0], attempt, job.shape)
         index = ref[1]
-        if job.spec.restartable and not job.cancelled and may_retry(job, index, LOST, None):
+        again = job.spec.restartable and not job.cancelled and may_retry(job, index, LOST, None)
+        code = CANCELLED if job.cancelled else LOST
+        if job.gangs:
+            report = Report(*ref, WORDS[code], error=reason, code_index=job.code_index)
+            _end_member(state, job, ref, attempt, report, Verdict(code, again, False, "lost"), at, endings)
+            continue
+        if again:
             past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])
             job.requeue(index, attempt, past, counts=False)
             job.stories[index - job.first].losses += 1
             endings.back.append(ref)
             endings.back_words.append(LOST)
             continue
-        code = CANCELLED if job.cancelled else LOST
         report = Report(*ref, WORDS[code], error=reason, code_index=job.code_index)
         job.finish(index, code, attempt, report, at)
-        if code == LOST:
-            endings.lost.append(ref)
-        else:
-            endings.ended.append(ref)
-            endings.words.append(code)
+        endings.note_end(ref, code)
     endings.publish(state, host, at, reason)
     return len(gone)
 

@@ -14,7 +14,7 @@ from depalma import items
 from depalma.model import MAX_TASKS, JobSpec, Payload
 from depalma.state.commands import Rejected
 from depalma.state.constraints import ALLOWED, rule_of
-from depalma.state.shapes import GPUS, MEMORY
+from depalma.state.shapes import GPUS, MEMORY, gang_size
 
 MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
@@ -24,6 +24,8 @@ MAX_REQUEST = 200
 LATEST_AT = 253_370_764_800.0
 MAX_GLOBS = 100
 MAX_RULES = 100
+#: Each member of a gang is told the hosts of all, in one variable of its environment.
+MAX_GANG = 1000
 MAX_RESOURCES = 100
 MAX_AFTER = 1000
 MAX_AFTER_EACH = 8  #: a bit each, in one byte a task
@@ -120,7 +122,7 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
     wrong = _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec)
-    return wrong or _bad_placement(spec) or _bad_tasks(spec) or _bad_after(spec)
+    return wrong or _bad_placement(spec) or _bad_gang(spec) or _bad_tasks(spec) or _bad_after(spec)
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -233,6 +235,27 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
         if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
             return wrong
     return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources or {})
+
+
+def _bad_gang(spec: JobSpec) -> Rejected | None:
+    """Refuses gangs that could never start, or of which a member could start without the others."""
+    size = gang_size(spec)
+    if spec.gang < -1 or size > MAX_GANG:
+        return bad_field("gang", spec.gang if spec.gang < -1 else size, f"1 to {MAX_GANG}, or -1 (all tasks)")
+    if not size:
+        return None
+    if spec.open:
+        return bad_field("gang", spec.gang, "none in an open job: a gang is complete at once")
+    if spec.count % size:
+        return bad_field("gang", size, f"a number that divides that of the tasks, {spec.count}")
+    if 0 < spec.max_running < size:
+        return bad_field("max_running", spec.max_running, f"at least {size}, as many as start at once")
+    for tag, limit in (spec.limits or {}).items():
+        if limit < size:
+            return bad_field(f"limits.{tag}", limit, f"at least {size}, as many as start at once")
+    if any(one.each for one in spec.after):
+        return bad_field("after.each", True, "not in a gang: it waits for whole jobs only")
+    return None
 
 
 def _bad_after(spec: JobSpec) -> Rejected | None:

@@ -14,6 +14,7 @@ from depalma.state.invitations import Invitation
 from depalma.state.jobs import Job
 from depalma.state.limits import Limits
 from depalma.state.outbox import Webhooks
+from depalma.state.quotas import Quotas
 from depalma.state.ready import ReadyJobs
 from depalma.state.requests import Answers
 from depalma.state.schedule import Schedule
@@ -52,6 +53,7 @@ class ClusterState:
         "limits",
         "masters",
         "next_job",
+        "quotas",
         "ready",
         "removed",
         "schedules",
@@ -77,9 +79,10 @@ class ClusterState:
         self.events = EventLog()
         self.webhooks = Webhooks()
         self.limits = Limits()
+        self.quotas = Quotas()
         self.shares = Shares()
         self.age_s = AGE_S  #: 0 = a priority that gets nothing waits for ever
-        self.ready = ReadyJobs(self.limits, self.shares)  #: derived
+        self.ready = ReadyJobs(self.limits, self.shares, self.quotas)  #: derived
         self.waiting = Waiting()  #: derived
         self.due = Due()  #: derived
         self.changes = Changes(set(), set())
@@ -141,6 +144,7 @@ class ClusterState:
         account.tasks += tasks
         account.slots += tasks * job.shape.weight
         self.limits.count(job, tasks)
+        self.quotas.count(job, tasks)
         self.ready.used(account)
         if tasks > 0:
             self.ready.fed(job.spec.priority, at)

@@ -1,9 +1,8 @@
 """The replicated commands and what applying one answers. [pure]
 
-A command is a frozen value made by the proposer: time, ids and chance are in it. Rules of evolution: a kind (the tag)
-is never reused or changed in meaning; fields are only added, at the end, with a default. Batches (`AssignTasks`,
-`FinishTasks`, …) are many small guarded writes in one value: each is accepted or refused on its own.
-Every write about an attempt names the attempt it believes in; a stale one is refused and changes nothing.
+A command is a frozen value made by the proposer: time, ids and chance are in it. A kind (the tag) is never reused nor
+changed in meaning; fields are only added, at the end, with a default. Batches (`AssignTasks`, …) are many guarded
+writes: each is accepted or refused on its own. One about an attempt names it; a stale one changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from depalma.state.job_commands import (
     SubmitGraph,
     TickSchedule,
 )
-from depalma.state.order_commands import SetLimit, SetOrder, SetShare
+from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetQuota, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
     DeliverWebhooks,
@@ -79,6 +78,7 @@ class AssignTasks(Command, frozen=True, tag="task.assign"):
     tasks: tuple[AttemptRef, ...]
     at: float
     reason: str = ""
+    avoid: tuple[int, ...] = ()  #: GPUs there that something else uses
 
 
 class StartTasks(Command, frozen=True, tag="task.start"):
@@ -116,10 +116,9 @@ class AddHost(Command, frozen=True, tag="host.add"):
 
 
 class HostUp(Command, frozen=True, tag="host.up"):
-    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier incarnation are lost, but for
-    those that are `unreported`: they have ended, their reports are on the agent's disk and come next.
-    `code_index` is what the agent says it has (its folder may have been wiped): it lowers what was acknowledged,
-    never raises it; -1 = not said. Answers Applied(attempts lost)."""
+    """An agent process (`incarnation`) of the host is connected. Attempts of an earlier one are lost, but for those
+    that are `unreported`: they ended, their reports come next. `code_index` is what the agent has (its folder may have
+    been wiped): it lowers what was acknowledged, never raises it; -1 = not said. Answers Applied(attempts lost)."""
 
     host: str
     incarnation: str
@@ -404,6 +403,8 @@ AnyCommand = (
     | SetLimit
     | SetShare
     | SetOrder
+    | AssignGang
+    | SetQuota
 )
 
 _encoder = msgspec.msgpack.Encoder()

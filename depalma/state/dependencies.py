@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from depalma.model import AttemptRef, Dependency, JobSpec
+from depalma.state.checks import bad_field
 from depalma.state.commands import Rejected
 from depalma.state.event_log import Detail
 from depalma.state.task_states import BLOCKED
@@ -70,8 +71,14 @@ def bad_jobs_after(state: ClusterState, spec: JobSpec) -> Rejected | None:
     """Refuses dependencies on jobs that are not there."""
     unknown = next((one.job for one in spec.after if one.job not in state.jobs), None)
     if unknown is None:
-        return None
+        return bad_each(spec, lambda job: state.jobs[job].spec)
     return Rejected("unknown_job", f"after: there is no job {unknown} (or it is no longer kept)")
+
+
+def bad_each(spec: JobSpec, named: Callable[[int], JobSpec]) -> Rejected | None:
+    """Refuses to wait for single members of gangs: one that has succeeded may run again."""
+    gang = next((one.job for one in spec.after if one.each and named(one.job).gang), None)
+    return bad_field("after.each", True, f"false for job {gang}, whose tasks are in gangs") if gang else None
 
 
 def begin(state: ClusterState, job: Job, at: float) -> None:
@@ -215,7 +222,7 @@ def check_dependencies(state: ClusterState, must: Callable[[bool, str], None]) -
         must(blocked == job.blocked, f"{name}: {blocked} tasks are blocked, it says {job.blocked}")
         late = [position for position in job.delayed if job.states[position] != BLOCKED]
         must(not late, f"{name}: positions {late} are to be tried again later, and are not blocked")
-        tied = blocked - len(job.delayed)
+        tied = 0 if job.shape.gang else blocked - len(job.delayed)  # members of gangs wait for each other
         must(not tied or any(one.each for one in job.unmet), f"{name}: {tied} tasks wait for nothing")
         must(not job.running or not job.waits_for_jobs, f"{name}: waits for jobs and runs")
         must(not tied or len(job.masks) == job.total, f"{name}: {len(job.masks)} masks of {job.total} tasks")

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
 from depalma.state.dependencies import waiting_for
+from depalma.state.gangs import ending_line, gang_line
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
-from depalma.state.placement import misfit
+from depalma.state.placement import misfit, room_of_gang
 from depalma.state.shapes import described
 from depalma.state.task_states import QUEUED
 from depalma.state.turn import limit_reasons, turn_lines
@@ -37,6 +38,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     lines.append(f"attempt {attempt.number} {verb} {'on' if word == 'running' else 'to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
+    if line := gang_line(job, index):
+        lines.append(line)
     host = state.hosts[attempt.host]
     if host.suspends(restartable=job.spec.restartable):
         lines.append(f"stands still: {host.shown_reason}")
@@ -52,7 +55,7 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if job.asleep:
         return f"starts at {_moment(job.spec.start_at)}, not before"
     if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
-        return waiting_for(job) or next_attempt(job)
+        return waiting_for(job) or next_attempt(job) or ending_line(job)
     if job.queued == 0:
         return "open: waits for more tasks" if job.open and not job.running else ""
     shape = job.shape
@@ -61,8 +64,10 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if shape.group and not any(shape.group in host.groups for host in state.hosts.values()):
         return f"no host is in group {shape.group}"
     limit = job.spec.max_running
-    if limit and len(job.running) >= limit:
-        return f"{limit} of its tasks run, its own limit"
+    if limit and len(job.running) + (job.shape.gang or 1) > limit:
+        size = job.shape.gang
+        of_gang = f" is {limit}, and a gang of {size} starts at once" if len(job.running) < limit else ""
+        return f"{len(job.running)} of its tasks run, its own limit{of_gang}"
     return "; ".join(limit_reasons(state, job))
 
 
@@ -102,12 +107,16 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     lines = [reason] if reason else []
     if job.delayed and not job.held and next_attempt(job) != reason:
         lines.append(next_attempt(job))
+    if ending_line(job) not in ("", reason) and not job.held:
+        lines.append(ending_line(job))
     if job.unmet and not job.held and not reason:
         lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
     if job.queued == job.blocked or job.waits:
         return lines
     if job.ready:
         lines += turn_lines(state, job)
+    if job.shape.gang:
+        lines.append(_gang_room(state, job))
     if not state.hosts:
         lines.append("there are no hosts")
     hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))
@@ -116,6 +125,19 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
         fitting = sum(not misfit(job.shape, host, host.slots) for host in hosts)
         lines.append(f"… {len(hosts)} hosts in all, {fitting} of them fit")
     return lines
+
+
+def _gang_room(state: ClusterState, job: Job) -> str:
+    """Returns whether there is room for the next gang, and what is missing."""
+    shape = job.shape
+    size, weight = shape.gang, shape.weight
+    now, empty = room_of_gang(shape, state.hosts.values())
+    needs = f"a gang of {size} needs {size * weight:g} slots at once"
+    if empty < size:
+        return f"{needs}: never, as it is now; the hosts that fit have room for {empty} of its tasks when all are free"
+    if now < size:
+        return f"{needs}: {now * weight:g} are free on hosts that fit, room for {now} of its tasks"
+    return f"{needs}: there is room for it"
 
 
 def _fit(job: Job, host: Host) -> str:

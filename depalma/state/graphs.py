@@ -10,7 +10,7 @@ from depalma.model import Dependency, JobSpec
 from depalma.state.checks import bad_field, bad_spec
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
-from depalma.state.dependencies import begin
+from depalma.state.dependencies import bad_each, begin
 from depalma.state.job_commands import SubmitGraph
 from depalma.state.submissions import create
 
@@ -62,6 +62,9 @@ def _bad_for(state: ClusterState, specs: Sequence[JobSpec]) -> Rejected | None:
         if unknown is not None:
             message = f"{_label(specs, place)}: after: there is no job {unknown} (or it is no longer kept)"
             return Rejected("unknown_job", message)
+        wrong = bad_each(spec, lambda job: specs[-1 - job] if job < 0 else state.jobs[job].spec)
+        if wrong:
+            return _within(specs, place, wrong)
         if not -1 <= spec.code_index <= state.code_index:
             allowed = f"-1 (newest) to {state.code_index}"
             return _within(specs, place, bad_field("code_index", spec.code_index, allowed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, HostState
@@ -217,9 +219,10 @@ class Host:
         """Returns whether one more task with these needs may run beside what is `taken`."""
         return all(taken.get(name, 0) + number <= self.capacity(name) for name, number in needs)
 
-    def free_gpus(self, number: int) -> tuple[int, ...]:
-        """Returns the first so many GPUs that no attempt has."""
-        free = (gpu for gpu in range(self.capacity(GPUS)) if gpu not in self.gpus_taken)
+    def free_gpus(self, number: int, avoid: Container[int] = ()) -> tuple[int, ...]:
+        """Returns the first so many GPUs that no attempt has and that are not to be avoided; fewer if there are no
+        more."""
+        free = (gpu for gpu in range(self.capacity(GPUS)) if gpu not in self.gpus_taken and gpu not in avoid)
         return tuple(gpu for gpu, _ in zip(free, range(number), strict=False))
 
     def put(self, ref: AttemptRef, attempt: Attempt, shape: Shape) -> None:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
+from depalma.state.gangs import GangRun
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
 from depalma.state.jobs import Attempt, Chunk, Job, Story
 from depalma.state.task_states import BLOCKED, FINAL_CODES
@@ -42,6 +43,7 @@ class JobImage(Struct, array_like=True, gc=False):
     cancel_reason: str = ""
     delayed: list[tuple[int, float]] = []
     asleep: bool = False
+    gangs: list[tuple[int, GangRun]] = []
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -102,6 +104,7 @@ def job_image(
         job.cancel_reason,
         list(job.delayed.items()),
         job.asleep,
+        list(job.gangs.items()),
     )
 
 
@@ -122,6 +125,8 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
     job.asleep = image.asleep
+    if image.gangs:
+        job.gangs = dict(image.gangs)
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from depalma.model import AttemptRef
 from depalma.state.dependencies import check_dependencies
+from depalma.state.gangs import check_gangs
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.limits import Gate, tags_of
+from depalma.state.quotas import Quotas
 from depalma.state.ready import Line
 from depalma.state.schedule import check_schedules
 from depalma.state.shapes import Shape
@@ -90,6 +92,7 @@ def _check_job(job: Job) -> None:
         _must(0 <= position < len(states), f"{name}: story of position {position}")
     if len(states) <= FULL_CHECK_TASKS:
         _check_tasks(job)
+        check_gangs(job, _must)
 
 
 def _check_tasks(job: Job) -> None:
@@ -139,7 +142,7 @@ def _check_line(state: ClusterState, line: Line, priority: int, shape: Shape, ga
         job = state.jobs.get(number)
         _must(job is not None and job.ready and job.line is line, f"ready index: job {number} is not of its line")
         if job is not None:
-            found = job.spec.priority, job.shape, state.limits.gates(job), job.spec.user
+            found = job.spec.priority, job.shape, state.limits.gates(job, state.quotas.most), job.spec.user
             _must(found == (priority, shape, gates, line.account.name), f"ready index: job {number} is {found}")
         _must(previous < number, f"ready index: out of order at job {number}")
         previous = number
@@ -161,6 +164,10 @@ def _check_counts(state: ClusterState) -> None:
             gates.update({("tag", tag): live for tag in tags_of(job)})
             if job.spec.group:
                 gates["group", job.spec.group] += live
+    used = Quotas()
+    used.most = state.quotas.most
+    used.recount(state.jobs.values())
+    _must(used.used == state.quotas.used, f"quotas count {state.quotas.used}, there is {used.used}")
     _must(dict(gates) == state.limits.tasks, f"limits count {state.limits.tasks}, there are {dict(gates)}")
     for name, account in state.shares.accounts.items():
         found = tasks[name], slots.get(name, 0)

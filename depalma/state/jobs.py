@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -30,6 +30,9 @@ from depalma.state.task_states import (
     UNBLOCKED,
     WORDS,
 )
+
+if TYPE_CHECKING:
+    from depalma.state.gangs import GangRun
 
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
@@ -94,6 +97,7 @@ class Job:
         "finished_at",
         "first",
         "first_bad",
+        "gangs",
         "held",
         "id",
         "line",
@@ -131,6 +135,7 @@ class Job:
         self.delayed: dict[int, float] = {}  #: of these, by position, when that is
         self.first = spec.first_index
         self.shape = shape_of(spec, code_index)
+        self.gangs = {} if self.shape.gang else NO_GANGS  #: those with members on hosts, by number
         self.ready = False  #: in the index of ready jobs (kept by it)
         self.line: Any = None  #: where it is there (kept by it)
         self.counted = 0  #: tasks on hosts that limits and shares know of
@@ -176,7 +181,7 @@ class Job:
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
+        if self.queued <= self.blocked or self.held or (limit and len(self.running) + (self.shape.gang or 1) > limit):
             return False
         return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
@@ -340,13 +345,17 @@ class Job:
         del self.running[index]
         if position < self.cursor:
             insort(self.requeued, position)
+        self.remember(position, past).failures += counts
+
+    def remember(self, position: int, past: PastAttempt) -> Story:
+        """Keeps an attempt that was not the last one; returns the task's story."""
         story = self.stories.get(position)
         if story is None:
             story = self.stories[position] = Story(0, 0, [])
-        story.last = attempt.number
-        story.failures += counts
+        story.last = past.number
         story.attempts.append(past)
         del story.attempts[:-KEEP_ATTEMPTS]
+        return story
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""
@@ -406,7 +415,8 @@ class Job:
         """Cancels a blocked task: what it waits for cannot come any more."""
         self._has_ended()
         self.blocked -= 1
-        self.masks[position] = 0
+        if self.masks:
+            self.masks[position] = 0
         self._cancel_one(position, at, reason)
 
     def _has_ended(self) -> None:
@@ -427,5 +437,7 @@ class Job:
             self.exit_code_seen = report.exit_code or (128 + report.signal if report.signal else 0)
 
 
+#: Of all jobs that have none; never changed.
+NO_GANGS: dict[int, GangRun] = {}
 #: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
 NOTHING_DONE = Completions(0)

@@ -15,6 +15,7 @@ KINDS: Final = (
     "limit.changed",
     "master.added", "master.moved", "master.removed",
     "order.changed",
+    "quota.changed",
     "schedule.added", "schedule.removed", "schedule.skipped", "schedule.ticked", "share.changed",
     "task.assigned", "task.cancelled", "task.finished", "task.lost", "task.requeued", "task.started",
     "webhook.added", "webhook.changed", "webhook.failing", "webhook.recovered", "webhook.removed", "webhook.replayed",

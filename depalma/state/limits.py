@@ -7,6 +7,8 @@ The limit of the user `*` is that of every user who has none of his own.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from depalma.model import MAX_TASKS
 from depalma.state.jobs import Job
 from depalma.state.shares import Account, Shares
@@ -36,14 +38,18 @@ class Limits:
         """Returns whether there is any limit but those that jobs bring."""
         return bool(self.users or self.tags or self.groups)
 
-    def gates(self, job: Job) -> tuple[Gate, ...]:
-        """Returns the limits that the job is under, those of users left out."""
+    def gates(self, job: Job, quotas: Container[tuple[str, str]] = ()) -> tuple[Gate, ...]:
+        """Returns the limits that the job is under, those of users left out. What has one of the `quotas` counts."""
         spec = job.spec
-        if not spec.limits and not self.tags and not self.groups:
+        if not spec.limits and not self.tags and not self.groups and not quotas:
             return ()
         own = spec.limits or {}
-        gates = [("tag", tag, own.get(tag, 0)) for tag in tags_of(job) if tag in self.tags or tag in own]
-        if spec.group in self.groups:
+        gates = [
+            ("tag", tag, own.get(tag, 0))
+            for tag in tags_of(job)
+            if tag in self.tags or tag in own or ("tag", tag) in quotas
+        ]
+        if spec.group in self.groups or ("group", spec.group) in quotas:
             gates.append(("group", spec.group, 0))
         return tuple(sorted(gates))
 

@@ -19,6 +19,7 @@ from depalma.state import (
     codelog,
     commands,
     draining,
+    gang_assigning,
     graphs,
     groups,
     image,
@@ -96,6 +97,8 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     order_commands.SetLimit: ordering.set_limit,
     order_commands.SetShare: ordering.set_share,
     order_commands.SetOrder: ordering.set_order,
+    order_commands.SetQuota: ordering.set_quota,
+    order_commands.AssignGang: gang_assigning.assign_gang,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
 _encoder = msgspec.msgpack.Encoder()

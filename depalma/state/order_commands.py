@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from depalma.model import AttemptRef
 from depalma.state.command import Command
 
 
@@ -33,3 +36,25 @@ class SetOrder(Command, frozen=True, tag="order.set"):
     at: float
     half_life_s: float | None = None
     age_s: float | None = None
+
+
+class AssignGang(Command, frozen=True, tag="task.assign_gang"):
+    """Gives all members of a gang to hosts, or none. `parts`: host, its incarnation, and what it gets. Answers
+    Applied(AssignOutcome). `term` is the proposing leader's."""
+
+    term: int
+    parts: tuple[tuple[str, str, tuple[AttemptRef, ...]], ...]
+    at: float
+    reason: str = ""
+    avoid: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)  #: GPUs that something else uses, by host
+
+
+class SetQuota(Command, frozen=True, tag="order.quota"):
+    """The tasks of a tag, a user (`*`: each who has none of his own) or a group take at most so much at once of
+    `slots`, `gpus`, `memory_bytes` and resources; None removes the quota. What is on hosts stays there."""
+
+    request: str
+    kind: str  #: tag, user or group
+    name: str
+    most: dict[str, float] | None
+    at: float

@@ -23,6 +23,7 @@ class OrderImage(Struct, array_like=True, gc=False):
     user_limits: dict[str, int]
     group_limits: dict[str, int]
     fed_at: list[tuple[int, float]]  #: by priority
+    quotas: list[tuple[str, str, dict[str, float]]] = []  #: kind, name, how much of what
 
 
 def order_image(state: ClusterState) -> OrderImage:
@@ -37,6 +38,7 @@ def order_image(state: ClusterState) -> OrderImage:
         _sorted(limits.users),
         _sorted(limits.groups),
         sorted(state.ready.fed_at.items()),
+        [(*holder, dict(sorted(most.items()))) for holder, most in sorted(state.quotas.most.items())],
     )
 
 
@@ -49,6 +51,7 @@ def restore_order(state: ClusterState, image: OrderImage) -> None:
     limits.users.update(image.user_limits)
     limits.groups.update(image.group_limits)
     state.ready.fed_at.update(image.fed_at)
+    state.quotas.most.update({(kind, name): most for kind, name, most in image.quotas})
 
 
 def recount(state: ClusterState, job: Job) -> None:
@@ -59,6 +62,7 @@ def recount(state: ClusterState, job: Job) -> None:
         account.tasks += job.counted
         account.slots += job.counted * job.shape.weight
         state.limits.count(job, job.counted)
+        state.quotas.count(job, job.counted)
 
 
 def _sorted(limits: dict[str, int]) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from depalma.model import MAX_TASKS
-from depalma.state.checks import bad_field, bad_range
+from depalma.state.checks import MAX_RESOURCES, bad_field, bad_range, bad_resources
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
+from depalma.state.event_log import Detail
 from depalma.state.limits import KINDS
-from depalma.state.order_commands import SetLimit, SetOrder, SetShare
+from depalma.state.order_commands import SetLimit, SetOrder, SetQuota, SetShare
+from depalma.state.quotas import SLOTS, holders_of
+from depalma.state.shapes import GPUS, MEMORY
 
 MAX_NAME = 200
 MAX_LIMITS = 10_000
@@ -45,6 +48,46 @@ def set_limit(state: ClusterState, command: SetLimit) -> Applied | Rejected:
     state.events.add("limit.changed", command.at, detail={"kind": kind, "name": name, "limit": limit})
     state.answers.keep("set_limit", command.request, None, command.at)
     return Applied(None, state.version)
+
+
+def set_quota(state: ClusterState, command: SetQuota) -> Applied | Rejected:
+    """Sets or removes a quota, all of it; what is on hosts stays there, also when that is more."""
+    if known := state.answers.find("set_quota", command.request):
+        return Applied(known.value, state.version)
+    kind, name, most = command.kind, command.name, command.most
+    if kind not in KINDS:
+        return bad_field("kind", kind, ", ".join(KINDS))
+    wrong = _bad_name(name) or (_bad_amounts(most) if most is not None else None)
+    if wrong:
+        return wrong
+    quotas, holder = state.quotas, (kind, name)
+    if most is None and holder not in quotas.most:
+        return Rejected("unknown_quota", f"there is no quota of {kind} {name}")
+    if holder not in quotas.most and len(quotas.most) >= MAX_LIMITS:
+        return bad_field("name", name, f"at most {MAX_LIMITS} quotas")
+    if most is None:
+        del quotas.most[holder]
+    else:
+        quotas.most[holder] = dict(sorted(most.items()))
+    quotas.recount(state.jobs.values())
+    if kind != "user":
+        # Whether there is a quota says in which lane a job waits; how high it is does not.
+        state.ready.relane([job for job in state.jobs.values() if job.ready and holder in holders_of(job)], command.at)
+    detail: Detail = {"kind": kind, "name": name, **(most or {"removed": True})}
+    state.events.add("quota.changed", command.at, detail=detail)
+    state.answers.keep("set_quota", command.request, None, command.at)
+    return Applied(None, state.version)
+
+
+def _bad_amounts(most: dict[str, float]) -> Rejected | None:
+    if not 0 < len(most) <= MAX_RESOURCES:
+        return bad_field("quota", f"{len(most)} numbers", f"1 to {MAX_RESOURCES} numbers of what is counted")
+    for name, number in most.items():
+        if name not in (SLOTS, GPUS, MEMORY) and bad_resources({name: 0}):
+            return bad_field("quota", name, f"{SLOTS}, {GPUS}, {MEMORY}, or the name of a resource of hosts")
+        if wrong := bad_range(f"quota.{name}", number, 0, 1 << 60):
+            return wrong
+    return None
 
 
 def set_share(state: ClusterState, command: SetShare) -> Applied | Rejected:

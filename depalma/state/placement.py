@@ -6,6 +6,8 @@ where a task goes and is what `explain` prints, so the two cannot disagree.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from depalma.state.constraints import broken
 from depalma.state.hosts import Host
 from depalma.state.shapes import Shape
@@ -33,3 +35,23 @@ def misfit(shape: Shape, host: Host, slots: float) -> str:
     if slots < shape.weight:
         return f"has {slots:g} slots, a task needs {shape.weight:g}"
     return host.lacks(shape.needs) if shape.needs else ""
+
+
+def tasks_beside(shape: Shape, host: Host, slots: float, used: float, taken: Mapping[str, int]) -> int:
+    """Returns how many tasks of the shape have room on a host that it fits, beside so many slots in use and what is
+    taken."""
+    # A wide task may have a host that has nothing else, whatever its slots are now.
+    count = int((slots - used) / shape.weight) if used else max(1, int(slots / shape.weight))
+    for name, number in shape.needs:
+        count = min(count, (host.capacity(name) - taken.get(name, 0)) // number)
+    return max(0, count)
+
+
+def room_of_gang(shape: Shape, hosts: Iterable[Host]) -> tuple[int, int]:
+    """Returns how many tasks of the shape have room on all hosts together: now, and when nothing else runs there."""
+    now = empty = 0
+    for host in hosts:
+        if not misfit(shape, host, host.slots):
+            now += tasks_beside(shape, host, host.slots, host.used, host.taken)
+            empty += tasks_beside(shape, host, host.slots, 0, {})
+    return now, empty

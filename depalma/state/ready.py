@@ -16,6 +16,7 @@ from bisect import bisect_left, insort
 from depalma.state.jobs import Job
 from depalma.state.limits import Gate, Limits
 from depalma.state.ordered import OrderedKeys
+from depalma.state.quotas import Quotas
 from depalma.state.shapes import Shape
 from depalma.state.shares import Account, Shares
 
@@ -80,8 +81,9 @@ Level = dict[tuple[Shape, tuple[Gate, ...]], Lane]
 class ReadyJobs:
     """All lines. `fed_at` is replicated: since when the jobs of a priority, if there are any, got nothing."""
 
-    def __init__(self, limits: Limits, shares: Shares) -> None:
+    def __init__(self, limits: Limits, shares: Shares, quotas: Quotas) -> None:
         self._limits = limits
+        self._quotas = quotas
         self._shares = shares
         self.levels: dict[int, Level] = {}
         self.fed_at: dict[int, float] = {}
@@ -108,7 +110,7 @@ class ReadyJobs:
             self._take(job)
 
     def _put(self, job: Job, at: float) -> None:
-        priority, gates = job.spec.priority, self._limits.gates(job)
+        priority, gates = job.spec.priority, self._limits.gates(job, self._quotas.most)
         level = self.levels.get(priority)
         if level is None:
             level = self.levels[priority] = {}

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from depalma.state.jobs import Job
 from depalma.state.task_states import FAILED, LOST, TIMED_OUT
 
 if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
+
+
+class Verdict(NamedTuple):
+    """What an attempt's end means for its task."""
+
+    code: int  #: its state, if it is not to run again
+    again: bool
+    counts: bool  #: against the retries
+    word: str  #: for people
+
 
 #: The longest pause between two attempts.
 MAX_BACKOFF_S = 3600.0

@@ -6,8 +6,9 @@ from bisect import insort
 
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
+from depalma.state.gangs import members
 from depalma.state.job_commands import RetryJobs
-from depalma.state.jobs import KEEP_ATTEMPTS, MAX_PAST_ERROR, Job, PastAttempt, Story
+from depalma.state.jobs import MAX_PAST_ERROR, Job, PastAttempt
 from depalma.state.steering import bad_jobs
 from depalma.state.task_states import FAILED, LOST, QUEUED, TIMED_OUT, WORDS
 
@@ -38,8 +39,8 @@ def retry_jobs(state: ClusterState, command: RetryJobs) -> Applied | Rejected:
 
 def _queue_again(job: Job) -> int:
     """Puts the failed tasks of a job back; returns how many. Cost: a byte search, and what is found."""
-    found = 0
-    for code in _AGAIN:
+    found = _queue_gangs(job) if job.shape.gang else 0
+    for code in () if job.shape.gang else _AGAIN:
         position = job.states.find(code) if job.tally[code] else -1
         while position >= 0:
             _queue_one(job, position, code)
@@ -52,6 +53,21 @@ def _queue_again(job: Job) -> int:
     return found
 
 
+def _queue_gangs(job: Job) -> int:
+    """Puts back the gangs of which a member failed and none is on a host any more: all members of each."""
+    found = 0
+    for number in range(job.total // job.shape.gang):
+        positions = members(job, number)
+        if number in job.gangs or not any(job.states[position] in _AGAIN for position in positions):
+            continue
+        for position in positions:
+            code = job.states[position]
+            _queue_one(job, position, code)
+            job.tally[code] -= 1
+        found += len(positions)
+    return found
+
+
 def _queue_one(job: Job, position: int, code: int) -> None:
     """Takes back the end of a task; its last attempt becomes a past one."""
     index = job.first + position
@@ -60,12 +76,9 @@ def _queue_one(job: Job, position: int, code: int) -> None:
     job.states[position] = QUEUED
     if position < job.cursor:
         insort(job.requeued, position)
-    if record is None or not record.attempt:
+    if record is None or not record.host:
         return
-    story = job.stories.setdefault(position, Story(0, 0, []))
-    story.last, story.failures = record.attempt, 0
     past = PastAttempt(
         record.attempt, record.host, record.state, record.started_at, record.finished_at, record.error[-MAX_PAST_ERROR:]
     )
-    story.attempts.append(past)
-    del story.attempts[:-KEEP_ATTEMPTS]
+    job.remember(position, past).failures = 0

@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     pack: bool = False  #: fill one host after the other
     preempts: bool = False  #: what has lower priority makes room for it
     within_s: float = 0.0  #: its tasks have ended so long after their start; a power of two, 0 = not known
+    gang: int = 0  #: so many tasks start at once or none; 0 = each for itself
 
 
 def shape_of(spec: JobSpec, code_index: int) -> Shape:
@@ -36,8 +37,14 @@ def shape_of(spec: JobSpec, code_index: int) -> Shape:
     within_s = within(spec.timeout_s + spec.grace_s) if spec.timeout_s else 0.0
     weight = slots_of(spec.cpus)
     return Shape(
-        spec.group, spec.on_host, code_index, weight, needs, spec.labels, spec.prefer, spec.pack, spec.preempt, within_s
-    )
+        spec.group, spec.on_host, code_index, weight, needs, spec.labels, spec.prefer, spec.pack, spec.preempt,
+        within_s, gang_size(spec),
+    )  # fmt: skip
+
+
+def gang_size(spec: JobSpec) -> int:
+    """Returns how many tasks of the job start at once or not at all; 0 = each starts for itself."""
+    return spec.count if spec.gang < 0 else spec.gang
 
 
 def within(limit_s: float) -> float:

@@ -57,9 +57,11 @@ def set_jobs(state: ClusterState, command: SetJobs) -> Applied | Rejected:
         state.ready.withdraw(job)  # its place there depends on what changes; it is put back when the job is settled
         if job.counted:
             state.limits.count(job, -job.counted)  # under its old tags
+            state.quotas.count(job, -job.counted)
         job.spec = msgspec.structs.replace(job.spec, **changes)
         if job.counted:
             state.limits.count(job, job.counted)
+            state.quotas.count(job, job.counted)
         detail = {
             field: value if isinstance(value, int | str) else ", ".join(value) for field, value in changes.items()
         }

@@ -44,10 +44,12 @@ _LOST = "HostLost, HostUp of a new incarnation or FinishTasks: moved, and the ta
 _CANCELLED = "FinishTasks: cancelled; or its host was lost, or a retry was due, in a cancelled job"
 _NO_RETRY = "FinishTasks, no retry left"
 _CANCELLED_WAITING = "CancelJobs; what it waited for ended otherwise than it asked for; PassTime: its start deadline"
-_BACK_OFF = "FinishTasks: failed with retries left, and a back-off"
+_BACK_OFF = "FinishTasks: failed with retries left, and a back-off; or the rest of its gang has not ended"
+_GANG = "FinishTasks, HostLost or HostUp: another one of its gang goes back to the queue"
 _AGAIN_HELD = "as to queued, in a job that is held meanwhile"
 _RETRIED = "RetryJobs"
 _RETRIED_HELD = "RetryJobs, in a job that is held"
+_RETRIED_GANG = "RetryJobs, as another one of its gang failed"
 
 #: Every legal move of a task and what makes it. A pair that is not here never happens.
 TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
@@ -75,6 +77,11 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("running", "lost"): _LOST,
     ("assigned", "blocked"): _BACK_OFF,
     ("running", "blocked"): _BACK_OFF,
+    ("succeeded", "blocked"): f"{_GANG}, after a back-off",
+    ("succeeded", "queued"): f"{_GANG}; or RetryJobs",
+    ("succeeded", "held"): "as to queued, in a job that is held",
+    ("cancelled", "queued"): _RETRIED_GANG,
+    ("cancelled", "held"): f"{_RETRIED_GANG}, in a job that is held",
     ("assigned", "held"): _AGAIN_HELD,
     ("running", "held"): _AGAIN_HELD,
     ("failed", "queued"): _RETRIED,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from depalma.state.commands import Applied, Rejected
 from depalma.state.event_log import Detail
+from depalma.state.gangs import members
 from depalma.state.job_commands import PassTime
 from depalma.state.jobs import Job
 
@@ -68,8 +69,9 @@ def pass_time(state: ClusterState, command: PassTime) -> Applied | Rejected:
         if position == _WAKE and job.asleep:
             job.asleep = False
         elif position >= 0 and job.delayed.get(position) == at:
-            del job.delayed[position]
-            job.unblock(position)
+            for each in members(job, position // job.shape.gang) if job.shape.gang else (position,):
+                del job.delayed[each]
+                job.unblock(each)
         elif position == _WHOLE and never_started(job):
             _give_up(state, job, command.at)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY
+from depalma.state.quotas import amount, figure, holders_of, in_words
 
 #: Users that are named one by one.
 _MAX_USERS = 10
@@ -51,11 +52,21 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
     """Yields the limits that keep the job's next task from starting now."""
     limits = state.limits
     account = state.shares.accounts.get(job.spec.user)
-    if account is not None and limits.room_of_user(account) <= 0:
+    least = job.shape.gang or 1
+    of_gang = f"; a gang of {least} starts at once" if least > 1 else ""
+    if account is not None and limits.room_of_user(account) < least:
         whose = f"user {account.name}" if account.name in limits.users else f"each user ({EVERYBODY})"
-        yield f"limit of {whose}: {limits.bound_of_user(account.name)} at once, {account.tasks} are on hosts"
+        yield f"limit of {whose}: {limits.bound_of_user(account.name)} at once, {account.tasks} are on hosts{of_gang}"
     for gate in limits.gates(job):
-        if limits.room(gate) <= 0:
+        if limits.room(gate) < least:
             kind, name, _ = gate
             live = limits.tasks.get((kind, name), 0)
-            yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts"
+            yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts{of_gang}"
+    for holder in holders_of(job) if state.quotas else ():
+        for name, most in state.quotas.of(holder).items():
+            need = amount(job.shape, name) * least
+            used = state.quotas.used.get(holder, {}).get(name, 0)
+            if need and used + need > most:
+                whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, most)} at once"
+                who = f"a gang of {least}" if least > 1 else "a task"
+                yield f"{whose}, {figure(used)} are in use, {who} needs {figure(need)}"

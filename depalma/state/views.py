@@ -18,15 +18,14 @@ from depalma.model import (
 )
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Finished
-from depalma.state.explain import explain, waiting_reason
+from depalma.state.explain import waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job, Story
 from depalma.state.shapes import GPUS
 from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [
-    "code_view", "command_of", "explain", "host_view", "is_awaited", "job_reason", "job_view", "task_view",
-    "task_views",
+    "code_view", "command_of", "host_view", "is_awaited", "job_reason", "job_view", "task_view", "task_views",
 ]  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Literal
 
+import msgspec
+
 from depalma import items
 from depalma.consensus.errors import NotLeader
 from depalma.model import JobSpec, Payload
@@ -214,6 +216,8 @@ class JobClient:
             max_running=random.choice([0, 0, 2]),
             restartable=random.random() < 0.8,
         )
+        if load.others % 3 == 0 and spec.count % 2 == 0:
+            spec = msgspec.structs.replace(spec, gang=2)  # without chance: the rest goes as it went before
         self._cluster.propose(
             self._master,
             c.encode(c.SubmitJob(f"other-{load.others}", spec, self._cluster.nodes[self._master].clock.time())),

@@ -52,7 +52,18 @@ def some_resources(rng: Random) -> dict[str, int]:
 
 def order_command(rng: Random, request: str, now: float) -> c.AnyCommand:
     """Returns a command about limits, shares or ageing."""
-    match rng.choice(["limit", "limit", "share", "order"]):
+    match rng.choice(["limit", "limit", "share", "order", "quota"]):
+        case "quota":
+            kind, name = rng.choice([("tag", "t"), ("user", "*"), ("user", "ann"), ("group", "g"), ("host", "x")])
+            wanted: list[dict[str, float]] = [
+                {"slots": 3},
+                {"slots": 0.5, "gpus": 1},
+                {"licence": 1},
+                {"gpus": -1},
+                {},
+                {"a b": 1},
+            ]
+            return order_commands.SetQuota(request, kind, name, rng.choice([None, None, None, *wanted]), now)
         case "limit":
             kind, name = rng.choice(
                 [("tag", "t"), ("tag", "u"), ("user", "*"), ("user", "ann"), ("group", "g"), ("host", "x")]

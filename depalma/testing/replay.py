@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from depalma.dispatcher import HostRoom, plan
+from depalma.dispatcher import Assignment, HostRoom, plan
 from depalma.offline.inspecting import load
 from depalma.state.cluster_state import ClusterState
-from depalma.state.commands import AssignTasks
 
 #: Tasks of a round, as a leader plans them.
 LIMIT = 2_000
@@ -25,7 +24,7 @@ def replay(
     hosts: Mapping[str, HostRoom] | None = None,
     mean_s: Mapping[int, float] | None = None,
     limit: int = LIMIT,
-) -> list[AssignTasks]:
+) -> list[Assignment]:
     """Returns the next round of a saved state, each decision with its reason; the same each time.
 
     `hosts`: those that were connected; all, if not given. Errors: Damaged, OSError.

@@ -356,15 +356,15 @@ async def test_cancelling_many_at_once_ends_each_once(leader: FakeLeader, agent:
 
 async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, agent: AgentProcess) -> None:
     """And one that asked for none finds what the agent itself has."""
-    show = 'echo "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset}"'
+    show = 'echo "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset} ${CUDA_DEVICE_ORDER-unset}"'
     leader.job(1, command("sh", "-c", show, gpus=2))
     await leader.assign(Assignment(1, 0, 1, 1, gpus=(1, 3)), Assignment(1, 1, 1, 1))
     await leader.report((1, 0, 1))
     await leader.report((1, 1, 1))
 
-    assert await text(leader) == "1,3 1,3\n"
-    outside = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
-    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset\n"
+    assert await text(leader) == "1,3 1,3 PCI_BUS_ID\n"
+    outside, order = (os.environ.get(name, "unset") for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"))
+    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset {order}\n"
 
 
 async def test_tasks_that_need_half_a_cpu_run_two_on_a_slot(

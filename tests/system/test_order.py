@@ -24,6 +24,7 @@ def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_unti
     ctl("order", "limit", "tag", "db", "1")
     ctl("order", "limit", "user", "*", "3")
     ctl("order", "share", "ann", "2")
+    ctl("order", "quota", "user", "eve", "slots=2", "memory=1G")
     ctl("order", "set", "--half-life", "6h", "--age", "2h")
     hold = ["sh", "-c", "while ! test -e release; do sleep 0.05; done"]
 
@@ -42,6 +43,13 @@ def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_unti
     assert "limit of each user (*): 3 at once, 3 are on hosts" in ctl("explain", "3").stdout
     users = {row["user"]: row for row in json.loads(ctl("order", "users", "-o", "json").stdout)}
     assert (users["ann"]["weight"], users["ann"]["tasks"], users["bob"]["waiting"]) == (2.0, 3, 1)
+    (quota,) = json.loads(ctl("order", "quotas", "-o", "json").stdout)
+    assert (quota["name"], quota["most"], quota["used"]) == ("eve", {"memory_bytes": 1 << 30, "slots": 2}, {})
+    wide = ctl("submit", "--dry-run", "--user", "eve", "--cpus", "2", "--memory", "2G", "--", "true").stdout
+    assert (
+        "quota of user eve: at most 1073741824 bytes of memory at once, 0 are in use, a task needs 2147483648" in wide
+    )
+    ctl("order", "quota", "user", "eve", "none")
     assert "usage halves every 21600 s" in ctl("order", "show").stdout
 
     dry = json.loads(ctl("submit", "--dry-run", "--user", "eve", "-o", "json", "--", "true").stdout)

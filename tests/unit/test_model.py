@@ -128,6 +128,8 @@ def every_command() -> list[commands.AnyCommand]:
         commands.SetLimit("r", "tag", "t", 3, 1.0),
         commands.SetShare("r", "ann", 2.0, 1.0),
         commands.SetOrder("r", 1.0, 60.0, 5.0),
+        commands.SetQuota("r", "user", "ann", {"slots": 2.5, "gpus": 1.0}, 1.0),
+        commands.AssignGang(1, (("h", "i", ((1, 0, 1),)), ("g", "j", ((1, 1, 1),))), 1.0, "why", {"h": (2,)}),
     ]
 
 
@@ -147,8 +149,8 @@ def test_tags_of_commands_never_change():
         "host.remove", "host.set", "host.set_owner", "host.suspect", "host.undrain", "host.up",
         "job.add_tasks", "job.cancel", "job.close", "job.forget", "job.hold",
         "job.release", "job.retry", "job.set", "job.submit", "job.submit_graph", "master.change",
-        "order.limit", "order.set", "order.share", "schedule.add",
-        "schedule.remove", "schedule.tick", "task.assign", "task.finish", "task.start", "time.pass",
+        "order.limit", "order.quota", "order.set", "order.share", "schedule.add",
+        "schedule.remove", "schedule.tick", "task.assign", "task.assign_gang", "task.finish", "task.start", "time.pass",
         "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 

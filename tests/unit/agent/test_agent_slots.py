@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from depalma.agent.events import KeepReports, Launch, StopCommand, Tick
 from depalma.model import JobSpec
 from depalma.protocol import Kill, Welcome
@@ -91,3 +93,16 @@ def test_what_is_handed_ahead_takes_as_much_as_what_it_waits_for(rig_of: Any) ->
     rig.assign((2, 0, 1))
     (waiting,) = rig.core.lanes.waiting
     assert waiting.ref == (2, 0, 1)
+
+
+@pytest.mark.parametrize(("gang", "behind"), [(0, 3), (2, 0)])
+def test_a_member_of_a_gang_never_waits_behind_another_one(rig_of: Any, gang: int, behind: int) -> None:
+    """However short they are known to be, each has a slot of its own; other tasks are handed over in batches."""
+    rig = rig_of(slots=1)
+    spec = JobSpec(kind="command", argv=("x",), count=20, gang=gang)
+    rig.assign((1, 0, 1), spec=spec)
+    rig.end((1, 0, 1), took_s=0.001)
+    actions = rig.assign(*[(1, task, 1) for task in range(1, 5)], spec=spec)
+
+    assert [len(action.attempts) for action in actions if isinstance(action, Launch)] == [1 + behind]
+    assert len(rig.core.lanes.waiting) == 3 - behind

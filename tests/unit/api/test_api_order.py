@@ -27,6 +27,11 @@ async def test_the_order_is_shown_and_changed(bench: Any) -> None:
     assert view["users"] == [
         {"user": "ann", "weight": 2.5, "usage_s": 0.0, "slots": 0, "tasks": 0, "waiting": 1},
     ]
+    await bench.call("PUT", "/v1/quotas/user/*", 200, json={"most": {"slots": 2.5, "gpus": 1}})
+    quota = {"kind": "user", "name": "*", "most": {"gpus": 1, "slots": 2.5}, "used": {}}
+    assert (await bench.get("/v1/order"))["quotas"] == [quota]
+    await bench.call("DELETE", "/v1/quotas/user/*", 200)
+    assert (await bench.get("/v1/order"))["quotas"] == []
     await bench.call("DELETE", "/v1/limits/tag/db", 200)
     assert [each["kind"] for each in (await bench.get("/v1/order"))["limits"]] == ["user"]
 
@@ -37,6 +42,9 @@ async def test_the_order_is_shown_and_changed(bench: Any) -> None:
         ("PUT", "/v1/limits/host/h1", {"limit": 1}, "kind: 'host' given; allowed: tag, user, group"),
         ("PUT", "/v1/limits/tag/db", {"limit": -1}, "limit: -1 given; allowed: 0 to"),
         ("PUT", "/v1/limits/tag/db", {"limits": 1}, "limits"),
+        ("PUT", "/v1/quotas/host/h1", {"most": {"slots": 1}}, "kind: 'host' given; allowed: tag, user, group"),
+        ("PUT", "/v1/quotas/user/ann", {"most": {"gpus": -1}}, "quota.gpus: -1.0 given; allowed: 0 to"),
+        ("PUT", "/v1/quotas/user/ann", {"slots": 1}, "slots"),
         ("PUT", "/v1/shares/ann", {"weight": 0}, "weight: 0.0 given; allowed: 0.001 to"),
         ("PATCH", "/v1/order", {"age_s": 0.5}, "age_s: 0.5 given; allowed: 1 to"),
         ("PATCH", "/v1/order", {"half_life_s": 1}, "half_life_s: 1.0 given; allowed: 60 to"),

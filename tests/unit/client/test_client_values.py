@@ -244,3 +244,10 @@ def test_a_lone_future_that_ended_cannot_be_cancelled() -> None:
     assert not future.cancel()
     assert cancelled == []
     assert future.result() == 1
+
+
+def test_a_gang_is_a_number_of_tasks_or_all_of_them() -> None:
+    assert specs.command_work(["x"], indices=4, options={"gang": 2}).spec.gang == 2
+    assert specs.command_work(["x"], indices=4, options={"gang": "all"}).spec.gang == -1
+    with pytest.raises(ValueError, match="gang: 'both' given; allowed: a number of tasks, or 'all'"):
+        specs.command_work(["x"], options={"gang": "both"})

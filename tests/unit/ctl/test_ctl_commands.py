@@ -60,6 +60,8 @@ NEEDS_CLUSTER = {
     "order users": ([], 4),
     "order limits": ([], 4),
     "order limit": (["tag", "db", "4"], 4),
+    "order quotas": ([], 4),
+    "order quota": (["user", "ann", "slots=4", "memory=2G"], 4),
     "order share": (["ann", "2"], 4),
     "order set": (["--age", "0"], 4),
     "master ls": ([], 4),
@@ -90,7 +92,7 @@ WRITES = {
     "host add", "host set", "host remove", "host drain", "host undrain", "host invite", "group set", "group add",
     "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
     "webhook replay", "webhook test",
-    "order limit", "order share", "order set",
+    "order limit", "order quota", "order share", "order set",
     "hold", "release", "retry", "set", "cron add", "cron rm", "add", "close",
 }  # fmt: skip
 ALONE = {

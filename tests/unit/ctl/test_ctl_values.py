@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import click
 import pytest
 
 from depalma.ctl.moments import parse_moment, parse_past
+from depalma.ctl.spec import build_spec
+from depalma.ctl.submit import submit
 from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_size
 
 
@@ -121,3 +124,27 @@ def test_times_that_were(text: str, expected: float) -> None:
 def test_what_is_no_time_that_was() -> None:
     with pytest.raises(ValueError, match="'tomorrow' is not a time that was"):
         parse_past("tomorrow", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--gang"], -1),
+        (["--gang", "all"], -1),
+        (["--gang", "4"], 4),
+        (["--gang", "--array", "0-3"], -1),
+    ],
+)
+def test_gang(arguments: list[str], expected: int | None) -> None:
+    """A number of tasks, or all of the job."""
+    context = submit.make_context("submit", [*arguments, "--", "true"])
+    assert context.params["gang"] == expected
+    assert build_spec(["true"], context.params, default_name="x").get("gang") == expected
+
+
+@pytest.mark.parametrize("text", ["0", "some", "2.5"])
+def test_bad_gang(text: str) -> None:
+    """Named, with what is allowed."""
+    with pytest.raises(click.BadParameter, match=f"'{text}' is not a number of tasks, or all"):
+        submit.make_context("submit", [f"--gang={text}", "--", "true"])

@@ -12,6 +12,7 @@ from depalma.blobs import Blobs, BlobStore
 from depalma.leader.orders import Orders
 from depalma.leader.session import AgentSession
 from depalma.model import HostFacts, JobSpec, Payload
+from depalma.policies.near import LEAST_BYTES
 from depalma.protocol import Assign
 from depalma.state import commands as c
 from depalma.state.cluster_state import ClusterState
@@ -59,3 +60,14 @@ async def test_a_lost_blob_is_the_task_s_trouble_and_not_the_leader_s(tmp_path: 
     (frame,) = [protocol.decode_to_agent(data) for data in session._outbox]
     assert isinstance(frame, Assign)
     assert [(task.argument, task.argument_blob) for task in frame.tasks] == [(None, LOST)]
+
+
+async def test_large_files_of_a_job_are_noted_for_its_host(tmp_path: Path) -> None:
+    """What is small, or nowhere yet, is not worth knowing."""
+    reign = Reign(Machine(), Blobs(BlobStore(tmp_path / "blobs"), {}, "token"))
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    large, small = Payload(digest=LOST, size_bytes=LEAST_BYTES), Payload(digest="cd" * 32, size_bytes=9)
+    spec = JobSpec(kind="function", inputs=large, function_pickle=small, arguments=None)
+    orders = Orders(reign)  # type: ignore[arg-type]
+    await orders.assign(session, [assigned(reign, spec)])
+    assert {host: list(held) for host, held in orders.holdings.by_host.items()} == {"h1": [LOST]}

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from depalma.leader.rooms import LOOK_S, Rooms
+from depalma.leader.holdings import Holdings
+from depalma.leader.rooms import GPU_REST_S, LOOK_S, Rooms
 from depalma.leader.session import AgentSession
-from depalma.model import HostFacts, Load
+from depalma.model import GpuLoad, HostFacts, Load
 from depalma.state import commands as c
 from depalma.state.cluster_state import ClusterState
 from depalma.state.machine import Machine
@@ -21,10 +22,15 @@ class Reign:
     machine: Machine = field(default_factory=Machine)
     sessions: list[AgentSession] = field(default_factory=list)
     now_s: float = 0.0
+    holdings: Holdings = field(default_factory=Holdings)
 
     @property
     def state(self) -> ClusterState:
         return self.machine.state
+
+    @property
+    def orders(self) -> Reign:
+        return self
 
     def clock(self) -> float:
         self.now_s += LOOK_S
@@ -70,3 +76,35 @@ async def test_agents_of_one_machine_are_not_foreign_to_each_other() -> None:
     second.load = other.load = Load(cpu_percent=100.0, tasks_cpu_percent=0.0, foreign_cpu_percent=100.0)
     shares = {name: round(room.foreign, 6) for name, room in Rooms(reign, reign).now().items()}  # type: ignore[arg-type]
     assert shares == {"h1": 0.1, "h2": 0.1, "h3": 1.0}
+
+
+async def test_rooms_tell_what_hosts_hold() -> None:
+    """As far as it was noted; only so much is remembered, and what was noted last stays."""
+    reign = Reign()
+    connect(reign, "h1", "10.0.0.11")
+    reign.holdings.note("h1", ["first", "second"])
+    reign.holdings.note("h2", ["other"])
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    assert set(rooms.now()["h1"].holds) == {"first", "second"}
+    reign.holdings.note("h1", [*(str(number) for number in range(999)), "first"])
+    held = rooms.now()["h1"].holds
+    assert (len(held), "first" in held, "second" in held) == (1000, True, False)
+
+
+async def test_gpus_that_something_else_uses() -> None:
+    """Only once no task of ours has had them for as long as a measurement may be old."""
+    reign = Reign()
+    session = connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    taken = reign.state.hosts["h1"].gpus_taken
+    taken.add(1)
+    session.load = Load(gpus=(GpuLoad("A", 99.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
+    assert rooms.now()["h1"].busy_gpus == ()
+    reign.now_s += GPU_REST_S
+    assert rooms.now()["h1"].busy_gpus == (0,)
+    taken.clear()
+    assert rooms.now()["h1"].busy_gpus == (0,)
+    reign.now_s += GPU_REST_S
+    assert rooms.now()["h1"].busy_gpus == (0, 1)
+    session.load = Load(gpus=(GpuLoad("A", 3.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
+    assert rooms.now()["h1"].busy_gpus == (1,)

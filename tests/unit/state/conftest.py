@@ -11,7 +11,7 @@ import pytest
 
 from depalma import items
 from depalma.codetree import command_digest
-from depalma.dispatcher import HostRoom, plan
+from depalma.dispatcher import Assignment, HostRoom, parts, plan
 from depalma.model import AttemptRef, EventView, HostFacts, JobSpec, Load, MasterAddress, Payload, Report
 from depalma.state import commands as c
 from depalma.state.events import events_after
@@ -178,7 +178,7 @@ class Bench:
         limit: int = 1000,
         loads: dict[str, Load] | None = None,
         hosts: list[str] | None = None,
-    ) -> list[c.AssignTasks]:
+    ) -> list[Assignment]:
         """Plans with all hosts connected, and checks that planning changed nothing."""
         rooms = {
             host.name: HostRoom(host.incarnation, host.slots, ahead, (loads or {}).get(host.name, Load()))
@@ -196,7 +196,7 @@ class Bench:
         for command in self.plan(mean_s, **options):  # type: ignore[arg-type]
             outcome = self.ok(command)
             assert outcome.refused == ()
-            given += [(command.host, ref) for ref in outcome.accepted]
+            given += [(host, ref) for host, refs in parts(command) for ref in refs]
         return given
 
 
@@ -233,7 +233,7 @@ class Fuzzer(JobMakers, WebhookMakers):
             self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
-            self.schedule,
+            self.schedule, rng.choice([self.gang, self.assign_gang, self.finish]),
         ]  # fmt: skip
         return rng.choice(makers)()
 

@@ -50,7 +50,50 @@ class JobMakers:
             "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
             "start_at": rng.choice([0.0, 0.0, 0.0, self.bench.now + 20.0]),
             "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
+            "gang": rng.choice([0] * 9 + [-1, 1, 4, -2]),
         }
+
+    def step_of_gangs(self: Any) -> c.AnyCommand:
+        """The same, of a cluster that has nothing but gangs to run."""
+        self.bench.tick(self.rng.choice([0.0, 0.5, 5.0]))
+        makers = [self.gang, self.assign_gang, self.assign_gang, self.start, self.finish, self.finish, self.host_up]
+        return self.rng.choice([*makers, self.add_host, self.host_change, self.steer, self.retry, self.pass_time])()
+
+    def gang(self) -> c.AnyCommand:
+        """A job of gangs that can start, as far as one can know; it may be tried again."""
+        rng = self.rng
+        spec = JobSpec(
+            kind="command",
+            argv=("true",),
+            count=rng.choice([2, 2, 4]),
+            gang=rng.choice([-1, 2, 2, 3]),
+            cpus=0.25,
+            retries=rng.choice([0, 3, 3]),
+            backoff_s=rng.choice([0.0, 3.0]),
+            restartable=rng.random() < 0.7,
+            priority=9,
+        )
+        return c.SubmitJob(self.request(), spec, self.bench.now)
+
+    def assign_gang(self) -> c.AnyCommand:
+        """As it is planned, or with something that is wrong."""
+        planned = [command for command in self.bench.plan() if isinstance(command, c.AssignGang)]
+        if not planned:
+            return c.AssignGang(1, (("h1", "h1-1", ((self.job_id(), 0, 1),)),), self.bench.now)
+        command = self.rng.choice(planned)
+        (host, incarnation, refs), *rest = command.parts
+        wrong = self.rng.choice(
+            [
+                command.parts,
+                command.parts,
+                ((host, incarnation, refs[1:]), *rest),
+                ((host, "h1-77", refs), *rest),
+                ((host, incarnation, refs), *rest, (host, incarnation, refs)),
+                ((host, incarnation, (*refs, refs[0])), *rest),
+                (),
+            ]
+        )
+        return c.AssignGang(self.rng.choice([1, 1, 1, 0]), wrong, command.at, "fuzz")
 
     def pass_time(self) -> c.AnyCommand:
         return jc.PassTime(self.bench.now + self.rng.choice([-5.0, 0.0, 0.0, 9.0]), self.rng.choice([1, 1000]))

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from depalma.dispatcher import HostRoom, plan
-from depalma.model import Load
-from depalma.policies.busy import allowed, busy_lines, foreign_share, least
+from depalma.model import GpuLoad, Load
+from depalma.policies.busy import allowed, busy_lines, foreign_share, is_gpu_busy, least
+from depalma.state import commands as c
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,42 @@ def test_a_wide_task_is_not_kept_out_for_ever(bench):
     bench.host("h2", slots=4)
     bench.submit(2, cpus=4, group="g")
     assert planned(bench, {"h1": 1.0}) == {"h1": 1}
+
+
+@pytest.mark.parametrize(
+    ("busy_percent", "used", "total", "busy"),
+    [(0, 0, 0, False), (24, 100, 1000, False), (25, 0, 0, True), (0, 250, 1000, True), (0, 500, 0, False)],
+)
+def test_when_a_gpu_is_in_use(busy_percent, used, total, busy):
+    """By its processors or its memory; a desktop's part is not enough."""
+    assert is_gpu_busy(GpuLoad("A", busy_percent, used, total)) is busy
+
+
+def test_a_gpu_that_something_else_uses_is_given_to_nobody(bench):
+    """Tasks get the others, by number; the log keeps to what the plan said, and says when it cannot."""
+    bench.host("h1", slots=4, gpus=3)
+    job = bench.submit(3, gpus=1)
+    rooms = {"h1": HostRoom("h1-1", 4, busy_gpus=(0,))}
+    (command,) = plan(bench.state, rooms, {}, bench.now, 1, 9)
+    assert bench.ok(command).refused == ()
+    assert [attempt.gpus for attempt in job.running.values()] == [(1,), (2,)]
+    assert plan(bench.state, rooms, {}, bench.now, 1, 9) == []
+    late = c.AssignTasks(1, "h1", "h1-1", ((job.id, 2, 1),), bench.tick(), "", (0,))
+    assert [word for _, word in bench.ok(late).refused] == ["no_room"]
+    assert list(busy_lines(rooms)) == ["h1: something else uses GPU 0"]
+    assert len(plan(bench.state, {"h1": HostRoom("h1-1", 4, busy_gpus=(1, 2))}, {}, bench.now, 1, 9)) == 1
+
+
+def test_a_gang_avoids_gpus_that_something_else_uses(bench):
+    """Its members are counted without them, and get others."""
+    bench.host("h1", slots=4, gpus=2)
+    bench.host("h2", slots=4, gpus=2)
+    job = bench.submit(3, gpus=1, gang=-1)
+    rooms = {"h1": HostRoom("h1-1", 4, busy_gpus=(0,)), "h2": HostRoom("h2-1", 4, busy_gpus=(1,))}
+    assert plan(bench.state, rooms, {}, bench.now, 1, 9) == []
+    rooms["h2"] = HostRoom("h2-1", 4)
+    (command,) = plan(bench.state, rooms, {}, bench.now, 1, 9)
+    assert bench.ok(command).refused == ()
+    assert sorted((attempt.host, *attempt.gpus) for attempt in job.running.values()) == [
+        ("h1", 1), ("h2", 0), ("h2", 1)
+    ]  # fmt: skip

@@ -18,9 +18,10 @@ from depalma.model import JobSpec, Payload, Report
 from depalma.state import commands as c
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Completions
+from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.task_states import SUCCEEDED
-from depalma.state.views import explain, job_view, task_views
+from depalma.state.views import job_view, task_views
 
 T = TypeVar("T")
 AT = 1_795_000_000.0

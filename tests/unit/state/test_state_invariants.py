@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from depalma.state import commands as c
+from depalma.state.gangs import GangRun, check_gangs
 from depalma.state.invariants import BrokenInvariant
 from depalma.state.jobs import Story
 from depalma.state.task_states import FAILED, QUEUED, RUNNING, SUCCEEDED
@@ -70,12 +71,14 @@ DAMAGES = {
     "a limit that is broken": lambda p: setattr(p.job, "spec", type(p.job.spec)(kind="command", max_running=1)),
     "a job that is not ready": lambda p: setattr(p.queued, "held", True),
     "a ready flag": lambda p: setattr(p.queued, "ready", False),
-    "a ready job out of the index": lambda p: p.state.ready.__init__(p.state.limits, p.state.shares),
+    "a ready job out of the index": lambda p: p.state.ready.__init__(p.state.limits, p.state.shares, p.state.quotas),
     "a ready job out of its line": lambda p: p.queued.line.jobs.remove(p.queued.id),
     "a line in the wrong place": lambda p: p.queued.line.lane.order.append((-1.0, 1)),
     "tasks of a user": lambda p: setattr(p.state.shares.account(p.job.spec.user), "tasks", 9),
     "slots of a user": lambda p: setattr(p.state.shares.account(p.job.spec.user), "slots", 9),
     "tasks of a limit": lambda p: p.state.limits.tasks.__setitem__(("tag", "x"), 1),
+    "what is used of a quota": lambda p: p.state.quotas.used.__setitem__(("user", "x"), {"slots": 1}),
+    "a gang of a job without": lambda p: setattr(p.job, "gangs", {0: GangRun(("h1",), 1)}),
     "what is taken": lambda p: p.host.taken.__setitem__("gpus", 1),
     "a GPU": lambda p: p.host.gpus_taken.add(1),
     "a job under another id": lambda p: setattr(p.queued, "id", 9),
@@ -94,6 +97,37 @@ DAMAGES = {
     "a code entry's number": lambda p: p.state.code.append(p.state.code[0]),
     "a gap in the events": lambda p: setattr(p.state.events, "next_index", 999),
 }
+
+
+GANG_DAMAGES = {
+    "a member that waits alone": lambda job: job.states.__setitem__(2, SUCCEEDED),
+    "a run that is missing": lambda job: job.gangs.pop(0),
+    "members that are counted": lambda job: setattr(job.gangs[0], "live", 1),
+    "a host of nobody": lambda job: setattr(job.gangs[0], "hosts", ("h1",)),
+    "members that came one by one": lambda job: setattr(job.running[0], "fence", 1),
+    "a member that waits for no end": lambda job: setattr(job.gangs[1], "again", False),
+}
+
+
+@pytest.mark.parametrize("damage", GANG_DAMAGES)
+def test_damage_to_a_gang_is_found(make_bench, damage):
+    """By the check of gangs itself: the others are not asked."""
+    bench = make_bench()
+    bench.host("h1", slots=4)
+    job = bench.submit(6, gang=2, retries=1)
+    bench.dispatch()
+    bench.finish((1, 2, 1), outcome="failed")
+    check_gangs(job, must)
+    if damage == "a member that waits alone":
+        bench.finish((1, 3, 1))
+    GANG_DAMAGES[damage](job)
+
+    with pytest.raises(AssertionError):
+        check_gangs(job, must)
+
+
+def must(holds, message):
+    assert holds, message
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -8,7 +8,8 @@ import pytest
 from depalma.model import Load, Payload
 from depalma.state import commands as c
 from depalma.state import explain as explain_module
-from depalma.state.views import explain, host_view, job_view, task_view, task_views
+from depalma.state.explain import explain
+from depalma.state.views import host_view, job_view, task_view, task_views
 
 
 def test_a_job_as_programs_see_it(bench):

@@ -1,0 +1,88 @@
+"""The whole answer to `explain`: how things stand, what it needs, and what changed when. [pure]
+
+What changed is read from the events, which are in the log: it is the same after any fail-over, as far back as events
+are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from depalma.state.cluster_state import ClusterState
+from depalma.state.event_log import EventRecord
+from depalma.state.explain import explain
+from depalma.state.jobs import Job
+from depalma.state.shapes import described
+
+#: The latest changes are told.
+MOST = 20
+#: Of the cluster: what may let a waiting job start, or keep it from starting.
+_ORDER = ("limit.changed", "quota.changed", "share.changed", "order.changed")
+_HOSTS = (
+    "host.added", "host.up", "host.lost", "host.removed", "host.changed", "host.draining", "host.undrained",
+    "host.owner_returned", "host.owner_left", "code.kicked", "code.caught_up",
+)  # fmt: skip
+#: What is said elsewhere, or says nothing to people.
+_SILENT = frozenset({"fence", "incarnation", "attempt", "address"})
+
+
+def why(state: ClusterState, job: Job, index: int | None = None) -> list[str]:
+    """Returns lines for people about a job, or about one of its tasks. Errors: IndexError for an unknown task."""
+    lines = explain(state, job, index)
+    if not job.is_final:
+        lines.append(needs_line(job))
+    return [*lines, *reversed(list(changes(state, job, index)))]
+
+
+def needs_line(job: Job) -> str:
+    """Returns in words what a task of the job needs of a host."""
+    shape = job.shape
+    parts = [f"{shape.weight:g} slot{'s' * (shape.weight != 1)}"]
+    parts += [described(name, number) for name, number in shape.needs]
+    parts += [f"group {shape.group}"] * bool(shape.group) + [f"host {shape.on_host}"] * bool(shape.on_host)
+    parts += [f"label {rule}" for rule in shape.labels]
+    parts += [f"code index {shape.code_index}"] * bool(shape.code_index)
+    wishes = f"; wishes {', '.join(shape.prefer)}" if shape.prefer else ""
+    gang = f"; {shape.gang} tasks at once" if shape.gang else ""
+    return f"needs: {', '.join(parts)}{wishes}{gang}"
+
+
+def changes(state: ClusterState, job: Job, index: int | None) -> Iterator[str]:
+    """Yields what happened to it, the latest first; while it waits also what happened to hosts and to the order."""
+    waits = not job.is_final and (job.queued > 0 if index is None else index not in job.running)
+    told = 0
+    for record in reversed(state.events.records):
+        if told >= MOST or record.at < job.submitted_at:
+            return
+        line = _own(record, job, index) or (_around(record) if waits else "")
+        if line:
+            told += 1
+            yield f"{datetime.fromtimestamp(record.at, UTC):%Y-%m-%d %H:%M:%S} UTC {line}"
+
+
+def _own(record: EventRecord, job: Job, index: int | None) -> str:
+    """Returns what an event says of the job or the task; empty if it says nothing."""
+    if record.job == job.id:
+        return f"{record.kind}{_details(record)}"
+    if index is None or not record.refs:
+        return ""
+    place = next((at for at, ref in enumerate(record.refs) if ref[0] == job.id and ref[1] == index), None)
+    if place is None:
+        return ""
+    event = record.event(place, 0)
+    state = f" {event.detail['state']}" if "state" in event.detail else ""
+    where = f" on {record.host}" if record.host else ""
+    return f"{record.kind}{state}: attempt {record.refs[place][2]}{where}{_details(record)}"
+
+
+def _around(record: EventRecord) -> str:
+    if record.kind in _HOSTS:
+        return f"{record.kind}: {record.host}{_details(record)}"
+    return f"{record.kind}{_details(record)}" if record.kind in _ORDER else ""
+
+
+def _details(record: EventRecord) -> str:
+    values = [(name, value) for name, value in (record.detail or {}).items() if name not in _SILENT]
+    words = [f"{name} {value}" for name, value in values if value not in ("", None, False, 0)]
+    return f" ({', '.join(words)})" if words else ""
