@@ -11,22 +11,22 @@ his jobs the oldest. A job that cannot start keeps those behind it off what it w
 4. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
    (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
 
-Cost: proportional to the tasks placed, the connected hosts and the distinct lanes (`state/ready.py`), not to what is
-queued nor to the users.
+Cost: proportional to the tasks placed; and a fraction of a microsecond for each connected host, and for each lane
+(`state/ready.py`) and user that comes first and may not start. Not to what is queued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import heapify, heappop, heapreplace
+from heapq import heappop, heapreplace
 from math import inf
 
 from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
-from depalma.policies.places import Choice, HostRoom, Place, Pool, choice, places_of
+from depalma.policies.places import Choice, HostRoom, Place, Pool, choice
 from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
-from depalma.state.ready import Line
+from depalma.state.ready import Lane, Line
 from depalma.state.shapes import Shape
 
 __all__ = ["HostRoom", "plan"]
@@ -52,12 +52,12 @@ def plan(
     if not state.ready or limit <= 0:
         return []
     last_short = _last_short(state, mean_s)
-    places = places_of(state, hosts, ahead=last_short is not None)
-    if not places:
+    pool = Pool(state, hosts, ahead=last_short is not None)
+    if not pool:
         return []
     state.ready.put_in_order()
-    _Round(state, places, mean_s, now, limit).run(last_short)
-    return [command for place in places for command in place.commands(len(places), now, term)]
+    _Round(state, pool, mean_s, now, limit).run(last_short)
+    return pool.commands(now, term)
 
 
 def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | None:
@@ -75,58 +75,71 @@ class _Round:
     """One planning round."""
 
     def __init__(
-        self, state: ClusterState, places: list[Place], mean_s: Mapping[int, float], now: float, limit: int
+        self, state: ClusterState, pool: Pool, mean_s: Mapping[int, float], now: float, limit: int
     ) -> None:
         self.state = state
         self.now = now
-        self.places = places
+        self.pool = pool
         self.mean_s = mean_s
         self.left = limit
-        self.free: float = sum(max(0, place.limit - place.used) for place in places)
         self.turns = Turns(state, now)
         self.walks: dict[Line, Walk] = {}
-        self.pool = Pool([])
         self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
         self.closed: set[Shape] = set()  #: of which nothing more can be placed in this phase
+        self.shut: set[Lane] = set()  #: lanes of which that is known, for that or for another reason
         self.ahead = False
 
     def run(self, last_short: float | None) -> None:
         """Fills free slots, then queues ahead down to the last priority for which that may be done."""
-        ready = self.state.ready
-        if self.free:
-            self.pool = Pool([place for place in self.places if place.used < place.limit])
+        ready, pool = self.state.ready, self.pool
+        if pool.open:
             for priority in ready.starved(self.now, self.state.age_s):
                 if priority != ready.highest:
                     self._serve(priority, 1)
             for priority in ready.priorities():
-                if self.left <= 0 or self.free <= 0:
+                if self.left <= 0 or not self._is_open():
                     break
                 self._serve(priority, self.left)
         if last_short is None or self.left <= 0:
             return
         self.ahead, self.choices = True, {}
         self.closed.clear()
-        self.pool = Pool([place for place in self.places if place.used < place.limit + place.ahead])
+        self.shut.clear()
+        pool.go_ahead()
         for priority in ready.priorities():
-            if priority < last_short or self.left <= 0 or not self.pool.open:
+            if priority < last_short or self.left <= 0 or not pool.open:
                 break
             self._serve(priority, self.left)
 
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
-        queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
+        queue = Queue(self.state, priority, self.turns, self.walks, self._admits)
         while most > 0 and self._is_open():
             walk = queue.first()
             if walk is None:
                 return
             rival, lone = queue.rival(), queue.is_lone
             most -= self._place_turn(walk, most, rival)
-            while lone and most > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open():
+            while lone and most > 0 and not walk.is_over and walk.lane not in self.shut and self._is_open():
                 most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
 
     def _is_open(self) -> bool:
         """Returns whether there is room anywhere in this phase."""
-        return self.pool.open > 0 if self.ahead else self.free > 0
+        return bool(self.pool.open) and (self.ahead or self.pool.free > 0)
+
+    def _admits(self, lane: Lane) -> bool:
+        """Returns whether something of a lane may still be placed in this phase. Most lanes of a long queue may not,
+        so this looks at no job and at no single host."""
+        if lane in self.shut:
+            return False
+        if lane.shape not in self.closed:
+            bits = self.state.fits.of(lane, self.state.hosts)
+            if not bits & self.pool.open:
+                self._close(lane)
+            elif not lane.gates or not self.turns.is_shut(lane):
+                return True
+        self.shut.add(lane)
+        return False
 
     def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
         """Places what the user may have before it is another's turn. Returns how many tasks that were."""
@@ -137,39 +150,44 @@ class _Round:
             return 0
         known_s = self.mean_s.get(job.id)
         if self.ahead and (known_s is None or known_s > AHEAD_S):
-            self._close(lane.shape)
+            self._close(lane)
             return 0
         mean_s = UNKNOWN_S if known_s is None else known_s
         if rival < inf:
             most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
-        placed = self._place(walk, lane.shape, most, known_s if self.ahead else None)
+        placed = self._place(walk, most, known_s if self.ahead else None)
         if placed:
             self.left -= placed
             self.turns.charge(lane, job, account, placed, mean_s)
         if placed < most and walk.position >= 0:
-            self._close(lane.shape)
+            self._close(lane)
         elif walk.position < 0 or walk.left <= 0:
             walk.next_job(self.state)
         return placed
 
-    def _close(self, shape: Shape) -> None:
-        """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
-        if self.ahead:
-            self.pool.close(shape)
-        else:
-            reserve(self.state, shape, self.pool.fitting(shape), self.now)
+    def _close(self, lane: Lane) -> None:
+        """Nothing more of the lane's shape can be placed: it keeps hosts from those behind it."""
+        shape, pool = lane.shape, self.pool
         self.closed.add(shape)
+        self.shut.add(lane)
+        bits = self.state.fits.of(lane, self.state.hosts)
+        if self.ahead:
+            pool.close(shape, bits)
+        elif bits & pool.members and (shape.weight > 1 or shape.needs or pool.has_parts):
+            kept = reserve(self.state, shape, pool.fitting(shape, bits), self.now)
+            if kept is not None:
+                pool.reserved |= 1 << kept.number
 
-    def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
+    def _place(self, walk: Walk, most: int, mean_s: float | None) -> int:
         """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
         slots."""
-        job = walk.job
+        job, shape, pool = walk.job, walk.lane.shape, self.pool
         weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
         choices = self.choices.get(shape)
         if choices is None:
-            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
-            heapify(choices)
+            bits = self.state.fits.of(walk.lane, self.state.hosts)
+            choices = self.choices[shape] = pool.choices(shape, bits)
         placed = 0
         position, positions = walk.position, walk.positions
         while placed < most and position >= 0:
@@ -183,7 +201,11 @@ class _Round:
                 place.take(shape)
             if mean_s is None:
                 (place.free_refs if plain else place.refs(shape, ahead=False)).append(ref)
-                self.free -= weight
+                pool.free -= weight
+                if place.used >= place.limit:
+                    pool.fill(place)
+                elif weight % 1:
+                    pool.has_parts = True
             else:
                 place.ahead_refs.append(ref)
             placed += 1
@@ -220,7 +242,7 @@ class _Round:
 
     def _ahead(self, place: Place, mean_s: float) -> int:
         """Returns how many slots' worth of such tasks may wait on the host."""
-        if place.closed or place.limit < place.slots:
+        if self.pool.closed >> place.number & 1 or place.limit < place.slots:
             return 0
         if place.short_slots < 0:
             place.short_slots = self._short_slots(place)

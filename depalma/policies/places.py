@@ -7,6 +7,7 @@ it is (least full first; fullest first for jobs that `pack`), its measured load,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from heapq import heapify
 
 from msgspec import Struct
 
@@ -17,7 +18,6 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
 from depalma.state.hosts import Host
-from depalma.state.placement import misfit
 from depalma.state.shapes import Shape
 
 
@@ -37,12 +37,12 @@ class Place:
     __slots__ = (
         "ahead",
         "ahead_refs",
-        "closed",
         "cpu",
         "free_refs",
         "host",
         "incarnation",
         "limit",
+        "number",
         "reserved",
         "short_slots",
         "slots",
@@ -52,8 +52,9 @@ class Place:
         "wished_refs",
     )
 
-    def __init__(self, host: Host, room: HostRoom, least_busy: float) -> None:
+    def __init__(self, host: Host, room: HostRoom, least_busy: float, number: int = 0) -> None:
         self.host = host
+        self.number = number  #: its bit
         self.incarnation = room.incarnation
         self.slots = room.slots
         self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
@@ -63,11 +64,14 @@ class Place:
         self.was = host.used
         self.taken = host.taken  #: replaced when something is placed, never changed
         self.reserved: Reservation | None = None  #: for a task that needs much
-        self.closed = False  #: nothing more is queued ahead here
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
         self.ahead_refs: list[AttemptRef] = []
         self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
+
+    def takes(self, shape: Shape) -> bool:
+        """Returns whether tasks of a shape that fits the host may go here at all: by its slots, and who is there."""
+        return self.slots >= shape.weight and self.host.incarnation == self.incarnation
 
     def take(self, shape: Shape) -> None:
         """Notes what a task takes besides slots."""
@@ -111,46 +115,121 @@ class Place:
             yield from refs
 
 
-def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[Place]:
-    """Returns the hosts that may take anything at all now; `ahead`: those with taken slots, too."""
-    places = []
-    least_busy = least(room.foreign for room in hosts.values())
-    for name, room in hosts.items():
-        host = state.hosts.get(name)
-        if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
-            continue
-        if host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
-            places.append(Place(host, room, least_busy))
-    places.sort(key=lambda place: place.host.name)
-    return places
-
-
 class Pool:
-    """Places to choose from, found by what a shape names before they are looked at one by one."""
+    """The hosts of a round, as bits (`state/fits.py`); what was not chosen from is not looked at one by one.
 
-    def __init__(self, places: list[Place]) -> None:
-        self.places = places
-        self.open = len(places)
-        self._by_name = {place.host.name: [place] for place in places}
-        self._by_group: dict[str, list[Place]] = {}
-        for place in places:
-            for group in place.host.groups:
-                self._by_group.setdefault(group, []).append(place)
+    In the phase of free slots, `members` are those that had one when the round began, `open` those that still have; in
+    that of queueing ahead both are those on which something may still wait.
+    """
 
-    def fitting(self, shape: Shape) -> list[Place]:
-        """Returns the open places that tasks of the shape may use."""
-        places = self.places
-        if shape.on_host:
-            places = self._by_name.get(shape.on_host, [])
-        elif shape.group:
-            places = self._by_group.get(shape.group, [])
-        return [place for place in places if not place.closed and not misfit(shape, place.host, place.slots)]
+    def __init__(self, state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> None:
+        self.state = state
+        self.rooms = hosts
+        self.made: dict[int, Place] = {}  #: by bit
+        self.members = 0
+        self.reserved = 0
+        self.closed = 0  #: nothing more is queued ahead there
+        self.free: float = 0  #: slots, at least as many as there are
+        self.has_parts = False  #: somewhere only a part of a slot is taken
+        self.least_busy = least([room.foreign for room in hosts.values()])
+        self._ahead = 0
+        state.fits.begin(state.hosts)
+        self._look(ahead)
+        works = state.fits.anything(state.hosts)
+        self.members &= works
+        self._ahead &= works
+        self.open = self.members
 
-    def close(self, shape: Shape) -> None:
-        """Closes the places that tasks of the shape may use."""
-        for place in self.fitting(shape):
-            place.closed = True
-            self.open -= 1
+    def _look(self, ahead: bool) -> None:
+        """Finds the hosts with room."""
+        known, numbers, least_busy = self.state.hosts, self.state.fits.numbers, self.least_busy
+        free_bits, ahead_bits = [], []
+        for name, room in self.rooms.items():
+            host = known.get(name)
+            if host is None or room.slots <= 0:
+                continue
+            used, limit = host.used, room.slots
+            if room.foreign > least_busy:
+                limit = allowed(limit, room.foreign, least_busy)
+            if used < limit:
+                free_bits.append(numbers[name])
+                self.free += limit - used
+                if used % 1:
+                    self.has_parts = True
+            if ahead and used < room.slots + room.ahead:
+                ahead_bits.append(numbers[name])
+        self.members, self._ahead = _bits_of(free_bits), _bits_of(ahead_bits)
+
+    def __bool__(self) -> bool:
+        """Returns whether there is room anywhere at all."""
+        return bool(self.members or self._ahead)
+
+    @property
+    def hosts(self) -> int:
+        """Returns how many hosts had room of any kind."""
+        return (self.members | self._ahead).bit_count()
+
+    def go_ahead(self) -> None:
+        """Begins the phase of queueing ahead."""
+        self.members = self.open = self._ahead
+
+    def place(self, number: int) -> Place:
+        """Returns the host of a bit."""
+        place = self.made.get(number)
+        if place is None:
+            host = self.state.fits.host(number, self.state.hosts)
+            place = self.made[number] = Place(host, self.rooms[host.name], self.least_busy, number)
+        return place
+
+    def choices(self, shape: Shape, bits: int) -> list[Choice]:
+        """Returns a heap of the open places of these bits that tasks of the shape may use."""
+        places = [self.place(number) for number in numbers_of(bits & self.open)]
+        choices = [choice(place, shape) for place in places if place.takes(shape)]
+        heapify(choices)
+        return choices
+
+    def fitting(self, shape: Shape, bits: int) -> list[Place]:
+        """Returns those of the members that tasks of the shape may use, reserved ones left out."""
+        places = (self.place(number) for number in numbers_of(bits & self.members & ~self.reserved))
+        return [place for place in places if place.takes(shape)]
+
+    def fill(self, place: Place) -> None:
+        """Notes that a place has no free slot any more."""
+        self.open &= ~(1 << place.number)
+
+    def close(self, shape: Shape, bits: int) -> None:
+        """Closes the places that tasks of the shape may use to queueing ahead."""
+        if shape.weight > 1:
+            places = (self.place(number) for number in numbers_of(bits & self.members))
+            bits = _bits_of([place.number for place in places if place.takes(shape)])
+        self.closed |= bits
+        self.members &= ~bits
+        self.open = self.members
+
+    def commands(self, now: float, term: int) -> list[AssignTasks]:
+        """Returns what was placed, by name of the host."""
+        places = sorted(self.made.values(), key=lambda place: place.host.name)
+        return [command for place in places for command in place.commands(self.hosts, now, term)]
+
+
+def _bits_of(numbers: list[int]) -> int:
+    """Returns an int of these bits."""
+    if not numbers:
+        return 0
+    buffer = bytearray((max(numbers) >> 3) + 1)
+    for number in numbers:
+        buffer[number >> 3] |= 1 << (number & 7)
+    return int.from_bytes(buffer, "little")
+
+
+def numbers_of(bits: int) -> Iterator[int]:
+    """Yields the numbers of the bits that are set."""
+    for place, byte in enumerate(bits.to_bytes((bits.bit_length() + 7) >> 3, "little")):
+        if byte:
+            first = place << 3
+            for number in range(8):
+                if byte >> number & 1:
+                    yield first + number
 
 
 #: Order of choice: wishes, priority level, how full, measured load, name.

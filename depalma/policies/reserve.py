@@ -54,17 +54,18 @@ class Reservation:
         )
 
 
-def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> None:
-    """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known."""
+def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> Place | None:
+    """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known.
+    Returns it."""
     places = list(places)
     if shape.weight <= 1 and not shape.needs and all(place.used == int(place.used) for place in places):
-        return  # the next slot that gets free is its own anyway
+        return None  # the next slot that gets free is its own anyway
     best: tuple[float, float, float, str] | None = None
     chosen: Place | None = None
     for place in places:
         if place.reserved is not None:
             if place.reserved.shape == shape:
-                return
+                return None
             continue
         key = (
             latest_start(state, shape, place, now),
@@ -77,6 +78,7 @@ def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: flo
     if best is not None and chosen is not None:
         weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
         chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
+    return chosen
 
 
 def _missing(shape: Shape, place: Place) -> float:

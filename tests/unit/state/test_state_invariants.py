@@ -72,7 +72,7 @@ DAMAGES = {
     "a ready flag": lambda p: setattr(p.queued, "ready", False),
     "a ready job out of the index": lambda p: p.state.ready.__init__(p.state.limits, p.state.shares),
     "a ready job out of its line": lambda p: p.queued.line.jobs.remove(p.queued.id),
-    "a line in the wrong place": lambda p: p.queued.line.lane.order.append((-1.0, 1)),
+    "a line in the wrong place": lambda p: p.queued.line.stand.level.order.append((-1.0, 1)),
     "tasks of a user": lambda p: setattr(p.state.shares.account(p.job.spec.user), "tasks", 9),
     "slots of a user": lambda p: setattr(p.state.shares.account(p.job.spec.user), "slots", 9),
     "tasks of a limit": lambda p: p.state.limits.tasks.__setitem__(("tag", "x"), 1),
