@@ -288,7 +288,9 @@ def main() -> int:
     unknown = [name for name in chosen if name not in ROWS]
     if unknown:
         parser.error(f"--only: {unknown[0]!r} given; there are: {', '.join(ROWS)}")
-    print(json.dumps({"machine": platform.machine(), "python": platform.python_version(), "ending": ENDING}), flush=True)
+    print(
+        json.dumps({"machine": platform.machine(), "python": platform.python_version(), "ending": ENDING}), flush=True
+    )
     for name in chosen:
         # A process each: what one leaves in the allocator would slow the next.
         process = multiprocessing.get_context("fork").Process(target=run, args=(name,))

@@ -74,9 +74,7 @@ def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | Non
 class _Round:
     """One planning round."""
 
-    def __init__(
-        self, state: ClusterState, pool: Pool, mean_s: Mapping[int, float], now: float, limit: int
-    ) -> None:
+    def __init__(self, state: ClusterState, pool: Pool, mean_s: Mapping[int, float], now: float, limit: int) -> None:
         self.state = state
         self.now = now
         self.pool = pool

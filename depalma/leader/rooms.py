@@ -25,26 +25,37 @@ class Rooms:
         self._context = context
         self._sessions = sessions
         self._next_s = 0.0
+        self._made_of = (-1, -1)
+        self._rooms: dict[str, HostRoom] = {}
+        self.busy = False  #: something else runs on one of them at least
         self._foreign: dict[AgentSession, tuple[Load, float]] = {}  #: the load that was seen last, and the share
 
     def now(self) -> dict[str, HostRoom]:
-        """Returns the room on all connected hosts."""
-        now = self._context.clock()
-        hosts = self._context.state.hosts
+        """Returns the room on all connected hosts. Made anew only when something has changed, or loads may have:
+        a round looks at this, and most rounds are about a few tasks."""
+        state = self._context.state
+        state.fits.begin(state.hosts)
+        now, made_of = self._context.clock(), (self._sessions.news, state.fits.version)
+        if now < self._next_s and made_of == self._made_of:
+            return self._rooms
+        hosts = state.hosts
         sessions = [session for session in self._sessions.connected() if session.host in hosts]
         if now >= self._next_s:
             self._next_s = now + LOOK_S
             self._measure(sessions)
-        rooms = {}
-        for session in sessions:
-            rooms[session.host] = HostRoom(
+        self._made_of = made_of
+        self._rooms = {
+            session.host: HostRoom(
                 incarnation=session.incarnation,
                 slots=hosts[session.host].slots,
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
                 foreign=self._foreign.get(session, _UNKNOWN)[1],
             )
-        return rooms
+            for session in sessions
+        }
+        self.busy = any(room.foreign > 0 for room in self._rooms.values())
+        return self._rooms
 
     def _measure(self, sessions: list[AgentSession]) -> None:
         """Takes loads that are new into the shares. Agents on one machine are not foreign to each other."""

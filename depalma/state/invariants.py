@@ -128,7 +128,9 @@ def _check_ready(state: ClusterState, ready: int) -> None:
         _must(level.order == sorted(level.order), f"ready index: users out of order: {level.order}")
         heads = {line: head for stand in level.stands.values() for head, line in stand.heads}
         for stand in level.stands.values():
-            _must([head for head, _ in stand.heads] == sorted(line.head for _, line in stand.heads), "ready index: heads")
+            _must(
+                [head for head, _ in stand.heads] == sorted(line.head for _, line in stand.heads), "ready index: heads"
+            )
         for (shape, gates), lane in level.lanes.items():
             _must(bool(lane.lines), f"ready index: lane {shape} is empty")
             for line in lane.lines.values():

@@ -21,13 +21,15 @@ class Reign:
     machine: Machine = field(default_factory=Machine)
     sessions: list[AgentSession] = field(default_factory=list)
     now_s: float = 0.0
+    step_s: float = LOOK_S
+    news: int = 0
 
     @property
     def state(self) -> ClusterState:
         return self.machine.state
 
     def clock(self) -> float:
-        self.now_s += LOOK_S
+        self.now_s += self.step_s
         return self.now_s
 
     def connected(self) -> list[AgentSession]:
@@ -70,3 +72,31 @@ async def test_agents_of_one_machine_are_not_foreign_to_each_other() -> None:
     second.load = other.load = Load(cpu_percent=100.0, tasks_cpu_percent=0.0, foreign_cpu_percent=100.0)
     shares = {name: round(room.foreign, 6) for name, room in Rooms(reign, reign).now().items()}  # type: ignore[arg-type]
     assert shares == {"h1": 0.1, "h2": 0.1, "h3": 1.0}
+
+
+async def test_rooms_are_kept_until_something_changes() -> None:
+    """A round costs nothing for each host as long as no host, no session and no load is another one."""
+    reign = Reign()
+    first = connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    reign.step_s = 0.0
+    reign.now_s = 1.0
+    before = rooms.now()
+    assert rooms.now() is before
+
+    reign.do(c.SetHost("", "h1", 9.0, slots=7))
+    assert rooms.now()["h1"].slots == 7, "the state has changed"
+    connect(reign, "h2", "10.0.0.12")
+    reign.news += 1
+    assert rooms.now().keys() == {"h1", "h2"}, "an agent has come"
+    first.no_ahead_until = 2.0
+    reign.news += 1
+    assert rooms.now()["h1"].ahead == 0, "it gave tasks back"
+    assert rooms.now() is rooms.now()
+    first.load = Load(cpu_percent=50.0)
+    reign.now_s += LOOK_S
+    after = rooms.now()
+    assert after["h1"].load.cpu_percent == 50.0, "loads may have changed"
+    assert after["h1"].ahead == 0
+    reign.now_s = 3.0
+    assert rooms.now()["h1"].ahead > 0, "it may have tasks ahead again"
