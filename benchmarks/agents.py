@@ -45,7 +45,9 @@ class Agents:
         name = f"s{number}"
         headers = {"Authorization": f"Bearer {self.token}", protocol.HOST_HEADER: name}
         await asyncio.sleep(number * 0.004)
-        async with http.ws_connect(self.url + "/v1/agent", headers=headers, max_msg_size=protocol.MAX_FRAME_BYTES) as ws:
+        async with http.ws_connect(
+            self.url + "/v1/agent", headers=headers, max_msg_size=protocol.MAX_FRAME_BYTES
+        ) as ws:
             address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
             facts = HostFacts(*(getattr(FACTS, each) for each in FACTS.__struct_fields__[:6]), address)
             await ws.send_bytes(

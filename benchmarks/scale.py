@@ -220,7 +220,9 @@ def submits(directory: Path) -> None:
             looker.stop(f"while_submitting_{name}")
             say(f"submits_{name}", rate, "jobs/s", goal=1000, clients=CLIENTS, jobs=JOBS)
             times(f"submit_{name}", took)
-        wait_for(lambda: caller.ask("/v1/jobs?name=noop&state=queued,running,blocked&limit=1")[1]["jobs"], lambda j: not j)
+        wait_for(
+            lambda: caller.ask("/v1/jobs?name=noop&state=queued,running,blocked&limit=1")[1]["jobs"], lambda j: not j
+        )
 
 
 def submit_all(cluster: LocalCluster, spec: dict[str, Any]) -> tuple[float, list[float]]:
@@ -230,9 +232,7 @@ def submit_all(cluster: LocalCluster, spec: dict[str, Any]) -> tuple[float, list
     workers = 2
     command = [sys.executable, str(here), "--client", json.dumps(spec), str(CLIENTS // workers), str(each)]
     leader = Caller(cluster).url.geturl()
-    clients = [
-        subprocess.Popen([*command, leader, cluster.token_file], stdout=subprocess.PIPE) for _ in range(workers)
-    ]
+    clients = [subprocess.Popen([*command, leader, cluster.token_file], stdout=subprocess.PIPE) for _ in range(workers)]
     told = [json.loads(process.communicate()[0]) for process in clients]
     took = [one for each_of in told for one in each_of["took_s"]]
     begin, end = min(each_of["began"] for each_of in told), max(each_of["ended"] for each_of in told)
