@@ -38,7 +38,7 @@ from urllib.parse import urlsplit
 import run as whole
 from run import say, wait_for
 
-from depalma import Client, LocalCluster
+from depalma import LocalCluster
 
 MIB = 1 << 20
 TICKS = os.sysconf("SC_CLK_TCK")

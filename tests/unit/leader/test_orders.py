@@ -9,7 +9,7 @@ from aiohttp import web
 
 from depalma import protocol
 from depalma.blobs import Blobs, BlobStore
-from depalma.leader.orders import Orders
+from depalma.leader.orders import KNOWN_JOBS, Orders
 from depalma.leader.session import AgentSession
 from depalma.model import HostFacts, JobSpec, Payload
 from depalma.protocol import Assign
@@ -44,6 +44,23 @@ def assigned(reign: Reign, spec: JobSpec) -> tuple[int, int, int]:
         outcome = reign.machine.apply(c.encode(command), 1)
         assert isinstance(outcome, c.Applied), outcome
     return (1, 0, 1)
+
+
+async def test_a_long_connection_does_not_remember_every_job(tmp_path: Path) -> None:
+    """What is no longer remembered is told again."""
+    reign = Reign(Machine(), Blobs(BlobStore(tmp_path / "blobs"), {}, "token"))
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    ref = assigned(reign, JobSpec(kind="command", argv=("/bin/true",)))
+    orders = Orders(reign)  # type: ignore[arg-type]
+
+    await orders.assign(session, [ref])
+    session.known_jobs.update(range(10, KNOWN_JOBS + 10))
+    await orders.assign(session, [ref])
+    await orders.assign(session, [ref])
+
+    frames = [protocol.decode_to_agent(data) for data in session._outbox]
+    assert [len(frame.jobs) for frame in frames if isinstance(frame, Assign)] == [1, 0, 1]
+    assert session.known_jobs == {1}
 
 
 async def test_a_lost_blob_is_the_task_s_trouble_and_not_the_leader_s(tmp_path: Path) -> None:
