@@ -3,7 +3,7 @@
 of small jobs.
 
     benchmarks/scale.py                         everything, about three minutes
-    benchmarks/scale.py --only hosts            some of: queue, submits, hosts
+    benchmarks/scale.py --only hosts            some of: queue, submits, hosts, where
     benchmarks/scale.py --dir FOLDER            put the masters' disks there (a RAM disk would flatter the numbers)
 
 Three real masters as processes, each write synced to disk. Prints a JSON line a measure with its goal; the first line
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import run as whole
 from run import say, wait_for
 
@@ -47,6 +48,10 @@ WARM, MEASURED = 20_000, 60_000
 CLIENTS, JOBS = 32, 10_000
 AGENTS = 1_000
 NOOP: dict[str, Any] = {"kind": "function", "function": "builtins:dict", "name": "noop"}
+
+
+def nothing(_: int) -> None:
+    """The task that costs nothing, so that only the cluster is measured."""
 
 
 # ---------------------------------------------------------------- looking
@@ -170,7 +175,7 @@ def queue(directory: Path) -> None:
     """Dispatch with an empty queue and with a million tasks in it, in turns; and what a master takes."""
     with LocalCluster(masters=3, agents=2, slots=1, directory=directory) as cluster, cluster.client() as client:
         caller = Caller(cluster)
-        client.submit(whole.nothing, 0).result()
+        client.submit(nothing, 0).result()
         say("memory_empty", memory(cluster)[0], "MiB", masters=memory(cluster))
         empty, full = [], []
         for turn in range(3):
@@ -215,10 +220,14 @@ def submits(directory: Path) -> None:
             ("running", NOOP),
         ):
             looker = Looker(cluster, job.id)
+            before = spent(cluster)
             with calm():
                 rate, took = submit_all(cluster, spec)
             looker.stop(f"while_submitting_{name}")
-            say(f"submits_{name}", rate, "jobs/s", goal=1000, clients=CLIENTS, jobs=JOBS)
+            used = {
+                who: round(1e6 * (spent(cluster)[who] - before[who]) / len(took)) for who in ("leader", "followers")
+            }
+            say(f"submits_{name}", rate, "jobs/s", goal=1000, clients=CLIENTS, jobs=len(took), us_a_job=used)
             times(f"submit_{name}", took)
         wait_for(
             lambda: caller.ask("/v1/jobs?name=noop&state=queued,running,blocked&limit=1")[1]["jobs"], lambda j: not j
@@ -352,7 +361,44 @@ class Simulated:
         self._reader.join()
 
 
-MEASURES: dict[str, Callable[[Path], None]] = {"queue": queue, "submits": submits, "hosts": hosts}
+# ---------------------------------------------------------------- where the time goes
+
+
+def where(directory: Path) -> None:
+    """Processor time a task, by who spends it: it adds up to what two cores can do."""
+    with LocalCluster(masters=3, agents=2, slots=1, directory=directory) as cluster, cluster.client() as client:
+        for name, count, work in (
+            ("function", 20_000, lambda n: list(client.map(nothing, range(n)).results())),
+            ("command", 2_000, lambda n: client.command(["/bin/true"], array=n).wait()),
+            ("job_on_hold", 2_000, lambda n: [whole.held_job(client) for _ in range(n)]),
+        ):
+            work(count // 10)
+            before, started = spent(cluster), time.monotonic()
+            work(count)
+            passed = time.monotonic() - started
+            used = {who: round(1e6 * (after - before[who]) / count, 1) for who, after in spent(cluster).items()}
+            say(f"where_{name}", sum(used.values()), "us/task", per_s=round(count / passed), **used)
+
+
+def spent(cluster: LocalCluster) -> dict[str, float]:
+    """Returns the processor time so far, in seconds: of the leader, of both followers, and so on."""
+    leader = cluster.leader()
+    used = dict.fromkeys(("leader", "followers", "agents", "monitors", "tasks", "client"), 0.0)
+    used["client"] = time.process_time()
+    for process in cluster.processes:
+        assert process.pid is not None
+        if process.role == "master":
+            used["leader" if process.id == leader else "followers"] += cpu_s(process.pid)
+            continue
+        used["agents"] += cpu_s(process.pid)
+        for child in psutil.Process(process.pid).children():
+            used["monitors"] += cpu_s(child.pid)
+            used["tasks"] += sum(child.cpu_times()[2:4])
+            used["tasks"] += sum(sum(each.cpu_times()[:4]) for each in child.children(recursive=True))
+    return used
+
+
+MEASURES: dict[str, Callable[[Path], None]] = {"queue": queue, "submits": submits, "hosts": hosts, "where": where}
 
 
 def main() -> int:
