@@ -236,7 +236,7 @@ def submits(directory: Path) -> None:
 
 def submit_all(cluster: LocalCluster, spec: dict[str, Any]) -> tuple[float, list[float]]:
     """Returns acknowledged jobs a second, and how long each took. Clients are processes, as real ones would be."""
-    each = JOBS // CLIENTS
+    each = -(-JOBS // CLIENTS)
     here = Path(__file__).resolve()
     workers = 2
     command = [sys.executable, str(here), "--client", json.dumps(spec), str(CLIENTS // workers), str(each)]

@@ -95,7 +95,7 @@ class _Round:
                 if priority != ready.highest:
                     self._serve(priority, 1)
             for priority in ready.priorities():
-                if self.left <= 0 or not self._is_open():
+                if self.left <= 0 or not pool.open:
                     break
                 self._serve(priority, self.left)
         if last_short is None or self.left <= 0:
@@ -112,18 +112,14 @@ class _Round:
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
         queue = Queue(self.state, priority, self.turns, self.walks, self._admits)
-        while most > 0 and self._is_open():
+        while most > 0 and self.pool.open:
             walk = queue.first()
             if walk is None:
                 return
             rival, lone = queue.rival(), queue.is_lone
             most -= self._place_turn(walk, most, rival)
-            while lone and most > 0 and not walk.is_over and walk.lane not in self.shut and self._is_open():
+            while lone and most > 0 and not walk.is_over and walk.lane not in self.shut and self.pool.open:
                 most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
-
-    def _is_open(self) -> bool:
-        """Returns whether there is room anywhere in this phase."""
-        return bool(self.pool.open) and (self.ahead or self.pool.free > 0)
 
     def _admits(self, lane: Lane) -> bool:
         """Returns whether something of a lane may still be placed in this phase. Most lanes of a long queue may not,
@@ -171,8 +167,8 @@ class _Round:
         bits = self.state.fits.of(lane, self.state.hosts)
         if self.ahead:
             pool.close(shape, bits)
-        elif bits & pool.members and (shape.weight > 1 or shape.needs or pool.has_parts):
-            kept = reserve(self.state, shape, pool.fitting(shape, bits), self.now)
+        else:
+            kept = reserve(self.state, shape, pool.keeps_for(shape, bits), self.now)
             if kept is not None:
                 pool.reserved |= 1 << kept.number
 
@@ -199,11 +195,7 @@ class _Round:
                 place.take(shape)
             if mean_s is None:
                 (place.free_refs if plain else place.refs(shape, ahead=False)).append(ref)
-                pool.free -= weight
-                if place.used >= place.limit:
-                    pool.fill(place)
-                elif weight % 1:
-                    pool.has_parts = True
+                pool.changed(place)
             else:
                 place.ahead_refs.append(ref)
             placed += 1

@@ -190,9 +190,11 @@ class Queue:
             if not walks:
                 return None
             job, each, walk = walks[0]
-            if walk.is_over or not admits(walk.lane):
+            if walk.is_over:
                 heappop(walks)
             elif walk.job.id != job:
-                heapreplace(walks, (walk.job.id, each, walk))
+                heapreplace(walks, (walk.job.id, each, walk))  # others may be before it now, and are asked first
+            elif not admits(walk.lane):
+                heappop(walks)
             else:
                 return walk

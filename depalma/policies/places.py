@@ -129,8 +129,7 @@ class Pool:
         self.members = 0
         self.reserved = 0
         self.closed = 0  #: nothing more is queued ahead there
-        self.free: float = 0  #: slots, at least as many as there are
-        self.has_parts = False  #: somewhere only a part of a slot is taken
+        self.parts = 0  #: where only a part of a slot is taken
         self.least_busy = least([room.foreign for room in hosts.values()])
         self._ahead = 0
         state.fits.begin(state.hosts)
@@ -143,7 +142,7 @@ class Pool:
     def _look(self, ahead: bool) -> None:
         """Finds the hosts with room."""
         known, numbers, least_busy = self.state.hosts, self.state.fits.numbers, self.least_busy
-        free_bits, ahead_bits = [], []
+        free, waiting, parts = [], [], []
         for name, room in self.rooms.items():
             host = known.get(name)
             if host is None or room.slots <= 0:
@@ -152,13 +151,12 @@ class Pool:
             if room.foreign > least_busy:
                 limit = allowed(limit, room.foreign, least_busy)
             if used < limit:
-                free_bits.append(numbers[name])
-                self.free += limit - used
+                free.append(numbers[name])
                 if used % 1:
-                    self.has_parts = True
+                    parts.append(numbers[name])
             if ahead and used < room.slots + room.ahead:
-                ahead_bits.append(numbers[name])
-        self.members, self._ahead = _bits_of(free_bits), _bits_of(ahead_bits)
+                waiting.append(numbers[name])
+        self.members, self._ahead, self.parts = _bits_of(free), _bits_of(waiting), _bits_of(parts)
 
     def __bool__(self) -> bool:
         """Returns whether there is room anywhere at all."""
@@ -188,14 +186,23 @@ class Pool:
         heapify(choices)
         return choices
 
-    def fitting(self, shape: Shape, bits: int) -> list[Place]:
-        """Returns those of the members that tasks of the shape may use, reserved ones left out."""
+    def changed(self, place: Place) -> None:
+        """Notes that something was placed in free slots there."""
+        bit = 1 << place.number
+        if place.used >= place.limit:
+            self.open &= ~bit
+        if place.used % 1:
+            self.parts |= bit
+        else:
+            self.parts &= ~bit
+
+    def keeps_for(self, shape: Shape, bits: int) -> list[Place]:
+        """Returns where a host may be kept for a shape that found none: nowhere, if the next slot that gets free is its
+        own anyway."""
+        if shape.weight <= 1 and not shape.needs and not bits & self.members & self.parts:
+            return []
         places = (self.place(number) for number in numbers_of(bits & self.members & ~self.reserved))
         return [place for place in places if place.takes(shape)]
-
-    def fill(self, place: Place) -> None:
-        """Notes that a place has no free slot any more."""
-        self.open &= ~(1 << place.number)
 
     def close(self, shape: Shape, bits: int) -> None:
         """Closes the places that tasks of the shape may use to queueing ahead."""

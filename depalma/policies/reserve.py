@@ -55,18 +55,11 @@ class Reservation:
 
 
 def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> Place | None:
-    """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known.
-    Returns it."""
-    places = list(places)
-    if shape.weight <= 1 and not shape.needs and all(place.used == int(place.used) for place in places):
-        return None  # the next slot that gets free is its own anyway
+    """Reserves one of the places, which all fit the shape and are not reserved yet: where its task can start first, as
+    far as that is known. Returns it."""
     best: tuple[float, float, float, str] | None = None
     chosen: Place | None = None
     for place in places:
-        if place.reserved is not None:
-            if place.reserved.shape == shape:
-                return None
-            continue
         key = (
             latest_start(state, shape, place, now),
             _missing(shape, place),
