@@ -126,12 +126,10 @@ class _Round:
         so this looks at no job and at no single host."""
         if lane in self.shut:
             return False
-        if lane.shape not in self.closed:
-            bits = self.state.fits.of(lane, self.state.hosts)
-            if not bits & self.pool.open:
-                self._close(lane)
-            elif not lane.gates or not self.turns.is_shut(lane):
+        if lane.shape not in self.closed and not (lane.gates and self.turns.is_shut(lane)):  # at a limit: keeps nothing
+            if self.state.fits.of(lane, self.state.hosts) & self.pool.open:
                 return True
+            self._close(lane)
         self.shut.add(lane)
         return False
 

@@ -51,6 +51,10 @@ class Turns:
             room = min(room, self._limits.room(gate) - self._by_gate.get(gate[:2], 0))
         return room
 
+    def may_have_more(self, account: Account) -> bool:
+        """Returns whether the limit of the user lets another task of his through."""
+        return not self._limits.users or self._limits.room_of_user(account) > self._by_user.get(account.number, 0)
+
     def is_shut(self, lane: Lane) -> bool:
         """Returns whether the limits that all jobs of the lane are under let none of them through any more."""
         return any(self._limits.room(gate) <= self._by_gate.get(gate[:2], 0) for gate in lane.gates)
@@ -141,7 +145,7 @@ class Queue:
     def first(self) -> Walk | None:
         """Returns the line whose turn it is; None when there is none left."""
         users, order, key_of = self._users, self._order, self._turns.key
-        stands = self._level.stands
+        stands, may_have_more = self._level.stands, self._turns.may_have_more
         while True:
             # Keys only grow in a round, so one that is out of date stands too early, never too late.
             while self._at < len(order) and (not users or order[self._at] <= users[0]):
@@ -156,7 +160,8 @@ class Queue:
             if now != key:
                 heapreplace(users, (now, number))
                 continue
-            walk = self._walk_of(self._readings[number])
+            # A user at his limit keeps nothing from others, so his jobs are not even looked at.
+            walk = self._walk_of(self._readings[number]) if may_have_more(stands[number].account) else None
             if walk is not None:
                 return walk
             heappop(users)

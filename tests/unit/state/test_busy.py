@@ -70,3 +70,16 @@ def test_a_wide_task_is_not_kept_out_for_ever(bench):
     bench.host("h2", slots=4)
     bench.submit(2, cpus=4, group="g")
     assert planned(bench, {"h1": 1.0}) == {"h1": 1}
+
+
+def test_a_wide_task_on_a_busy_host_leaves_no_slot_of_another_empty(bench):
+    """It takes more slots than were counted as free; the round went on only as long as the difference was not used."""
+    bench.host("h1", slots=3)
+    bench.host("h2", slots=2)
+    bench.submit(1, cpus=3, priority=5)
+    bench.submit(2)
+    rooms = {"h1": HostRoom("h1-1", 3, foreign=0.9), "h2": HostRoom("h2-1", 2)}
+
+    commands = plan(bench.state, rooms, {}, bench.now, 1, 100)
+
+    assert [(command.host, len(command.tasks)) for command in commands] == [("h1", 1), ("h2", 2)]
