@@ -126,8 +126,10 @@ class _Round:
         so this looks at no job and at no single host."""
         if lane in self.shut:
             return False
-        if lane.shape not in self.closed and not (lane.gates and self.turns.is_shut(lane)):  # at a limit: keeps nothing
-            if self.state.fits.of(lane, self.state.hosts) & self.pool.open:
+        bits = self.state.fits.of(lane, self.state.hosts)
+        # A lane at a limit keeps nothing from others, so it is not closed; nor one that fits no host at all.
+        if bits and lane.shape not in self.closed and not (lane.gates and self.turns.is_shut(lane)):
+            if bits & self.pool.open:
                 return True
             self._close(lane)
         self.shut.add(lane)
