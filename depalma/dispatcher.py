@@ -12,8 +12,9 @@ his jobs the oldest. A job that cannot start keeps those behind it off what it w
    (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
 5. The tasks of a gang are placed together, in free slots, or not at all (`policies/gangs.py`).
 
-Cost: proportional to the tasks placed, the connected hosts and the distinct lanes (`state/ready.py`), not to what is
-queued nor to the users.
+Cost: proportional to the tasks placed; and a fraction of a microsecond for each connected host, and for each lane
+(`state/ready.py`) and user that comes first and may not start, of which one of gangs looks at its hosts one by one. Not
+to what is queued.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from depalma.model import AttemptRef
 from depalma.policies.gangs import could_start, gang_command, hold, room_at
 from depalma.policies.near import data_of
 from depalma.policies.order import UNKNOWN_S, Queue, Turns, Walk
-from depalma.policies.places import Choice, HostRoom, Place, Pool, all_places, choice, places_of
+from depalma.policies.places import Choice, HostRoom, Place, Pool, choice
 from depalma.policies.reserve import reserve
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.jobs import Job
 from depalma.state.order_commands import AssignGang
-from depalma.state.ready import Line
+from depalma.state.ready import Lane, Line
 from depalma.state.shapes import Shape
+from depalma.state.shares import Account
 
 __all__ = ["Assignment", "HostRoom", "parts", "plan"]
 
@@ -61,14 +63,12 @@ def plan(
     if not state.ready or limit <= 0:
         return []
     last_short = _last_short(state, mean_s)
-    places = places_of(state, hosts, ahead=last_short is not None)
-    if not places:
+    pool = Pool(state, hosts, ahead=last_short is not None)
+    if not pool:
         return []
     state.ready.put_in_order()
-    planned = _Round(state, places, hosts, mean_s, now, limit)
-    planned.run(last_short)
-    gangs = [gang_command(*gang, now, term) for gang in planned.gangs]
-    return [*gangs, *(command for place in places for command in place.commands(len(places), now, term))]
+    _Round(state, pool, mean_s, now, limit).run(last_short)
+    return [*(gang_command(*gang, now, term) for gang in pool.gangs), *pool.commands(now, term)]
 
 
 def parts(command: Assignment) -> list[tuple[str, tuple[AttemptRef, ...]]]:
@@ -92,60 +92,47 @@ def _last_short(state: ClusterState, mean_s: Mapping[int, float]) -> float | Non
 class _Round:
     """One planning round."""
 
-    def __init__(
-        self,
-        state: ClusterState,
-        places: list[Place],
-        hosts: Mapping[str, HostRoom],
-        mean_s: Mapping[int, float],
-        now: float,
-        limit: int,
-    ) -> None:
+    def __init__(self, state: ClusterState, pool: Pool, mean_s: Mapping[int, float], now: float, limit: int) -> None:
         self.state = state
-        self.hosts = hosts
         self.limit = limit
         self.now = now
-        self.places = places
+        self.pool = pool
         self.mean_s = mean_s
         self.left = limit
-        self.free: float = sum(max(0, place.limit - place.used) for place in places)
         self.turns = Turns(state, now)
         self.walks: dict[Line, Walk] = {}
-        self.pool = Pool([])
         self.choices: dict[Shape, list[Choice]] = {}  #: heaps of the places of this phase, made when needed
         self.closed: set[Shape] = set()  #: of which nothing more can be placed in this phase
-        self.stuck: list[Shape] = []  #: of these, what did not find a free slot, in order
-        self.gangs: list[tuple[list[AttemptRef], list[Place]]] = []  #: what was placed, one place a member
-        self._every: list[Place] | None = None
-        self._holding: dict[tuple[Shape, tuple[str, ...]], list[Choice]] = {}  #: heaps of places with certain data
+        self.shut: set[Lane] = set()  #: lanes of which that is known, for that or for another reason
+        self.near: dict[tuple[Shape, tuple[str, ...]], list[Choice]] = {}  #: heaps of places with certain data
         self.ahead = False
 
     def run(self, last_short: float | None) -> None:
         """Fills free slots, then queues ahead down to the last priority for which that may be done."""
-        ready = self.state.ready
-        if self.free:
-            self.pool = Pool([place for place in self.places if place.used < place.limit])
+        ready, pool = self.state.ready, self.pool
+        if pool.open:
             for priority in ready.starved(self.now, self.state.age_s):
                 if priority != ready.highest:
                     self._serve(priority, 1)
             for priority in ready.priorities():
-                if self.left <= 0 or self.free <= 0:
+                if self.left <= 0 or not pool.open:
                     break
                 self._serve(priority, self.left)
         if last_short is None or self.left <= 0:
             return
         self.ahead, self.choices = True, {}
         self.closed.clear()
-        self.pool = Pool([place for place in self.places if place.used < place.limit + place.ahead])
+        self.shut.clear()
+        pool.go_ahead()
         for priority in ready.priorities():
-            if priority < last_short or self.left <= 0 or not self.pool.open:
+            if priority < last_short or self.left <= 0 or not pool.open:
                 break
             self._serve(priority, self.left)
 
     def _serve(self, priority: int, most: int) -> None:
         """Places up to so many tasks of a priority, in order."""
-        queue = Queue(self.state, priority, self.turns, self.walks, self.closed)
-        while most > 0 and self.left > 0 and self._is_open():
+        queue = Queue(self.state, priority, self.turns, self.walks, self._admits)
+        while most > 0 and self.left > 0 and self.pool.open:
             walk = queue.first()
             if walk is None:
                 return
@@ -154,13 +141,25 @@ class _Round:
             while lone and most > 0 and self._goes_on(walk):
                 most -= self._place_turn(walk, most, rival)  # what most clusters have: there is nobody to compare with
 
-    def _is_open(self) -> bool:
-        """Returns whether there is room anywhere in this phase."""
-        return self.pool.open > 0 if self.ahead else self.free > 0
+    def _admits(self, lane: Lane, account: Account) -> bool:
+        """Returns whether something of a user in a lane may still be placed in this phase. Most lanes of a long queue
+        may not, so this looks at no job and at no single host."""
+        if lane in self.shut:
+            return False
+        bits = self.state.fits.of(lane, self.state.hosts)
+        # A lane at a limit keeps nothing from others, so it is not closed; nor one that fits no host at all.
+        if bits and lane.shape not in self.closed and not (lane.gates and self.turns.is_shut(lane)):
+            if bits & self.pool.open:
+                return True
+            if self.turns.room(lane, account) < (lane.shape.gang or 1):
+                return False  # this user is at a limit or quota of his own: he keeps nothing, others in the lane may
+            self._close(lane)
+        self.shut.add(lane)
+        return False
 
     def _goes_on(self, walk: Walk) -> bool:
         """Returns whether more of a line may find a place."""
-        return self.left > 0 and not walk.is_over and walk.lane.shape not in self.closed and self._is_open()
+        return self.left > 0 and not walk.is_over and walk.lane not in self.shut and self.pool.open > 0
 
     def _place_turn(self, walk: Walk, most: int, rival: float) -> int:
         """Places what the user may have before it is another's turn. Returns how many tasks that were."""
@@ -173,17 +172,17 @@ class _Round:
             return 0
         known_s = self.mean_s.get(job.id)
         if self.ahead and (known_s is None or known_s > AHEAD_S):
-            self._close(lane.shape)
+            self._close(lane)
             return 0
         mean_s = UNKNOWN_S if known_s is None else known_s
         if rival < inf:
             most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
-        placed = self._place(walk, lane.shape, most, known_s if self.ahead else None)
+        placed = self._place(walk, most, known_s if self.ahead else None)
         if placed:
             self.left -= placed
             self.turns.charge(lane, job, account, placed, mean_s)
         if placed < most and walk.position >= 0:
-            self._close(lane.shape)
+            self._close(lane)
         elif walk.position < 0 or walk.left <= 0:
             walk.next_job(self.state)
         return placed
@@ -192,37 +191,34 @@ class _Round:
         """Places the next gang of the walk's job, if there is room for all of it. Returns how many tasks that are."""
         lane, job, account, shape = walk.lane, walk.job, walk.account, walk.lane.shape
         size = shape.gang
-        if self.ahead:
-            self._close(shape)
-            return 0
         if min(walk.left, self.turns.room(lane, account)) < size:
             walk.is_over = True
+            return 0
+        if self.ahead:
+            self._close(lane)
             return 0
         if self.left < min(size, self.limit):
             self.left = 0  # it is the first one of the next round
             return 0
-        choices = self._choices(shape)
+        choices = self._choices(lane)
         room = 0
         for entry in choices:
             room += room_at(shape, entry[5], self.now, size - room)
             if room == size:
                 break
         if room < size:
-            self._close(shape)
+            self._close(lane)
             return 0
         refs: list[AttemptRef] = []
         chosen: list[Place] = []
-        near = self._near(job, shape)
+        near = self._near(job, shape, choices)
         while len(refs) < size and (place := self._choose_near(choices, near, shape)[0]) is not None:
             index = job.first + walk.position
             refs.append((job.id, index, job.last_attempt(index) + 1))
             chosen.append(place)
-            place.used += shape.weight
-            if shape.needs:
-                place.take(shape)
+            self.pool.give(place, shape)
             walk.position = next(walk.positions, -1)
-        self.gangs.append((refs, chosen))
-        self.free -= shape.weight * size
+        self.pool.gangs.append((refs, chosen))
         walk.left -= size
         self.left = max(0, self.left - size)
         self.turns.charge(lane, job, account, size, self.mean_s.get(job.id, UNKNOWN_S))
@@ -230,34 +226,31 @@ class _Round:
             walk.next_job(self.state)
         return size
 
-    def _close(self, shape: Shape) -> None:
-        """Nothing more of a shape can be placed: it keeps hosts from those behind it."""
+    def _close(self, lane: Lane) -> None:
+        """Nothing more of the lane's shape can be placed: it keeps hosts from those behind it."""
+        shape, pool = lane.shape, self.pool
         self.closed.add(shape)
-        if shape.gang and not could_start(shape, self._all_places()):
+        self.shut.add(lane)
+        bits = self.state.fits.of(lane, self.state.hosts)
+        if shape.gang and not could_start(shape, pool.all_for(shape, bits)):
             return  # it waits for more hosts than there are
         if self.ahead:
-            self.pool.close(shape)
+            pool.close(shape, bits)
             return
         if shape.gang:
-            hold(self.state, shape, self._all_places(), self.stuck, self.now)
+            pool.keep(hold(self.state, shape, pool.unwanted(shape, bits), self.now))
         else:
-            reserve(self.state, shape, self.pool.fitting(shape), self.now)
-        self.stuck.append(shape)
+            pool.keep(reserve(self.state, shape, pool.keeps_for(shape, bits), self.now))
+        pool.want(shape, bits)
 
-    def _all_places(self) -> list[Place]:
-        """Returns all hosts that take work, the full ones among them: only gangs have to know."""
-        if self._every is None:
-            self._every = all_places(self.state, self.hosts, self.places)
-        return self._every
-
-    def _place(self, walk: Walk, shape: Shape, most: int, mean_s: float | None) -> int:
+    def _place(self, walk: Walk, most: int, mean_s: float | None) -> int:
         """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
         slots."""
-        job = walk.job
+        job, shape, pool = walk.job, walk.lane.shape, self.pool
         weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
         job_id, first, stories = job.id, job.first, job.stories
-        choices = self._choices(shape)
-        near = self._near(job, shape) if mean_s is None else []
+        choices = self._choices(walk.lane)
+        near = self._near(job, shape, choices) if mean_s is None else []
         is_near = False
         placed = 0
         position, positions = walk.position, walk.positions
@@ -276,7 +269,7 @@ class _Round:
             if mean_s is None:
                 own = place.free_refs if plain and not is_near else place.refs(shape, ahead=False, near=is_near)
                 own.append(ref)
-                self.free -= weight
+                pool.changed(place)
             else:
                 place.ahead_refs.append(ref)
             placed += 1
@@ -285,23 +278,23 @@ class _Round:
         walk.left -= placed
         return placed
 
-    def _choices(self, shape: Shape) -> list[Choice]:
-        """Returns the heap of the places for a shape in this phase."""
-        choices = self.choices.get(shape)
+    def _choices(self, lane: Lane) -> list[Choice]:
+        """Returns the heap of the places for a lane's shape in this phase."""
+        choices = self.choices.get(lane.shape)
         if choices is None:
-            choices = self.choices[shape] = [choice(place, shape) for place in self.pool.fitting(shape)]
-            heapify(choices)
+            bits = self.state.fits.of(lane, self.state.hosts)
+            choices = self.choices[lane.shape] = self.pool.choices(lane.shape, bits)
         return choices
 
-    def _near(self, job: Job, shape: Shape) -> list[Choice]:
+    def _near(self, job: Job, shape: Shape, choices: list[Choice]) -> list[Choice]:
         """Returns the heap of the places that hold a job's data; empty if it has none that matters."""
         data = data_of(job.spec) if job.spec.inputs is not None or job.spec.function_pickle is not None else ()
         if not data:
             return []
-        found = self._holding.get((shape, data))
+        found = self.near.get((shape, data))
         if found is None:
-            holding = [place for place in self.pool.fitting(shape) if all(digest in place.holds for digest in data)]
-            found = self._holding[shape, data] = [choice(place, shape) for place in holding]
+            holding = [entry[5] for entry in choices if all(digest in entry[5].holds for digest in data)]
+            found = self.near[shape, data] = [choice(place, shape) for place in holding]
             heapify(found)
         return found
 
@@ -342,7 +335,7 @@ class _Round:
 
     def _ahead(self, place: Place, mean_s: float) -> int:
         """Returns how many slots' worth of such tasks may wait on the host."""
-        if place.closed or place.limit < place.slots:
+        if self.pool.closed >> place.number & 1 or place.limit < place.slots:
             return 0
         if place.short_slots < 0:
             place.short_slots = self._short_slots(place)

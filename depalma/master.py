@@ -109,6 +109,7 @@ class Master:
         self.secrets = secrets
         self.clock = _boot_clock
         self.wall = time.time
+        self.spent = time.thread_time
         self.hub = Hub()
         self.rates = Rates(time.monotonic)
         self.loopwatch = LoopWatch()

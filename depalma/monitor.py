@@ -37,7 +37,7 @@ _LOOK_S = 0.2
 _KILL_AGAIN_S = 0.05
 #: /proc may show too few children while some of them end: it is read again, whether there is a reason or not.
 _SWEEP_S = 1.0
-_COALESCE_S = 0.002
+_COALESCE_S = 0.02  #: for ends that nobody waits for: at 2 ms a command of 1 ms cost all processes half as much again
 #: A worker that was forked for us is adopted by then, or is none.
 _ADOPT_WITHIN_S = 5.0
 

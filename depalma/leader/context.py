@@ -31,6 +31,7 @@ class Context(Protocol):
     rates: Rates
     clock: Callable[[], float]  #: monotonic, counts suspend
     wall: Callable[[], float]  #: seconds since the epoch, for `at` fields
+    spent: Callable[[], float]  #: processor time of this thread, in seconds
 
     @property
     def state(self) -> ClusterState:

@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 #: Tasks of one round: bounds the size of a log entry and the time that planning takes from the loop.
 ROUND_LIMIT = 2_000
+#: Beyond what a task may cost, planning takes at most one in so many parts of the leader's time.
+TASK_S = 20e-6
+SHARE = 5
+#: The longest pause between two rounds, and the shortest that is worth it.
+PAUSE_S = 0.2
+LEAST_PAUSE_S = 1e-3
 #: How soon it is looked again whether a host is still busy with something else.
 RETRY_S = 1.0
 
@@ -46,22 +52,29 @@ class DispatchLoop:
 
     async def run(self) -> None:
         """Dispatches until cancelled."""
+        context = self._context
         while True:
             await self._woken()
+            began_s, spent_s = context.clock(), context.spent()
             rooms = self._rooms.now()
-            self._held_back = any(room.foreign > 0 or room.busy_gpus for room in rooms.values())
+            self._held_back = self._rooms.busy
             commands = dispatcher.plan(
-                self._context.state,
-                rooms,
-                self._context.rates.mean_s,
-                self._context.wall(),
-                self._context.term,
-                ROUND_LIMIT,
+                context.state, rooms, context.rates.mean_s, context.wall(), context.term, ROUND_LIMIT
             )
+            if not commands:
+                self._make_room(rooms)
+            tasks = sum(len(refs) for command in commands for _, refs in dispatcher.parts(command))
+            wasted_s = context.spent() - spent_s - TASK_S * tasks
             if commands and await self._commit(commands):
                 self._wake.set()  # what is left after a full round, and what came meanwhile
-            elif not commands:
-                self._make_room(rooms)
+            await self._pause(began_s + SHARE * wasted_s)
+
+    async def _pause(self, until_s: float) -> None:
+        """Waits after a round that was long for what came of it, so that the next one is about more: else every
+        commit would be followed by such a round, where there are very many hosts, or jobs that fit no free one."""
+        pause_s = min(PAUSE_S, until_s - self._context.clock())
+        if pause_s >= LEAST_PAUSE_S:
+            await asyncio.sleep(pause_s)
 
     async def _woken(self) -> None:
         """Returns when something has changed, or may have: nobody says that a host is not busy any more."""
@@ -119,6 +132,7 @@ class DispatchLoop:
     async def _order(self, host: str, incarnation: str, refs: tuple[AttemptRef, ...]) -> None:
         session = self._sessions.by_host.get(host)
         if session is not None and session.incarnation == incarnation:
+            self._rooms.note_assigned(session)
             await self._sessions.orders.assign(session, refs)
 
     def _reconnect(self, host: str) -> None:

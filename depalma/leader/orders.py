@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Arguments above this size are fetched by the agent itself, so that one frame stays small.
 _ARGUMENT_LIMIT_BYTES = 16 * INLINE_LIMIT_BYTES
+#: Jobs that a connection is remembered to have carried; an agent does not mind to be told again.
+KNOWN_JOBS = 100_000
 #: Arguments of one frame; many tasks with middling arguments are spread over several.
 _FRAME_LIMIT_BYTES = 1024 * 1024
 
@@ -70,6 +72,8 @@ class Orders:
     def _send(self, session: AgentSession, templates: dict[int, JobTemplate], tasks: list[Assignment]) -> None:
         # Arguments were awaited: what was given back meanwhile may be another host's now, and must not start here.
         tasks = [task for task in tasks if self._live(session, (task.job, task.task, task.attempt)) is not None]
+        if len(session.known_jobs) > KNOWN_JOBS:
+            session.known_jobs.clear()
         session.known_jobs.update(templates)
         session.send(Assign(self.next_order(), self._context.term, tuple(templates.values()), tuple(tasks)))
 

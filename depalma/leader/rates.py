@@ -37,12 +37,12 @@ class Rates:
             known = self.mean_s.get(job)
             self.mean_s[job] = mean if known is None else known + _WEIGHT * (mean - known)
         self.finished_total += number
-        self._finished.append((self._clock(), number))
+        self._note(self._finished, number)
 
     def note_submitted(self, tasks: int) -> None:
         """Counts tasks that were submitted."""
         self.submitted_total += tasks
-        self._submitted.append((self._clock(), tasks))
+        self._note(self._submitted, tasks)
 
     def forget_job(self, job: int) -> None:
         """Drops what is known of a job that ended."""
@@ -56,8 +56,16 @@ class Rates:
         """Returns tasks submitted a second, over the last ten seconds."""
         return self._rate(self._submitted)
 
+    def _note(self, window: deque[tuple[float, int]], number: int) -> None:
+        """Adds to a window, from which goes what is too old: there may be nobody who ever asks for the rate."""
+        now = self._clock()
+        window.append((now, number))
+        self._trim(window, now)
+
     def _rate(self, window: deque[tuple[float, int]]) -> float:
-        oldest = self._clock() - _WINDOW_S
-        while window and window[0][0] < oldest:
-            window.popleft()
+        self._trim(window, self._clock())
         return sum(number for _, number in window) / _WINDOW_S
+
+    def _trim(self, window: deque[tuple[float, int]], now: float) -> None:
+        while window and window[0][0] < now - _WINDOW_S:
+            window.popleft()

@@ -28,32 +28,49 @@ class Rooms:
         self._sessions = sessions
         self._next_s = 0.0
         self._free_since_s: dict[AgentSession, dict[int, float]] = {}  #: since when no task has a GPU
+        self._made_of = (-1, -1)
+        self._rooms: dict[str, HostRoom] = {}
+        self.busy = False  #: something else runs on one of them, or on a GPU, at least
         self._foreign: dict[AgentSession, tuple[Load, float]] = {}  #: the load that was seen last, and the share
 
     def now(self) -> dict[str, HostRoom]:
-        """Returns the room on all connected hosts."""
-        now = self._context.clock()
-        hosts = self._context.state.hosts
+        """Returns the room on all connected hosts. Made anew only when something has changed, or loads may have:
+        a round looks at this, and most rounds are about a few tasks."""
+        state = self._context.state
+        state.fits.begin(state.hosts)
+        now, made_of = self._context.clock(), (self._sessions.news, state.fits.version)
+        if now < self._next_s and made_of == self._made_of:
+            return self._rooms
+        hosts = state.hosts
         sessions = [session for session in self._sessions.connected() if session.host in hosts]
         if now >= self._next_s:
             self._next_s = now + LOOK_S
             self._measure(sessions)
-        rooms = {}
-        holdings = self._sessions.orders.holdings.by_host
-        for session in sessions:
-            rooms[session.host] = HostRoom(
+        holdings = self._sessions.orders.holdings
+        self._made_of = made_of
+        self._rooms = {
+            session.host: HostRoom(
                 incarnation=session.incarnation,
                 slots=hosts[session.host].slots,
                 ahead=0 if session.no_ahead_until > now else AHEAD_LIMIT,
                 load=session.load,
                 foreign=self._foreign.get(session, _UNKNOWN)[1],
                 busy_gpus=self._busy_gpus(session, now) if session.load.gpus else (),
-                holds=holdings.get(session.host, ()),
+                holds=holdings.of(session.host),
             )
-        return rooms
+            for session in sessions
+        }
+        self.busy = any(room.foreign > 0 or room.busy_gpus for room in self._rooms.values())
+        return self._rooms
 
-    def _busy_gpus(self, session: AgentSession, now: float) -> tuple[int, ...]:
-        """Returns the GPUs that are in use although no task of ours has had them for long enough to be measured."""
+    def note_assigned(self, session: AgentSession) -> None:
+        """To be called when the state has new attempts on a host: a task may be over before rooms are made again, and
+        its GPU still measured as busy then."""
+        if session.load.gpus and session.host in self._context.state.hosts:
+            self._free_gpus(session, self._context.clock())
+
+    def _free_gpus(self, session: AgentSession, now: float) -> dict[int, float]:
+        """Returns since when no task has had each GPU that none has."""
         taken = self._context.state.hosts[session.host].gpus_taken
         free = self._free_since_s.setdefault(session, {})
         for gpu in range(len(session.load.gpus)):
@@ -61,6 +78,11 @@ class Rooms:
                 free.pop(gpu, None)
             else:
                 free.setdefault(gpu, now)
+        return free
+
+    def _busy_gpus(self, session: AgentSession, now: float) -> tuple[int, ...]:
+        """Returns the GPUs that are in use although no task of ours has had them for long enough to be measured."""
+        free = self._free_gpus(session, now)
         return tuple(
             gpu
             for gpu, load in enumerate(session.load.gpus)

@@ -78,6 +78,7 @@ class Sessions:
         self._leases = leases
         self.orders = Orders(context)
         self.by_host: dict[str, AgentSession] = {}
+        self.news = 0  #: counts what makes the room on connected hosts another one, loads and the state left out
         self.questions = Questions(context, self.by_host)
         self._beats: list[tuple[AgentSession, Heartbeat]] = []
         self._beat_task: asyncio.Task[None] | None = None
@@ -127,6 +128,7 @@ class Sessions:
             session.abandon()
             if self.by_host.get(host) is session:
                 del self.by_host[host]
+                self.news += 1
             log.info("agent of host %s disconnected", host)
 
     async def _hello(self, websocket: web.WebSocketResponse, host: str) -> Hello:
@@ -161,6 +163,7 @@ class Sessions:
         if earlier is not None:
             earlier.close()
         self.by_host[hello.host] = session
+        self.news += 1
         self._leases.heard(hello.host, self._context.clock())
         self._reconcile(session, hello)
         log.info("agent of host %s connected (incarnation %s)", hello.host, hello.incarnation)
@@ -193,6 +196,7 @@ class Sessions:
         log.info("agent of host %s is sent away: %s", session.host, refusal.reason)
         if self.by_host.get(session.host) is session:
             del self.by_host[session.host]
+            self.news += 1
         session.dismiss(refusal)  # its lease goes on: what it runs is lost when it says so, or when that is over
 
     async def _take_up(self, hello: Hello) -> None:
@@ -316,6 +320,7 @@ class Sessions:
         context.rates.note_reports(frame.reports)
         if any(report.outcome == "returned" for report in frame.reports):
             session.no_ahead_until = context.clock() + NO_AHEAD_S
+            self.news += 1
         command = FinishTasks(session.host, session.incarnation, frame.reports, context.wall())
         outcome = await self._propose(session, command)
         if isinstance(outcome, FinishOutcome):
@@ -397,6 +402,7 @@ class Sessions:
         for session in self.by_host.values():
             session.close()
         self.by_host.clear()
+        self.news += 1
 
     def connected(self) -> Iterable[AgentSession]:
         """Returns the live sessions."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from depalma.model import AttemptRef
 from depalma.policies.reserve import Reservation, end_of
 from depalma.state.order_commands import AssignGang
-from depalma.state.placement import misfit, tasks_beside
+from depalma.state.placement import tasks_beside
 from depalma.state.shapes import Shape
 
 if TYPE_CHECKING:
@@ -63,30 +63,24 @@ def gang_command(refs: list[AttemptRef], chosen: list[Place], now: float, term: 
 
 
 def could_start(shape: Shape, places: Iterable[Place]) -> bool:
-    """Returns whether there is room for a gang when nothing else runs. `places`: all hosts that take work."""
-    return _empty_room(shape, _fitting(shape, places)) >= shape.gang
+    """Returns whether there is room for a gang when nothing else runs. `places`: all that it fits, full or not."""
+    room = 0
+    for place in places:
+        room += tasks_beside(shape, place.host, place.slots, 0, {})
+        if room >= shape.gang:
+            return True
+    return False
 
 
-def hold(state: ClusterState, shape: Shape, places: Iterable[Place], stuck: Iterable[Shape], now: float) -> None:
-    """Keeps free slots for a gang that does not fit now, where nothing wants them that comes before it. `places`: all
-    hosts that take work; `stuck`: what comes before it and waits, too."""
-    own = [
-        place for place in _fitting(shape, places)
-        if place.reserved is None and all(misfit(other, place.host, place.slots) for other in stuck)
-    ]  # fmt: skip
-    if _empty_room(shape, own) >= shape.gang:
-        start_at, kept = starts(state, shape, own, now)
-        for place, count in kept.items():
-            place.reserved = Reservation(shape, start_at, 0, count)
-
-
-def _fitting(shape: Shape, places: Iterable[Place]) -> list[Place]:
-    return [place for place in places if not misfit(shape, place.host, place.slots)]
-
-
-def _empty_room(shape: Shape, places: Iterable[Place]) -> int:
-    """Returns how many tasks of the shape have room there when nothing else runs."""
-    return sum(tasks_beside(shape, place.host, place.slots, 0, {}) for place in places)
+def hold(state: ClusterState, shape: Shape, own: list[Place], now: float) -> list[Place]:
+    """Keeps free slots for a gang that does not fit now. `own`: the places that it fits, full or not, that are kept for
+    nothing yet and that nothing wants which comes before it. Returns those that are kept."""
+    if not could_start(shape, own):
+        return []
+    start_at, kept = starts(state, shape, own, now)
+    for place, count in kept.items():
+        place.reserved = Reservation(shape, start_at, 0, count)
+    return list(kept)
 
 
 def starts(state: ClusterState, shape: Shape, places: list[Place], now: float) -> tuple[float, dict[Place, int]]:

@@ -7,8 +7,8 @@ users alternate within a round as they do over time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush, heapreplace
 from math import ceil, inf
 
 from depalma.model import MAX_TASKS
@@ -17,7 +17,6 @@ from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.quotas import Amounts, Holder, add, holders_of
 from depalma.state.ready import Lane, Line
-from depalma.state.shapes import Shape
 from depalma.state.shares import Account
 
 #: What a task is taken to need that nobody knows anything about.
@@ -57,6 +56,19 @@ class Turns:
             holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
             room = min(room, self._quotas.room(holders, lane.shape, self._by_holder))
         return room
+
+    def may_have_more(self, account: Account) -> bool:
+        """Returns whether the limit of the user lets another task of his through."""
+        return not self._limits.users or self._limits.room_of_user(account) > self._by_user.get(account.number, 0)
+
+    def is_shut(self, lane: Lane) -> bool:
+        """Returns whether the limits and quotas that all jobs of the lane are under let none of them through now."""
+        least = lane.shape.gang or 1
+        if any(self._limits.room(gate) - self._by_gate.get(gate[:2], 0) < least for gate in lane.gates):
+            return True
+        if not lane.gates or not self._quotas:
+            return False
+        return self._quotas.room([gate[:2] for gate in lane.gates], lane.shape, self._by_holder) < least
 
     def tasks_before(self, rival: float, lane: Lane, account: Account, mean_s: float) -> int:
         """Returns how many tasks are the user's before it is the turn of one whose key is `rival`."""
@@ -109,86 +121,97 @@ class Walk:
         self.left = limit - len(job.running) if limit else job.queued
 
 
+class _Reading:
+    """How far the stand of a user was read."""
+
+    __slots__ = ("at", "heads", "walks")
+
+    def __init__(self, heads: list[tuple[int, Line]]) -> None:
+        self.heads = heads
+        self.at = 0  #: the first line that was not read
+        self.walks: list[tuple[int, int, Walk]] = []  #: heap of those that were, by job
+
+
 class Queue:
-    """The jobs of one priority in their order, for one phase of a round. It reads no more users than get a turn."""
+    """The jobs of one priority in their order, for one phase of a round. It reads no more users, and of each no more
+    lines, than get a turn. `admits` says whether anything of a user in a lane may be placed now; once it does not, it
+    never does again in this phase."""
 
     def __init__(
-        self, state: ClusterState, priority: int, turns: Turns, walks: dict[Line, Walk], closed: set[Shape]
+        self,
+        state: ClusterState,
+        priority: int,
+        turns: Turns,
+        walks: dict[Line, Walk],
+        admits: Callable[[Lane, Account], bool],
     ) -> None:
         self._state = state
-        self._priority = priority
         self._turns = turns
         self._walks = walks  #: of the round: what one phase has placed the next one does not place again
-        self._lanes = list(state.ready.levels[priority].values())
-        self._closed = closed  #: shapes of which nothing more can be placed in this phase
-        self._users: list[tuple[float, int]] = []  #: heap of the users that were read, by key and number
-        self._lines: dict[int, list[tuple[int, int, Walk]]] = {}  #: heap of each of them, by job
-        #: heap of the next user in each lane's own order: key, number, which lane, which place there
-        self._unread = [(*lane.order[0], number, 0) for number, lane in enumerate(self._lanes)]
-        heapify(self._unread)
+        self._admits = admits
+        self._level = state.ready.levels[priority]
+        self._order = self._level.order
+        self._at = 0  #: the first user who was not read
+        self._users: list[tuple[float, int]] = []  #: heap of those who were, by key and number
+        self._readings: dict[int, _Reading] = {}
 
     def first(self) -> Walk | None:
         """Returns the line whose turn it is; None when there is none left."""
-        users, turns = self._users, self._turns
+        users, order, key_of = self._users, self._order, self._turns.key
+        stands, may_have_more = self._level.stands, self._turns.may_have_more
         while True:
             # Keys only grow in a round, so one that is out of date stands too early, never too late.
-            while self._unread and (not users or self._unread[0][:2] <= users[0]):
-                self._read()
+            while self._at < len(order) and (not users or order[self._at] <= users[0]):
+                number = order[self._at][1]
+                self._at += 1
+                self._readings[number] = _Reading(stands[number].heads)
+                heappush(users, (key_of(stands[number].account), number))
             if not users:
                 return None
             key, number = users[0]
-            walk = self._walk_of(number)
-            if walk is None:
-                heappop(users)
+            now = key_of(stands[number].account)
+            if now != key:
+                heapreplace(users, (now, number))
                 continue
-            now = turns.key(walk.account)
-            if now == key:
+            # A user at his limit keeps nothing from others, so his jobs are not even looked at.
+            walk = self._walk_of(self._readings[number]) if may_have_more(stands[number].account) else None
+            if walk is not None:
                 return walk
-            heapreplace(users, (now, number))
+            heappop(users)
 
     def rival(self) -> float:
         """Returns a key that no user but the first is before; inf if there is no other."""
         rival = min((key for key, _ in self._users[1:3]), default=inf)
-        return min(rival, self._unread[0][0]) if self._unread else rival
+        return min(rival, self._order[self._at][0]) if self._at < len(self._order) else rival
 
     @property
     def is_lone(self) -> bool:
         """Returns whether the first line is the only one."""
-        return not self._unread and len(self._users) == 1 and len(self._lines[self._users[0][1]]) == 1
+        if self._at < len(self._order) or len(self._users) != 1:
+            return False
+        reading = self._readings[self._users[0][1]]
+        return reading.at == len(reading.heads) and len(reading.walks) == 1
 
-    def _read(self) -> None:
-        """Takes in the next user of a lane, with all lines of this priority."""
-        _, number, place, at = self._unread[0]
-        lane = self._lanes[place]
-        closed = lane.shape in self._closed
-        if closed or at + 1 == len(lane.order):
-            heappop(self._unread)
-        else:
-            heapreplace(self._unread, (*lane.order[at + 1], place, at + 1))
-        if closed or number in self._lines:
-            return
-        account = lane.lines[number].account
-        lines = [line for line in self._state.ready.lines_of(account) if line.lane.priority == self._priority]
-        walks = [self._walk(line) for line in lines]
-        self._lines[number] = heap = [(walk.job.id, each, walk) for each, walk in enumerate(walks) if not walk.is_over]
-        heapify(heap)
-        heappush(self._users, (self._turns.key(account), number))
-
-    def _walk(self, line: Line) -> Walk:
-        walk = self._walks.get(line)
-        if walk is None:
-            walk = self._walks[line] = Walk(self._state, line)
-        return walk
-
-    def _walk_of(self, number: int) -> Walk | None:
+    def _walk_of(self, reading: _Reading) -> Walk | None:
         """Returns the line of a user that has his oldest job; None when there is none left."""
-        heap = self._lines[number]
-        while heap:
-            job, each, walk = heap[0]
-            if walk.is_over or walk.lane.shape in self._closed:
-                heappop(heap)
+        heads, walks, admits = reading.heads, reading.walks, self._admits
+        while True:
+            while reading.at < len(heads) and (not walks or heads[reading.at][0] < walks[0][0]):
+                line = heads[reading.at][1]
+                reading.at += 1
+                walk = self._walks.get(line)
+                if (walk is None or not walk.is_over) and admits(line.lane, line.account):
+                    if walk is None:
+                        walk = self._walks[line] = Walk(self._state, line)
+                    heappush(walks, (walk.job.id, reading.at, walk))
+            if not walks:
+                return None
+            job, each, walk = walks[0]
+            if walk.is_over:
+                heappop(walks)
             elif walk.job.id != job:
-                heapreplace(heap, (walk.job.id, each, walk))
+                heapreplace(walks, (walk.job.id, each, walk))  # others may be before it now, and are asked first
+            elif not admits(walk.lane, walk.account):
+                heappop(walks)
             else:
                 return walk
-        return None

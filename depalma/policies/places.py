@@ -7,7 +7,8 @@ measured load, its name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from heapq import heapify
 
 from msgspec import Struct
 
@@ -18,7 +19,6 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
 from depalma.state.hosts import Host
-from depalma.state.placement import misfit
 from depalma.state.shapes import GPUS, Shape
 
 
@@ -41,7 +41,6 @@ class Place:
         "ahead",
         "ahead_refs",
         "avoid",
-        "closed",
         "cpu",
         "free_refs",
         "gang_refs",
@@ -49,6 +48,7 @@ class Place:
         "host",
         "incarnation",
         "limit",
+        "number",
         "reserved",
         "short_slots",
         "slots",
@@ -58,8 +58,9 @@ class Place:
         "wished_refs",
     )
 
-    def __init__(self, host: Host, room: HostRoom, least_busy: float) -> None:
+    def __init__(self, host: Host, room: HostRoom, least_busy: float, number: int = 0) -> None:
         self.host = host
+        self.number = number  #: its bit
         self.incarnation = room.incarnation
         self.slots = room.slots
         self.limit = allowed(room.slots, room.foreign, least_busy)  #: slots that may be used now
@@ -74,12 +75,15 @@ class Place:
             self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
             self.taken = {**host.taken, GPUS: host.taken.get(GPUS, 0) + len(self.avoid)}
         self.reserved: Reservation | None = None  #: for a task that needs much
-        self.closed = False  #: nothing more is queued ahead here
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.free_refs: list[AttemptRef] = []
         self.gang_refs: list[AttemptRef] = []  #: in free slots, with the rest of their gangs
         self.ahead_refs: list[AttemptRef] = []
         self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
+
+    def takes(self, shape: Shape) -> bool:
+        """Returns whether tasks of a shape that fits the host may go here at all: by its slots, and who is there."""
+        return self.slots >= shape.weight and self.host.incarnation == self.incarnation
 
     def take(self, shape: Shape) -> None:
         """Notes what a task takes besides slots."""
@@ -133,58 +137,167 @@ class Place:
             yield ref, now
 
 
-def places_of(state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> list[Place]:
-    """Returns the hosts that may take anything at all now; `ahead`: those with taken slots, too."""
-    places = []
-    least_busy = least(room.foreign for room in hosts.values())
-    for name, room in hosts.items():
-        host = state.hosts.get(name)
-        if host is None or host.used >= room.slots + (room.ahead if ahead else 0):
-            continue
-        if host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
-            places.append(Place(host, room, least_busy))
-    places.sort(key=lambda place: place.host.name)
-    return places
-
-
-def all_places(state: ClusterState, hosts: Mapping[str, HostRoom], places: list[Place]) -> list[Place]:
-    """Returns these places, and behind them those hosts that take work but have no room."""
-    known = {place.host.name for place in places}
-    least_busy = least(room.foreign for room in hosts.values())
-    full = []
-    for name, room in sorted(hosts.items()):
-        host = state.hosts.get(name) if name not in known else None
-        if host is not None and host.takes_work and host.incarnation == room.incarnation and room.slots > 0:
-            full.append(Place(host, room, least_busy))
-    return [*places, *full]
-
-
 class Pool:
-    """Places to choose from, found by what a shape names before they are looked at one by one."""
+    """The hosts of a round, as bits (`state/fits.py`); what was not chosen from is not looked at one by one.
 
-    def __init__(self, places: list[Place]) -> None:
-        self.places = places
-        self.open = len(places)
-        self._by_name = {place.host.name: [place] for place in places}
-        self._by_group: dict[str, list[Place]] = {}
+    In the phase of free slots, `members` are those that had one when the round began, `open` those that still have; in
+    that of queueing ahead both are those on which something may still wait.
+    """
+
+    def __init__(self, state: ClusterState, hosts: Mapping[str, HostRoom], *, ahead: bool) -> None:
+        self.state = state
+        self.rooms = hosts
+        self.made: dict[int, Place] = {}  #: by bit
+        self.members = 0
+        self.reserved = 0
+        self.closed = 0  #: nothing more is queued ahead there
+        self.gangs: list[tuple[list[AttemptRef], list[Place]]] = []  #: that were placed, one place a member
+        self._wanted = 0  #: what a job waits for that did not find a free slot
+        self._wanted_wide: list[tuple[Shape, int]] = []  #: the same of wide tasks, hosts with too few slots among them
+        self._connected = -1  #: hosts with slots, full ones among them; -1 = not looked at
+        self.parts = 0  #: where only a part of a slot is taken
+        self.least_busy = least([room.foreign for room in hosts.values()])
+        self._ahead = 0
+        state.fits.begin(state.hosts)
+        self._look(ahead)
+        works = state.fits.anything(state.hosts)
+        self.members &= works
+        self._ahead &= works
+        self.open = self.members
+
+    def _look(self, ahead: bool) -> None:
+        """Finds the hosts with room."""
+        known, numbers, least_busy = self.state.hosts, self.state.fits.numbers, self.least_busy
+        free, waiting, parts = [], [], []
+        for name, room in self.rooms.items():
+            host = known.get(name)
+            if host is None or room.slots <= 0:
+                continue
+            used, limit = host.used, room.slots
+            if room.foreign > least_busy:
+                limit = allowed(limit, room.foreign, least_busy)
+            if used < limit:
+                free.append(numbers[name])
+                if used % 1:
+                    parts.append(numbers[name])
+            if ahead and used < room.slots + room.ahead:
+                waiting.append(numbers[name])
+        self.members, self._ahead, self.parts = _bits_of(free), _bits_of(waiting), _bits_of(parts)
+
+    def __bool__(self) -> bool:
+        """Returns whether there is room anywhere at all."""
+        return bool(self.members or self._ahead)
+
+    @property
+    def hosts(self) -> int:
+        """Returns how many hosts had room of any kind."""
+        return (self.members | self._ahead).bit_count()
+
+    def go_ahead(self) -> None:
+        """Begins the phase of queueing ahead."""
+        self.members = self.open = self._ahead
+
+    def place(self, number: int) -> Place:
+        """Returns the host of a bit."""
+        place = self.made.get(number)
+        if place is None:
+            host = self.state.fits.host(number, self.state.hosts)
+            place = self.made[number] = Place(host, self.rooms[host.name], self.least_busy, number)
+        return place
+
+    def choices(self, shape: Shape, bits: int) -> list[Choice]:
+        """Returns a heap of the open places of these bits that tasks of the shape may use."""
+        places = [self.place(number) for number in numbers_of(bits & self.open)]
+        choices = [choice(place, shape) for place in places if place.takes(shape)]
+        heapify(choices)
+        return choices
+
+    def all_for(self, shape: Shape, bits: int) -> Iterator[Place]:
+        """Yields the places of these bits that tasks of the shape may use, the full ones among them: only gangs have to
+        know."""
+        if self._connected < 0:
+            known = self.state.fits.numbers
+            found = [known[name] for name, room in self.rooms.items() if room.slots > 0 and name in known]
+            self._connected = _bits_of(found)
+        return (place for place in map(self.place, numbers_of(bits & self._connected)) if place.takes(shape))
+
+    def keep(self, places: Iterable[Place]) -> None:
+        """Notes that these are kept for what waits."""
         for place in places:
-            for group in place.host.groups:
-                self._by_group.setdefault(group, []).append(place)
+            self.reserved |= 1 << place.number
 
-    def fitting(self, shape: Shape) -> list[Place]:
-        """Returns the open places that tasks of the shape may use."""
-        places = self.places
-        if shape.on_host:
-            places = self._by_name.get(shape.on_host, [])
-        elif shape.group:
-            places = self._by_group.get(shape.group, [])
-        return [place for place in places if not place.closed and not misfit(shape, place.host, place.slots)]
+    def want(self, shape: Shape, bits: int) -> None:
+        """Notes that a job waits which could use the hosts of these bits."""
+        if shape.weight > 1:
+            self._wanted_wide.append((shape, bits))
+        else:
+            self._wanted |= bits
 
-    def close(self, shape: Shape) -> None:
-        """Closes the places that tasks of the shape may use."""
-        for place in self.fitting(shape):
-            place.closed = True
-            self.open -= 1
+    def unwanted(self, shape: Shape, bits: int) -> list[Place]:
+        """Returns of the places for a gang those that nothing wants which was noted, and that are kept for nothing."""
+        wide, self._wanted_wide = self._wanted_wide, []
+        for other, others in wide:
+            self._wanted |= _bits_of([place.number for place in self.all_for(other, others & ~self._wanted)])
+        return list(self.all_for(shape, bits & ~self._wanted & ~self.reserved))
+
+    def give(self, place: Place, shape: Shape) -> None:
+        """Takes what a task of the shape needs in a free slot there."""
+        place.used += shape.weight
+        if shape.needs:
+            place.take(shape)
+        self.changed(place)
+
+    def changed(self, place: Place) -> None:
+        """Notes that something was placed in free slots there."""
+        bit = 1 << place.number
+        if place.used >= place.limit:
+            self.open &= ~bit
+        if place.used % 1:
+            self.parts |= bit
+        else:
+            self.parts &= ~bit
+
+    def keeps_for(self, shape: Shape, bits: int) -> list[Place]:
+        """Returns where a host may be kept for a shape that found none: nowhere, if the next slot that gets free is its
+        own anyway."""
+        if shape.weight <= 1 and not shape.needs and not bits & self.members & self.parts:
+            return []
+        places = (self.place(number) for number in numbers_of(bits & self.members & ~self.reserved))
+        return [place for place in places if place.takes(shape)]
+
+    def close(self, shape: Shape, bits: int) -> None:
+        """Closes the places that tasks of the shape may use to queueing ahead."""
+        if shape.weight > 1:
+            places = (self.place(number) for number in numbers_of(bits & self.members))
+            bits = _bits_of([place.number for place in places if place.takes(shape)])
+        self.closed |= bits
+        self.members &= ~bits
+        self.open = self.members
+
+    def commands(self, now: float, term: int) -> list[AssignTasks]:
+        """Returns what was placed, gangs left out, by name of the host."""
+        places = sorted(self.made.values(), key=lambda place: place.host.name)
+        return [command for place in places for command in place.commands(self.hosts, now, term)]
+
+
+def _bits_of(numbers: list[int]) -> int:
+    """Returns an int of these bits."""
+    if not numbers:
+        return 0
+    buffer = bytearray((max(numbers) >> 3) + 1)
+    for number in numbers:
+        buffer[number >> 3] |= 1 << (number & 7)
+    return int.from_bytes(buffer, "little")
+
+
+def numbers_of(bits: int) -> Iterator[int]:
+    """Yields the numbers of the bits that are set."""
+    for place, byte in enumerate(bits.to_bytes((bits.bit_length() + 7) >> 3, "little")):
+        if byte:
+            first = place << 3
+            for number in range(8):
+                if byte >> number & 1:
+                    yield first + number
 
 
 #: Order of choice: wishes, priority level, how full, measured load, name.

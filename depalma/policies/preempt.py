@@ -39,7 +39,7 @@ def preemptions(
     state: ClusterState, hosts: Mapping[str, HostRoom], ending: Collection[AttemptRef]
 ) -> Iterator[Preemption]:
     """Yields what is to end now. `ending`: what was told to end already; its room is counted as free."""
-    if not any(lane.shape.preempts for level in state.ready.levels.values() for lane in level.values()):
+    if not state.ready.preempting:
         return
     rooms = [_Room(state, state.hosts[name], room.slots, ending) for name, room in hosts.items() if name in state.hosts]
     left = MOST
@@ -47,7 +47,7 @@ def preemptions(
         level = state.ready.levels[priority]
         if _is_held_up(state, level, rooms):
             return
-        for lane in level.values():
+        for lane in level.lanes.values():
             for job in _wanted(state, lane, left) if lane.shape.preempts else ():
                 left -= lane.shape.gang or 1
                 yield from _make_room_for_all(rooms, lane, f"preempted by job {job} of priority {priority}")
@@ -125,7 +125,7 @@ def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
     """Returns whether a job of the level would take any room that is made, and does not preempt."""
     return any(
         not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
-        for lane in level.values()
+        for lane in level.lanes.values()
         if all(state.limits.room(gate) > 0 for gate in lane.gates)
         and any(_room_of_user(state, lane, line.account) > 0 for line in lane.lines.values())
     )

@@ -55,18 +55,12 @@ class Reservation:
         )
 
 
-def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> None:
-    """Reserves one of the places, which all fit the shape: where its task can start first, as far as that is known."""
-    places = list(places)
-    if shape.weight <= 1 and not shape.needs and all(place.used == int(place.used) for place in places):
-        return  # the next slot that gets free is its own anyway
+def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> list[Place]:
+    """Reserves one of the places, which all fit the shape and are not reserved yet: where its task can start first, as
+    far as that is known. Returns what is kept now: it, or nothing."""
     best: tuple[float, float, float, str] | None = None
     chosen: Place | None = None
     for place in places:
-        if place.reserved is not None:
-            if place.reserved.shape == shape:
-                return
-            continue
         key = (
             latest_start(state, shape, place, now),
             _missing(shape, place),
@@ -75,9 +69,11 @@ def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: flo
         )
         if best is None or key < best:
             best, chosen = key, place
-    if best is not None and chosen is not None:
-        weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
-        chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
+    if best is None or chosen is None:
+        return []
+    weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
+    chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
+    return [chosen]
 
 
 def _missing(shape: Shape, place: Place) -> float:

@@ -8,6 +8,7 @@ from depalma.codetree import CodeEntry, tree_at, tree_digest
 from depalma.model import MasterAddress
 from depalma.state.dependencies import Waiting, follow
 from depalma.state.event_log import EventLog
+from depalma.state.fits import Fits
 from depalma.state.hosts import Host
 from depalma.state.invariants import check
 from depalma.state.invitations import Invitation
@@ -47,6 +48,7 @@ class ClusterState:
         "code",
         "due",
         "events",
+        "fits",
         "hosts",
         "invitations",
         "jobs",
@@ -83,6 +85,7 @@ class ClusterState:
         self.shares = Shares()
         self.age_s = AGE_S  #: 0 = a priority that gets nothing waits for ever
         self.ready = ReadyJobs(self.limits, self.shares, self.quotas)  #: derived
+        self.fits = Fits()  #: derived
         self.waiting = Waiting()  #: derived
         self.due = Due()  #: derived
         self.changes = Changes(set(), set())
@@ -167,6 +170,7 @@ class ClusterState:
             self.removed.add(host.name)
         self.events.add("host.removed", at, host=host.name, detail={"reason": host.removing})
         self.changes.hosts.add(host.name)
+        self.fits.note((host.name,), self.hosts)
 
     def check_invariants(self) -> None:
         """Checks every rule that ties the parts together. Errors: BrokenInvariant that names what does not fit."""

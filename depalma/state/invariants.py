@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING
 
 from depalma.model import AttemptRef
@@ -16,8 +17,9 @@ from depalma.state.gangs import check_gangs
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.limits import Gate, tags_of
+from depalma.state.placement import misfit
 from depalma.state.quotas import Quotas
-from depalma.state.ready import Line
+from depalma.state.ready import Lane, Line
 from depalma.state.schedule import check_schedules
 from depalma.state.shapes import Shape
 from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
@@ -123,16 +125,37 @@ def _check_running(state: ClusterState, job: Job, live: dict[str, dict[AttemptRe
 def _check_ready(state: ClusterState, ready: int) -> None:
     indexed = 0
     for priority, level in state.ready.levels.items():
-        _must(bool(level), f"ready index: priority {priority} is empty")
-        for (shape, gates), lane in level.items():
-            numbers = [number for _, number in lane.order]
-            _must(sorted(numbers) == sorted(lane.lines), f"ready index: users {numbers}, lines of {lane.lines.keys()}")
-            _must(lane.order == sorted(lane.order), f"ready index: users out of order: {lane.order}")
+        _must(bool(level.stands), f"ready index: priority {priority} is empty")
+        numbers = [number for _, number in level.order]
+        _must(sorted(numbers) == sorted(level.stands), f"ready index: users {numbers}, stands of {level.stands.keys()}")
+        _must(level.order == sorted(level.order), f"ready index: users out of order: {level.order}")
+        heads = {line: head for stand in level.stands.values() for head, line in stand.heads}
+        for stand in level.stands.values():
+            _must(
+                [head for head, _ in stand.heads] == sorted(line.head for _, line in stand.heads), "ready index: heads"
+            )
+        for (shape, gates), lane in level.lanes.items():
+            _must(bool(lane.lines), f"ready index: lane {shape} is empty")
             for line in lane.lines.values():
+                _must(heads.pop(line, 0) == line.head == line.jobs.first, f"ready index: head {line.head} of a line")
                 indexed += _check_line(state, line, priority, shape, gates)
+        _must(not heads, f"ready index: lines in no lane: {heads.values()}")
     _must(indexed == ready == state.ready.jobs, f"ready index holds {indexed} jobs, {ready} are ready")
     _must(state.ready.priorities() == sorted(state.ready.levels, reverse=True), "ready index: priorities")
     _must(state.ready.fed_at.keys() == state.ready.levels.keys(), f"fed: {state.ready.fed_at}")
+    lanes = [lane for level in state.ready.levels.values() for lane in level.lanes.values()]
+    _must(state.ready.preempting == sum(lane.shape.preempts for lane in lanes), "ready index: lanes that preempt")
+    _check_fits(state, lanes)
+
+
+def _check_fits(state: ClusterState, lanes: list[Lane]) -> None:
+    """Checks what is known of which hosts fit against each host."""
+    state.fits.begin(state.hosts)
+    for lane in lanes:
+        bits = state.fits.of(lane, state.hosts)
+        fitting = {name for name, host in state.hosts.items() if not misfit(lane.shape, host, inf)}
+        known = {name for name, number in state.fits.numbers.items() if bits >> number & 1}
+        _must(bits.bit_count() == len(known) and known == fitting, f"{lane.shape} fits {fitting}, known are {known}")
 
 
 def _check_line(state: ClusterState, line: Line, priority: int, shape: Shape, gates: tuple[Gate, ...]) -> int:

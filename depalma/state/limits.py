@@ -27,11 +27,12 @@ class Limits:
         self.tags: dict[str, int] = {}
         self.users: dict[str, int] = {}
         self.groups: dict[str, int] = {}
+        self._kinds = {"tag": self.tags, "user": self.users, "group": self.groups}
         self.tasks: dict[tuple[str, str], int] = {}  #: tasks on hosts by tag and group
 
     def of_kind(self, kind: str) -> dict[str, int]:
         """Returns the limits of a kind. Errors: KeyError."""
-        return {"tag": self.tags, "user": self.users, "group": self.groups}[kind]
+        return self._kinds[kind]
 
     @property
     def are_set(self) -> bool:
@@ -56,7 +57,7 @@ class Limits:
     def bound(self, gate: Gate) -> int:
         """Returns how many tasks a gate lets be on hosts at once."""
         kind, name, own = gate
-        standing = self.of_kind(kind).get(name, MAX_TASKS)
+        standing = self._kinds[kind].get(name, MAX_TASKS)
         return min(own, standing) if own else standing
 
     def live(self, kind: str, name: str, shares: Shares) -> int:

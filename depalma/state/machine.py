@@ -101,6 +101,22 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     order_commands.AssignGang: gang_assigning.assign_gang,
 }
 _KINDS: Final = frozenset(kind.__struct_config__.tag for kind in _HANDLERS)
+#: What leaves hosts as they are for whoever asks which fit; one that goes with its last attempt is noted there.
+_OF_TASKS: Final = frozenset(
+    {
+        commands.SubmitJob,
+        commands.AddTasks,
+        commands.AssignTasks,
+        commands.StartTasks,
+        commands.FinishTasks,
+        commands.CancelJobs,
+        commands.CloseJob,
+        commands.ForgetJobs,
+        job_commands.SubmitGraph,
+        job_commands.PassTime,
+        order_commands.AssignGang,
+    }
+)
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder()
 #: Far below what the interpreter allows, which depends on who called: replicas must give the same answer.
@@ -116,6 +132,8 @@ def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rej
     """Applies a command in place. `index` is its place in the log, for messages only."""
     state.version += 1
     outcome = bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
+    if type(command) not in _OF_TASKS:
+        state.fits.note(state.changes.hosts, state.hosts)
     if state.events.fresh:
         collect(state)
     return outcome

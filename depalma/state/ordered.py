@@ -29,6 +29,11 @@ class OrderedKeys:
         for chunk in self._chunks:
             yield from chunk
 
+    @property
+    def first(self) -> int:
+        """Returns the smallest key. Errors: IndexError when there is none."""
+        return self._chunks[0][0]
+
     def add(self, key: int) -> None:
         """Adds a key that is not in the set."""
         self._size += 1

@@ -1,10 +1,10 @@
 """The jobs that have a task which may start now, in an order of which only the beginning is ever looked at. [pure]
 
-A *line* is the ready jobs of one user, of one priority, one shape and one set of limits, oldest first. Lines that
-differ only in the user are a *lane*, with its users in the order of their shares. Whoever plans looks at the lanes of
-the highest priority, in each at the first user, and of that line at the first job: what it costs does not grow with
-the jobs that wait nor with the users. When a lane cannot go on (no host has room, a limit is reached), none of its
-lines can.
+A *line* is the ready jobs of one user, of one priority, one shape and one set of limits, oldest first. The lines of a
+user within a priority are his *stand*, by the oldest job of each; lines that differ only in the user are a *lane*.
+Whoever plans looks at the highest priority, there at the first user by share, and in his stand at the first line: what
+it costs does not grow with the jobs that wait, nor with users and lines that do not get a turn. When a lane cannot go
+on (no host has room, a limit is reached), none of its lines can.
 
 Derived from the jobs; `refresh` is called after every change of one.
 """
@@ -12,7 +12,9 @@ Derived from the jobs; `refresh` is called after every change of one.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
+from depalma.state.fits import Part
 from depalma.state.jobs import Job
 from depalma.state.limits import Gate, Limits
 from depalma.state.ordered import OrderedKeys
@@ -24,62 +26,99 @@ from depalma.state.shares import Account, Shares
 class Line:
     """Ready jobs of one user in a lane, by id."""
 
-    __slots__ = ("account", "jobs", "key", "lane")
+    __slots__ = ("account", "head", "jobs", "lane", "stand")
 
-    def __init__(self, lane: Lane, account: Account) -> None:
+    def __init__(self, lane: Lane, stand: Stand) -> None:
         self.lane = lane
-        self.account = account
+        self.stand = stand
+        self.account = stand.account
         self.jobs = OrderedKeys()
-        self.key = account.key  #: by which it stands in the lane
+        self.head = 0  #: its oldest job, by which it stands in the stand; 0 = it does not yet
 
 
 class Lane:
     """Lines that differ only in the user."""
 
-    __slots__ = ("gates", "lines", "order", "priority", "shape")
+    __slots__ = ("fits", "fits_seen", "gates", "lines", "parts", "priority", "shape")
 
     def __init__(self, priority: int, shape: Shape, gates: tuple[Gate, ...]) -> None:
         self.priority = priority
         self.shape = shape
         self.gates = gates
         self.lines: dict[int, Line] = {}  #: by the number of the user's account
+        self.parts: tuple[Part, ...] | None = None  #: kept by `Fits`, as the next two
+        self.fits = 0
+        self.fits_seen = -1
+
+
+class Stand:
+    """The lines of one user in a level."""
+
+    __slots__ = ("account", "heads", "key", "level")
+
+    def __init__(self, level: Level, account: Account) -> None:
+        self.level = level
+        self.account = account
+        self.key = account.key  #: by which it stands in the level
+        self.heads: list[tuple[int, Line]] = []  #: each line by its oldest job, oldest first
+
+    def put(self, line: Line, head: int) -> None:
+        """Puts a line where its oldest job says; 0: it has none any more."""
+        heads = self.heads
+        if line.head and len(heads) == 1:
+            heads.clear()
+        elif line.head:
+            del heads[bisect_left(heads, (line.head,))]
+        line.head = head
+        if head:
+            insort(heads, (head, line))  # no two lines have the same job, so lines are never compared
+
+
+class Level:
+    """The ready jobs of one priority."""
+
+    __slots__ = ("lanes", "order", "priority", "stands")
+
+    def __init__(self, priority: int) -> None:
+        self.priority = priority
+        self.lanes: dict[tuple[Shape, tuple[Gate, ...]], Lane] = {}
+        self.stands: dict[int, Stand] = {}  #: by the number of the user's account
         self.order: list[tuple[float, int]] = []  #: keys and numbers of the users, smallest first
 
-    def put(self, line: Line) -> None:
-        """Takes a new line in."""
-        self.lines[line.account.number] = line
-        insort(self.order, (line.key, line.account.number))
+    def stand_of(self, account: Account) -> Stand:
+        """Returns the stand of a user; a new one if there is none yet."""
+        stand = self.stands.get(account.number)
+        if stand is None:
+            stand = self.stands[account.number] = Stand(self, account)
+            insort(self.order, (stand.key, account.number))
+        return stand
 
-    def drop(self, line: Line) -> None:
-        """Lets a line go that is empty."""
-        del self.lines[line.account.number]
-        del self.order[bisect_left(self.order, (line.key, line.account.number))]
+    def drop(self, stand: Stand) -> None:
+        """Lets a stand go that is empty."""
+        del self.stands[stand.account.number]
+        del self.order[bisect_left(self.order, (stand.key, stand.account.number))]
 
-    def move(self, line: Line) -> None:
-        """Puts a line where its user's share says."""
-        number, key = line.account.number, line.account.key
-        if key == line.key:
+    def move(self, stand: Stand) -> None:
+        """Puts a stand where its user's share says."""
+        number, key = stand.account.number, stand.account.key
+        if key == stand.key:
             return
         if len(self.order) == 1:
             self.order[0] = (key, number)
         else:
-            del self.order[bisect_left(self.order, (line.key, number))]
+            del self.order[bisect_left(self.order, (stand.key, number))]
             insort(self.order, (key, number))
-        line.key = key
+        stand.key = key
 
     def sort(self) -> None:
         """Makes the order anew."""
-        for line in self.lines.values():
-            line.key = line.account.key
-        self.order = sorted((line.key, number) for number, line in self.lines.items())
-
-
-#: The lanes of one priority.
-Level = dict[tuple[Shape, tuple[Gate, ...]], Lane]
+        for stand in self.stands.values():
+            stand.key = stand.account.key
+        self.order = sorted((stand.key, number) for number, stand in self.stands.items())
 
 
 class ReadyJobs:
-    """All lines. `fed_at` is replicated: since when the jobs of a priority, if there are any, got nothing."""
+    """All of it. `fed_at` is replicated: since when the jobs of a priority, if there are any, got nothing."""
 
     def __init__(self, limits: Limits, shares: Shares, quotas: Quotas) -> None:
         self._limits = limits
@@ -88,9 +127,10 @@ class ReadyJobs:
         self.levels: dict[int, Level] = {}
         self.fed_at: dict[int, float] = {}
         self.jobs = 0
+        self.preempting = 0  #: lanes of jobs that preempt
         self._priorities: list[int] = []  #: negated, so that the highest is first
-        self._lines: dict[int, list[Line]] = {}  #: by the number of the user's account
-        self._moved: set[Account] = set()  #: users whose usage has changed since the lanes were put in order
+        self._stands: dict[int, list[Stand]] = {}  #: by the number of the user's account
+        self._moved: set[Account] = set()  #: users whose usage has changed since they were put in order
 
     def __bool__(self) -> bool:
         return bool(self.levels)
@@ -113,19 +153,23 @@ class ReadyJobs:
         priority, gates = job.spec.priority, self._limits.gates(job, self._quotas.most)
         level = self.levels.get(priority)
         if level is None:
-            level = self.levels[priority] = {}
+            level = self.levels[priority] = Level(priority)
             insort(self._priorities, -priority)
             self.fed_at.setdefault(priority, at)  # restored ones are there already
-        lane = level.get((job.shape, gates))
+        lane = level.lanes.get((job.shape, gates))
         if lane is None:
-            lane = level[job.shape, gates] = Lane(priority, job.shape, gates)
+            lane = level.lanes[job.shape, gates] = Lane(priority, job.shape, gates)
+            self.preempting += job.shape.preempts
         account = self._shares.account(job.spec.user)
         line = lane.lines.get(account.number)
         if line is None:
-            line = Line(lane, account)
-            lane.put(line)
-            self._lines.setdefault(account.number, []).append(line)
+            stand = level.stand_of(account)
+            if not stand.heads:
+                self._stands.setdefault(account.number, []).append(stand)
+            line = lane.lines[account.number] = Line(lane, stand)
         line.jobs.add(job.id)
+        if not line.head or job.id < line.head:
+            line.stand.put(line, job.id)
         job.line = line
         self.jobs += 1
 
@@ -134,19 +178,25 @@ class ReadyJobs:
         job.line = None
         line.jobs.remove(job.id)
         self.jobs -= 1
+        if job.id == line.head:
+            line.stand.put(line, line.jobs.first if line.jobs else 0)
         if line.jobs:
             return
-        lane, number = line.lane, line.account.number
-        lane.drop(line)
-        self._lines[number].remove(line)
-        if not self._lines[number]:
-            del self._lines[number]
+        lane, stand, number = line.lane, line.stand, line.account.number
+        level = stand.level
+        del lane.lines[number]
         if not lane.lines:
-            level = self.levels[lane.priority]
-            del level[lane.shape, lane.gates]
-            if not level:
-                del self.levels[lane.priority], self.fed_at[lane.priority]
-                del self._priorities[bisect_left(self._priorities, -lane.priority)]
+            del level.lanes[lane.shape, lane.gates]
+            self.preempting -= lane.shape.preempts
+        if stand.heads:
+            return
+        level.drop(stand)
+        self._stands[number].remove(stand)
+        if not self._stands[number]:
+            del self._stands[number]
+        if not level.stands:
+            del self.levels[level.priority], self.fed_at[level.priority]
+            del self._priorities[bisect_left(self._priorities, -level.priority)]
 
     def fed(self, priority: int, at: float) -> None:
         """Notes that a task of the priority was given to a host."""
@@ -155,20 +205,19 @@ class ReadyJobs:
 
     def used(self, account: Account) -> None:
         """Notes that the usage of a user has changed."""
-        if account.number in self._lines:
+        if account.number in self._stands:
             self._moved.add(account)
 
     def put_in_order(self) -> None:
-        """Puts lines where the shares of their users now say: to be called before the order is looked at."""
+        """Puts users where their shares now say: to be called before the order is looked at."""
         if self._shares.rebased:
             self._shares.rebased = False
             self._moved.clear()
             for level in self.levels.values():
-                for lane in level.values():
-                    lane.sort()
+                level.sort()
         for account in self._moved:
-            for line in self._lines.get(account.number, ()):
-                line.lane.move(line)
+            for stand in self._stands.get(account.number, ()):
+                stand.level.move(stand)
         self._moved.clear()
 
     def priorities(self) -> list[int]:
@@ -189,13 +238,15 @@ class ReadyJobs:
     def trim(self, user: str, at: float) -> None:
         """Drops the account of a user who has nothing here and has used nothing that counts."""
         account = self._shares.accounts.get(user)
-        if account is not None and account.number not in self._lines:
+        if account is not None and account.number not in self._stands:
             self._moved.discard(account)
             self._shares.trim(user, at)
 
-    def lines_of(self, account: Account) -> list[Line]:
-        """Returns the lines of a user."""
-        return self._lines.get(account.number, [])
+    def lines_of(self, account: Account) -> Iterator[Line]:
+        """Yields the lines of a user."""
+        for stand in self._stands.get(account.number, ()):
+            for _, line in stand.heads:
+                yield line
 
     def relane(self, jobs: list[Job], at: float) -> None:
         """Takes jobs out and in again: the limits that they are under have changed."""

@@ -46,6 +46,7 @@ def begin_anew(state: ClusterState, reason: str) -> int:
         state.events.add("host.lost", at, host=host.name, detail={"reason": reason})
         lost += lose_attempts(state, host, f"host {host.name} was lost: {reason}", at)
         host.retire()
+    state.fits.note(state.hosts, state.hosts)
     collect(state)
     return lost
 

@@ -19,8 +19,8 @@ def turn_lines(state: ClusterState, job: Job) -> list[str]:
         len(line.jobs)
         for priority, level in state.ready.levels.items()
         if priority > job.spec.priority
-        for lane in level.values()
-        for line in lane.lines.values()
+        for stand in level.stands.values()
+        for _, line in stand.heads
     )
     account = state.shares.account(job.spec.user)
     older = sum(
@@ -40,12 +40,12 @@ def turn_lines(state: ClusterState, job: Job) -> list[str]:
 def _rivals(state: ClusterState, job: Job) -> list[str]:
     """Returns the users with ready jobs of the same priority who come first."""
     account = state.shares.account(job.spec.user)
-    level = state.ready.levels.get(job.spec.priority, {})
-    others = {
-        line.account.number: line.account for lane in level.values() for line in lane.lines.values()
-        if (line.account.key, line.account.number) < (account.key, account.number)
-    }  # fmt: skip
-    return [each.name for each in sorted(others.values(), key=lambda each: (each.key, each.number))]
+    level = state.ready.levels.get(job.spec.priority)
+    stands = level.stands.values() if level is not None else ()
+    others = [
+        stand.account for stand in stands if (stand.account.key, stand.account.number) < (account.key, account.number)
+    ]
+    return [each.name for each in sorted(others, key=lambda each: (each.key, each.number))]
 
 
 def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:

@@ -60,6 +60,7 @@ class SimMaster:
         self.hub = Hub()
         self.clock: Callable[[], float] = masters.clocks[node.name].monotonic
         self.wall = node.clock.time
+        self.spent: Callable[[], float] = lambda: 0.0  # planning takes no time here
         self.rates = Rates(self.clock)
         self.archive = SimArchive()
         self.blobs = cast(Any, None)  # no argument is so large

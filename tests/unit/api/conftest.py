@@ -119,6 +119,7 @@ class OneMaster:
         self.archive = JobArchive("m1", directory, limits, lambda: self.state, self.blobs, lambda jobs: None)
         self.clock: Callable[[], float] = time.monotonic
         self.wall: Callable[[], float] = time.time
+        self.spent: Callable[[], float] = time.thread_time
         self.sessions = Sessions(self, Leases(lease_times(10, 0.25)))
         self.barriers = 0
         self.trust = None

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from depalma import protocol
 from depalma.blobs import Blobs, BlobStore
-from depalma.leader.orders import Orders
+from depalma.leader.orders import KNOWN_JOBS, Orders
 from depalma.leader.session import AgentSession
 from depalma.model import HostFacts, JobSpec, Payload
 from depalma.policies.near import LEAST_BYTES
@@ -47,6 +47,23 @@ def assigned(reign: Reign, spec: JobSpec) -> tuple[int, int, int]:
     return (1, 0, 1)
 
 
+async def test_a_long_connection_does_not_remember_every_job(tmp_path: Path) -> None:
+    """What is no longer remembered is told again."""
+    reign = Reign(Machine(), Blobs(BlobStore(tmp_path / "blobs"), {}, "token"))
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    ref = assigned(reign, JobSpec(kind="command", argv=("/bin/true",)))
+    orders = Orders(reign)  # type: ignore[arg-type]
+
+    await orders.assign(session, [ref])
+    session.known_jobs.update(range(10, KNOWN_JOBS + 10))
+    await orders.assign(session, [ref])
+    await orders.assign(session, [ref])
+
+    frames = [protocol.decode_to_agent(data) for data in session._outbox]
+    assert [len(frame.jobs) for frame in frames if isinstance(frame, Assign)] == [1, 0, 1]
+    assert session.known_jobs == {1}
+
+
 async def test_a_lost_blob_is_the_task_s_trouble_and_not_the_leader_s(tmp_path: Path) -> None:
     """Its agent looks for it and reports the attempt as failed; an error here would end one leader after the other."""
     store = BlobStore(tmp_path / "blobs")
@@ -70,4 +87,4 @@ async def test_large_files_of_a_job_are_noted_for_its_host(tmp_path: Path) -> No
     spec = JobSpec(kind="function", inputs=large, function_pickle=small, arguments=None)
     orders = Orders(reign)  # type: ignore[arg-type]
     await orders.assign(session, [assigned(reign, spec)])
-    assert {host: list(held) for host, held in orders.holdings.by_host.items()} == {"h1": [LOST]}
+    assert (list(orders.holdings.of("h1")), list(orders.holdings.of("h2"))) == ([LOST], [])

@@ -51,3 +51,16 @@ def test_a_job_that_ended_is_forgotten() -> None:
     rates.note_reports([report(1, 1.0)])
     rates.forget_job(1)
     assert rates.mean_s == {}
+
+
+def test_what_nobody_asks_for_is_not_collected() -> None:
+    """A leader that nobody looks at for a day must not remember every report of that day."""
+    clock = Clock()
+    rates = Rates(clock)
+    for second in range(1000):
+        clock.now = float(second)
+        rates.note_reports([report(1, 0.1)])
+        rates.note_submitted(1)
+    assert len(rates._finished) <= 12
+    assert len(rates._submitted) <= 12
+    assert (rates.finished_total, rates.submitted_total) == (1000, 1000)

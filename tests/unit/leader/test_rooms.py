@@ -1,4 +1,4 @@
-"""What the leader makes of the loads that agents report."""
+"""What the leader makes of the loads that agents report, and of what else it knows of hosts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Reign:
     sessions: list[AgentSession] = field(default_factory=list)
     now_s: float = 0.0
     holdings: Holdings = field(default_factory=Holdings)
+    step_s: float = LOOK_S
+    news: int = 0
 
     @property
     def state(self) -> ClusterState:
@@ -33,7 +35,7 @@ class Reign:
         return self
 
     def clock(self) -> float:
-        self.now_s += LOOK_S
+        self.now_s += self.step_s
         return self.now_s
 
     def connected(self) -> list[AgentSession]:
@@ -91,6 +93,37 @@ async def test_rooms_tell_what_hosts_hold() -> None:
     assert (len(held), "first" in held, "second" in held) == (1000, True, False)
 
 
+async def test_what_a_host_is_told_to_fetch_shows_in_rooms_that_are_kept() -> None:
+    reign = Reign(step_s=0.0, now_s=1.0)
+    connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    before = rooms.now()
+    assert list(before["h1"].holds) == []
+    reign.holdings.note("h1", ["first"])
+    assert rooms.now() is before
+    assert list(before["h1"].holds) == ["first"]
+
+
+async def test_a_gpu_is_not_busy_for_a_task_that_was_over_before_rooms_were_made_again() -> None:
+    """Rooms are kept for a while; what its host still measures then is our own task."""
+    reign = Reign(step_s=0.0, now_s=1.0)
+    session = connect(reign, "h1", "10.0.0.11")
+    session.load = Load(gpus=(GpuLoad("A", 1.0),))
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    rooms.now()
+    reign.now_s += GPU_REST_S
+    rooms.now()
+    taken = reign.state.hosts["h1"].gpus_taken
+    taken.add(0)
+    rooms.note_assigned(session)
+    taken.clear()
+    session.load = Load(gpus=(GpuLoad("A", 99.0),))
+    reign.now_s += LOOK_S
+    assert (rooms.now()["h1"].busy_gpus, rooms.busy) == ((), False)
+    reign.now_s += GPU_REST_S
+    assert (rooms.now()["h1"].busy_gpus, rooms.busy) == ((0,), True)
+
+
 async def test_gpus_that_something_else_uses() -> None:
     """Only once no task of ours has had them for as long as a measurement may be old."""
     reign = Reign()
@@ -108,3 +141,31 @@ async def test_gpus_that_something_else_uses() -> None:
     assert rooms.now()["h1"].busy_gpus == (0, 1)
     session.load = Load(gpus=(GpuLoad("A", 3.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
     assert rooms.now()["h1"].busy_gpus == (1,)
+
+
+async def test_rooms_are_kept_until_something_changes() -> None:
+    """A round costs nothing for each host as long as no host, no session and no load is another one."""
+    reign = Reign()
+    first = connect(reign, "h1", "10.0.0.11")
+    rooms = Rooms(reign, reign)  # type: ignore[arg-type]
+    reign.step_s = 0.0
+    reign.now_s = 1.0
+    before = rooms.now()
+    assert rooms.now() is before
+
+    reign.do(c.SetHost("", "h1", 9.0, slots=7))
+    assert rooms.now()["h1"].slots == 7, "the state has changed"
+    connect(reign, "h2", "10.0.0.12")
+    reign.news += 1
+    assert rooms.now().keys() == {"h1", "h2"}, "an agent has come"
+    first.no_ahead_until = 2.0
+    reign.news += 1
+    assert rooms.now()["h1"].ahead == 0, "it gave tasks back"
+    assert rooms.now() is rooms.now()
+    first.load = Load(cpu_percent=50.0)
+    reign.now_s += LOOK_S
+    after = rooms.now()
+    assert after["h1"].load.cpu_percent == 50.0, "loads may have changed"
+    assert after["h1"].ahead == 0
+    reign.now_s = 3.0
+    assert rooms.now()["h1"].ahead > 0, "it may have tasks ahead again"

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from depalma.agent.cgroups import own_places
+from depalma.monitor import _COALESCE_S
 
 
 def test_nothing_starts_without_a_lease(monitor) -> None:
@@ -149,6 +150,23 @@ def test_commands_of_one_slot_run_one_after_the_other(monitor, tmp_path: Path) -
         assert monitor.exit(key) == (0, "")
 
     assert log.read_text().split() == ["begin", "end"] * 19
+
+
+def test_ends_are_told_together_while_more_waits_and_at_once_when_not(monitor) -> None:
+    """However fast commands end: telling one by one cost masters and agents more than running them."""
+    begun = time.monotonic()
+    monitor.lease()
+    for key in range(1, 41):
+        monitor.spawn(key, "true", slot=0)
+    monitor.listen(lambda: len(monitor.exits) == 40, "40 ends")
+    told = sum(message[0] == "exits" for message in monitor.heard)
+    assert told <= (time.monotonic() - begun) / _COALESCE_S + 2
+    for key in range(41, 81):
+        monitor.spawn(key, "true", slot=0)
+        monitor.exit(key)
+        if time.time() - monitor.exits[key][3] < _COALESCE_S / 2:
+            return
+    pytest.fail("the last one of a slot waits as if more came")
 
 
 def test_a_recall_takes_back_what_has_not_started(monitor) -> None:

@@ -110,3 +110,16 @@ def test_a_gang_avoids_gpus_that_something_else_uses(bench):
     assert sorted((attempt.host, *attempt.gpus) for attempt in job.running.values()) == [
         ("h1", 1), ("h2", 0), ("h2", 1)
     ]  # fmt: skip
+
+
+def test_a_wide_task_on_a_busy_host_leaves_no_slot_of_another_empty(bench):
+    """It takes more slots than were counted as free; the round went on only as long as the difference was not used."""
+    bench.host("h1", slots=3)
+    bench.host("h2", slots=2)
+    bench.submit(1, cpus=3, priority=5)
+    bench.submit(2)
+    rooms = {"h1": HostRoom("h1-1", 3, foreign=0.9), "h2": HostRoom("h2-1", 2)}
+
+    commands = plan(bench.state, rooms, {}, bench.now, 1, 100)
+
+    assert [(command.host, len(command.tasks)) for command in commands] == [("h1", 1), ("h2", 2)]

@@ -296,3 +296,23 @@ class TestLimits:
         assert bench.refused(c.SetShare("", "ann", 0.0, bench.now)).message.startswith("weight: 0.0 given")
         assert bench.refused(c.SetOrder("", bench.now, 1.0)).message.startswith("half_life_s: 1.0 given")
         assert bench.refused(c.SetOrder("", bench.now, None, 0.5)).message.startswith("age_s: 0.5 given")
+
+
+def test_a_user_at_his_limit_keeps_no_host_from_others(bench):
+    """Not even for a task of several slots, when all slots are taken and his job comes first."""
+    bench.host("h1", slots=2, groups=("g",))
+    bench.host("h2", slots=1)
+    bench.host("h3", slots=1)
+    bench.ok(c.SetLimit("", "user", "ann", 1, bench.tick()))
+    bench.submit(1, user="ann", on_host="h2")
+    bench.dispatch()
+    before = bench.submit(2, user="bob", group="g", priority=5)
+    bench.submit(1, user="ann", group="g", priority=1, cpus=2)
+    short = bench.submit(1, user="cay", group="g")
+
+    planned = bench.plan({before.id: 0.01, short.id: 0.01}, ahead=10, hosts=["h1", "h3"])
+
+    assert [(command.host, [ref[0] for ref in command.tasks]) for command in planned] == [
+        ("h1", [before.id, before.id]),
+        ("h1", [short.id]),
+    ]
