@@ -16,6 +16,7 @@ from msgspec import Struct
 from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
+from depalma.state.stories import PastAttempt, Story
 from depalma.state.task_states import (
     ASSIGNED,
     BLOCKED,
@@ -34,8 +35,6 @@ from depalma.state.task_states import (
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
 MAX_PAST_ERROR = 1000
-#: Attempts that a story keeps; older ones are only counted.
-KEEP_ATTEMPTS = 20
 
 Chunk = tuple[int, int, Payload]  #: first position, count, packed arguments
 
@@ -51,28 +50,6 @@ class Attempt(Struct, gc=False, array_like=True):
     fence: int
     reason: str  #: why it was placed there
     gpus: tuple[int, ...] = ()  #: those of its host that it has to itself
-
-
-class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
-    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned, moved or
-    lost."""
-
-    number: int
-    host: str
-    state: str
-    started_at: float | None
-    finished_at: float
-    reason: str
-
-
-class Story(Struct, gc=False, array_like=True):
-    """What happened to a task that went back to the queue at least once."""
-
-    last: int  #: number of the last attempt that ended so
-    failures: int  #: those that count against the job's retries
-    attempts: list[PastAttempt]  #: the latest ones
-    timeouts: int = 0  #: those that timed out, where these count apart
-    losses: int = 0  #: those whose host was lost
 
 
 class Job:
@@ -327,7 +304,8 @@ class Job:
             report.error_code,
             report.outputs,
         )
-        done.add(index, note, started, at if report.finished_at is None else report.finished_at, report.result)
+        finished = at if report.finished_at is None else report.finished_at
+        done.add(index, note, started, finished, report.result, report.tail)
         if self.started_at is None:
             self.started_at = attempt.assigned_at if started is None else started
         if code != SUCCEEDED:
@@ -345,8 +323,7 @@ class Job:
             story = self.stories[position] = Story(0, 0, [])
         story.last = attempt.number
         story.failures += counts
-        story.attempts.append(past)
-        del story.attempts[:-KEEP_ATTEMPTS]
+        story.add(past)
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""

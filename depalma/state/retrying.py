@@ -7,8 +7,9 @@ from bisect import insort
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
 from depalma.state.job_commands import RetryJobs
-from depalma.state.jobs import KEEP_ATTEMPTS, MAX_PAST_ERROR, Job, PastAttempt, Story
+from depalma.state.jobs import MAX_PAST_ERROR, Job
 from depalma.state.steering import bad_jobs
+from depalma.state.stories import PastAttempt, Story
 from depalma.state.task_states import FAILED, LOST, QUEUED, TIMED_OUT, WORDS
 
 _AGAIN = (FAILED, TIMED_OUT, LOST)
@@ -64,8 +65,5 @@ def _queue_one(job: Job, position: int, code: int) -> None:
         return
     story = job.stories.setdefault(position, Story(0, 0, []))
     story.last, story.failures = record.attempt, 0
-    past = PastAttempt(
-        record.attempt, record.host, record.state, record.started_at, record.finished_at, record.error[-MAX_PAST_ERROR:]
-    )
-    story.attempts.append(past)
-    del story.attempts[:-KEEP_ATTEMPTS]
+    error, times = record.error[-MAX_PAST_ERROR:], (record.started_at, record.finished_at)
+    story.add(PastAttempt(record.attempt, record.host, record.state, *times, error, record.tail))
