@@ -66,7 +66,7 @@ class Monitor:
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
         self._strangers: dict[tuple[int, int], int] = {}  #: how children ended that nobody had told us of
-        self._exits: list[tuple[int, int | None, float, float, str, str]] = []
+        self._exits: list[tuple[int, int | None, float, float, str, str, bool]] = []
         self._sweep_s = self._look_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
@@ -108,11 +108,11 @@ class Monitor:
         self._prompt = False
 
     def _note_exit(
-        self, key: int, status: int | None, started: float, ended: float, problem: str, code: str = ""
+        self, key: int, status: int | None, start: float, end: float, problem: str, code: str = "", wrote: bool = False
     ) -> None:
         if not self._exits:
             self._exits_s = time.monotonic()
-        self._exits.append((key, status, started, ended, problem, code))
+        self._exits.append((key, status, start, end, problem, code, wrote))
 
     def wait_s(self) -> float:
         """Returns how long the loop may sleep."""
@@ -353,8 +353,8 @@ class Monitor:
         self.restraint.forget(spawned.key)
         problem = self.slots.kept(spawned)
         self._unwatch(spawned)
-        over = spawned.over or Ended("", "")
-        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
+        over, times = spawned.over or Ended("", ""), (spawned.started, spawned.ended)
+        self._note_exit(spawned.key, spawned.status, *times, over.words or problem, over.code, spawned.wrote)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:

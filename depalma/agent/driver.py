@@ -41,6 +41,7 @@ from depalma.agent.session import Session
 from depalma.agent.stage import Stage
 from depalma.agent.store import ReportJournal, empty_folder, lock_folder
 from depalma.agent.supplies import Supplies
+from depalma.agent.tailkeeper import TailKeeper
 from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
@@ -126,7 +127,8 @@ class Agent:
             self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
             self._code = self._code_keeper()
             self._owner = Owner(self._root, self.deliver, session.send)
-            self._supplies = Supplies(self._blobs, self._code.sync, self._stage, core.uses_blob, self.deliver)
+            tails = TailKeeper(self._runner.output, self._blobs)
+            self._supplies = Supplies(self._blobs, self._code.sync, self._stage, tails, core.uses_blob, self.deliver)
             self._adopt_old_reports()
             self._start_monitor()
             meter.start()
@@ -159,7 +161,7 @@ class Agent:
 
     async def _leave_orderly(self) -> None:
         for _ in range(50):  # a second at most for the last reports
-            if not (self._core.connected and self._core.pending):
+            if not (self._core.connected and (self._core.pending or self._core.early)):
                 break
             await asyncio.sleep(0.02)
         self._exit.set()
@@ -434,7 +436,8 @@ class Agent:
                 chores_s = now + _CHORES_S
                 self._runner.cut_output()
                 self._look_after_monitor()
-                self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
+                # Not at each commit: a file costs more than that.
+                self._journal.committed((*self._core.pending.values(), *self._core.early.values()))
                 await asyncio.to_thread(empty_folder, self._root / "trash")
                 if self._trust is not None:
                     await asyncio.to_thread(self._trust.refresh)

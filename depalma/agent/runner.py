@@ -203,6 +203,10 @@ class Runner:
         digest = attempt.job.template.tree_digest
         return Report(*attempt.ref, outcome, code, number, error, None, start, end, attempt.job.code_index, digest)
 
+    def _with_tail(self, report: Report) -> Report:
+        tail = self.output.short_tail((report.job, report.task, report.attempt))
+        return msgspec.structs.replace(report, tail=tail)
+
     # ------------------------------------------------------------ workers
 
     def start_worker(self, number: int, code_index: int, code_digest: str) -> None:
@@ -335,7 +339,7 @@ class Runner:
                     self.emit(WorkerReady(handle.number))
                 else:
                     self._drop_argument((report.job, report.task, report.attempt))
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if report.tail is not None else report)
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
             self.stop_worker(handle.number, 0.0)
@@ -358,9 +362,10 @@ class Runner:
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
-        self.output.salvage(f"w{handle.number}", ref, self.root / "trash" / f"w{handle.number}.{handle.key}")
+        trash = self.root / "trash" / f"w{handle.number}.{handle.key}"
+        wrote = self.output.salvage(f"w{handle.number}", ref, trash)
         exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended, wrote))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -378,10 +383,10 @@ class Runner:
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str, bool]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
-        for key, status, started, at, error, error_code in ended:
+        for key, status, started, at, error, error_code, wrote in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
@@ -390,7 +395,7 @@ class Runner:
             elif meaning is not None:
                 report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if wrote else report)
         if reports:
             self.emit(Ended(tuple(reports)))
 

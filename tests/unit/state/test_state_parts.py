@@ -180,8 +180,16 @@ def test_a_story_keeps_the_output_of_its_latest_attempts_only():
     """Of a task that is tried for ever, or it would fill the masters' disks."""
     story = Story(0, 0, [])
     for number in range(1, KEEP_ATTEMPTS + 4):
-        story.add(PastAttempt(number, "h1", "failed", 1.0, 2.0, "", OutputTail(b"%d" % number) if number != 20 else None))
+        story.add(
+            PastAttempt(number, "h1", "failed", 1.0, 2.0, "", OutputTail(b"%d" % number) if number != 20 else None)
+        )
 
     assert [past.number for past in story.attempts] == list(range(4, KEEP_ATTEMPTS + 4))
-    assert [past.tail and past.tail.inline for past in story.attempts[-KEEP_TAILS:]] == [b"19", None, b"21", b"22", b"23"]
+    assert [past.tail and past.tail.inline for past in story.attempts[-KEEP_TAILS:]] == [
+        b"19",
+        None,
+        b"21",
+        b"22",
+        b"23",
+    ]
     assert all("only that of the last attempt" in past.tail.lost for past in story.attempts[:-KEEP_TAILS])
