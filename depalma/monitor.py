@@ -81,10 +81,10 @@ class Monitor:
             "lower": lambda message: self.restraint.lower(message[1]),
             "lease": self._lease,
             "environment": self._environment,
-            "identity": self._identity,
+            "identity": lambda message: self.identity.update(message[1]),
             "kill_all": self._kill_all,
             "trees": self._trees,
-            "ping": lambda message: self.channel.queue(("pong", message[1])),
+            "ping": self._ping,
             "stop": self._stop,
         }
 
@@ -246,9 +246,6 @@ class Monitor:
         else:
             self.spawner.environments[job] = variables
 
-    def _identity(self, message: tuple[Any, ...]) -> None:
-        self.identity.update(message[1])
-
     def _kill_all(self, message: tuple[Any, ...]) -> None:
         self.lease_until = 0.0
         self.kill_everything()
@@ -256,8 +253,11 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        trees = [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]
-        self.channel.queue(("trees", message[1], trees))
+        self.channel.queue(("trees", message[1], [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]))
+
+    def _ping(self, message: tuple[Any, ...]) -> None:
+        self._queue_exits()  # the answer says what runs: see questions.py
+        self.channel.queue(("pong", message[1]))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
         _, self.stopping, grace_s = message

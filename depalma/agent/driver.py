@@ -41,6 +41,7 @@ from depalma.agent.session import Session
 from depalma.agent.stage import Stage
 from depalma.agent.store import ReportJournal, empty_folder, lock_folder
 from depalma.agent.supplies import Supplies
+from depalma.agent.sweeping import Sweeper
 from depalma.agent.tailkeeper import TailKeeper
 from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
@@ -53,7 +54,9 @@ log = logging.getLogger(__name__)
 EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
 _TICK_S = 0.1
 _CHORES_S = 1.0
-_PRUNE_S = 3600.0
+_SWEEP_S = 60.0
+#: At most this part of the time is spent on old output.
+_SWEEP_SHARE = 0.01
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
@@ -107,6 +110,9 @@ class Agent:
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
         limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
         self._runner = Runner(self._root, self._host.name, self._link, self.deliver, *limits_bytes)
+        settings = self._settings
+        keep = settings.output_keep_days, settings.output_keep_bytes, settings.output_keep_tag_days
+        self._sweeper = Sweeper(self._runner.output, *keep)
         headers = headers_of(self._token, self._host.name)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
@@ -135,6 +141,7 @@ class Agent:
             await self._learn_limits()
             await self._owner.look()  # a pause holds from the first moment on
             certificate = await keeping(self._trust, http, self._finder, name)
+            self._spawn(self._sweep_forever())
             works = (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch())
             for work in (*certificate, *works):
                 self._spawn(work)
@@ -279,12 +286,12 @@ class Agent:
 
     def _action_table(self) -> dict[type, Callable[[Any], object]]:
         return {
-            ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, a.attempts),
+            ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, self._sweeper.noted(a.attempts)),
             ev.StopCommand: lambda a: self._runner.stop_command(a.attempt, a.grace_s),
             ev.StartWorker: lambda a: self._runner.start_worker(
                 a.worker, a.code_index, self._code.sync.folder.digest(a.code_index)
             ),
-            ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
+            ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, self._sweeper.noted(a.attempts)),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
             ev.Suspend: lambda a: self._runner.restrain("suspend", a.lane, a.reason),
@@ -394,6 +401,7 @@ class Agent:
                 self._dead.set()
             elif message[0] == "pong":
                 self._unanswered_pings = 0
+                self._questions.confirm(message[1])
             elif message[0] == "recalled":
                 self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
@@ -423,11 +431,11 @@ class Agent:
             log.error("the monitor does not answer: it is killed")
             self._unanswered_pings = 0
             self._link.kill()
-        self._link.send(("ping", self._unanswered_pings))
+        self._link.send(("ping", 0))  # those that ask something have a number
         self._link.flush()
 
     async def _tick_forever(self) -> None:
-        chores_s = prune_s = 0.0
+        chores_s = 0.0
         while True:
             await asyncio.sleep(_TICK_S)
             now = boottime()
@@ -442,6 +450,12 @@ class Agent:
                 if self._trust is not None:
                     await asyncio.to_thread(self._trust.refresh)
                 await asyncio.to_thread(self._stage.sweep, self._core.attempts)
-            if now >= prune_s:
-                prune_s = now + _PRUNE_S
-                await asyncio.to_thread(self._runner.output.prune, self._settings.history_days * 86400)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            begin_s = boottime()
+            try:
+                await asyncio.to_thread(self._sweeper.sweep)
+            except OSError as error:
+                log.warning("old output cannot be removed: %s", error)
+            await asyncio.sleep(max(_SWEEP_S, (boottime() - begin_s) / _SWEEP_SHARE))

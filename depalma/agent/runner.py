@@ -307,7 +307,7 @@ class Runner:
         now = time.monotonic()
         if now - self._drained_s > 2 * _COALESCE_S:
             self._drained_s = now
-            self._drain(handle)
+            self.drain(handle)
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(handle.near)
@@ -326,7 +326,8 @@ class Runner:
         if reports:
             self.emit(Ended(tuple(reports)))
 
-    def _drain(self, handle: WorkerHandle) -> None:
+    def drain(self, handle: WorkerHandle) -> None:
+        """Takes what a worker has answered."""
         reports = self._answers(handle)
         if reports:
             self.emit(Ended(tuple(reports)))
@@ -350,7 +351,7 @@ class Runner:
     def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
         if self.workers.pop(handle.number, None) is None:
             return
-        self._drain(handle)
+        self.drain(handle)
         unread = handle.recall()
         self._forget_handle(handle)
         code = os.waitstatus_to_exitcode(status)
@@ -411,16 +412,14 @@ class Runner:
         self._known_jobs.clear()
         self._paused.clear()
 
-    def live_output(self, ref: AttemptRef, stream: str) -> Path | None:
-        """Returns where a running attempt writes now; None if it does not run."""
+    def command_slot(self, ref: AttemptRef) -> int | None:
+        """Returns the slot that a command runs on; None if it does not, as far as is known."""
         command = self.commands.get(ref)
-        if command is not None:
-            head = next(iter(self.slots[command.slot].refs))
-            return self.output.live(str(command.slot), stream) if head == ref else None
-        for handle in self.workers.values():
-            if next(iter(handle.sent), None) == ref:
-                return self.output.live(f"w{handle.number}", stream)
-        return None
+        return command.slot if command is not None and next(iter(self.slots[command.slot].refs)) == ref else None
+
+    def worker_of(self, ref: AttemptRef) -> WorkerHandle | None:
+        """Returns the worker that runs an attempt, as far as is known."""
+        return next((handle for handle in self.workers.values() if next(iter(handle.sent), None) == ref), None)
 
     def tasks_of(self, trees: list[tuple[int, list[int]]]) -> list[tuple[str, list[int]]]:
         """Returns the process ids by task, from the monitor's answer."""

@@ -4,6 +4,7 @@
 lock           held by the agent and by its monitor; the next agent waits until both are gone
 reports        append file of reports that no master is known to have committed
 output/JOB/TASK.ATTEMPT.out|err     what attempts wrote
+output/JOB/tags output/gone         what sweeping.py has to know later
 spool/ scratch/ trash/              of the slots and of the workers (see spawning.py)
 blobs/cache/ blobs/out/             fetched arguments and functions; results to be uploaded
 code/                               see codesync.py
@@ -107,6 +108,7 @@ class OutputFiles:
     def __init__(self, root: Path) -> None:
         self.root = root / "output"
         self.spool = root / "spool"
+        self.gone: dict[int, str] = {}  #: jobs of which something is no longer kept, and why (see sweeping.py)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def final(self, job: int, task: int, attempt: int, stream: str) -> Path:
@@ -148,14 +150,6 @@ class OutputFiles:
         if scratch.exists():
             scratch.rename(trash)
         return self.short_tail(ref) if ref is not None and wrote else None
-
-    def prune(self, older_than_s: float) -> None:
-        """Removes the output of jobs that nobody wrote to for so long (blocks)."""
-        limit = time.time() - older_than_s
-        for folder in self.root.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if folder.stat().st_mtime < limit:
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(path: Path) -> int:

@@ -31,6 +31,7 @@ from depalma.state.task_states import (
     UNBLOCKED,
     WORDS,
 )
+from depalma.tails import OutputTail
 
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
@@ -234,6 +235,15 @@ class Job:
         if not 0 <= position < len(self.states) or self.states[position] not in FINAL_CODES:
             return None
         return self.done.find(index, WORDS[self.states[position]])
+
+    def end_of(self, index: int, number: int) -> tuple[str, OutputTail | None]:
+        """Returns how an attempt of a task that is over ended, and the end of what it wrote; empty: not known."""
+        done = self.outcome(index)
+        if done is not None and done.attempt == number:
+            return done.state, done.tail
+        story = self.stories.get(index - self.first)
+        past = story.attempt(number) if story is not None else None
+        return (past.state, past.tail) if past is not None else ("", None)
 
     def argument_of(self, index: int) -> tuple[Payload | None, int]:
         """Returns the packed arguments that hold the task's one and its place there; (None, -1) without argument."""

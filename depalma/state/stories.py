@@ -44,3 +44,7 @@ class Story(Struct, gc=False, array_like=True):
         del attempts[:-KEEP_ATTEMPTS]
         if len(attempts) > KEEP_TAILS and attempts[-KEEP_TAILS - 1].tail is not None:
             attempts[-KEEP_TAILS - 1] = replace(attempts[-KEEP_TAILS - 1], tail=_REPLACED)
+
+    def attempt(self, number: int) -> PastAttempt | None:
+        """Returns the attempt of this number, if it is not forgotten."""
+        return next((past for past in self.attempts if past.number == number), None)
