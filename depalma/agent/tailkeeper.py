@@ -43,6 +43,7 @@ class TailKeeper:
         kept: asyncio.Future[OutputTail] = asyncio.get_running_loop().create_future()
         self._waiting.append((ref, kept))
         async with self._turn:
+            await asyncio.sleep(0)  # those that ended together come together
             while not kept.done():
                 await self._hand_over([self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))])
         return kept.result()
