@@ -6,9 +6,10 @@ import pytest
 
 from depalma.model import Payload, Report
 from depalma.state import commands as c
+from depalma.state.explain import explain
 from depalma.state.restoring import blobs_of
 from depalma.state.stories import KEEP_TAILS
-from depalma.tails import OutputTail
+from depalma.tails import OutputTail, not_kept
 
 
 def test_an_attempt_from_assignment_to_result(bench):
@@ -376,3 +377,14 @@ def test_the_end_of_output_is_named_as_long_as_its_attempt_matters(bench):
     assert job.end_of(0, KEEP_TAILS + 3) == ("succeeded", None)
     bench.ok(c.ForgetJobs((1,), bench.tick()))
     assert blobs_of(bench.state) == set()
+
+
+def test_why_the_end_of_output_is_not_kept_is_told(bench):
+    """The outcome stands all the same."""
+    bench.host()
+    job = bench.submit()
+    bench.assign((1, 0, 1))
+    bench.finish((1, 0, 1), tail=not_kept("no majority of masters took it"))
+
+    assert job.state_of(0) == "succeeded"
+    assert "output not kept by the masters: no majority of masters took it" in explain(bench.state, job, 0)
