@@ -67,10 +67,10 @@ def test_output_is_followed_through_deaths_and_its_end_outlives_the_host(
     assert second != first
     cluster.kill(second)
     wait_until(lambda: ctl("host", "show", second, "-o", "json").stdout, lambda shown: '"lost"' in shown)
-    done = ctl("logs", job)
-    assert done.stdout == written(2)[-KEPT_BYTES:]
     whole = len(written(2))
-    assert f"only the last {KEPT_BYTES} of {whole} bytes are kept: host {second} is lost" in done.stderr
+    for done in (ctl("logs", job), ctl("-q", "logs", "-f", job)):
+        assert done.stdout == written(2)[-KEPT_BYTES:]
+        assert f"only the last {KEPT_BYTES} of {whole} bytes are kept: host {second} is lost" in done.stderr
     lost = ctl("logs", f"{job}.0", "--attempt", "1", code=1)
     assert f"host {first} is lost, and the attempt was lost" in lost.stderr
 
