@@ -54,9 +54,6 @@ log = logging.getLogger(__name__)
 EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
 _TICK_S = 0.1
 _CHORES_S = 1.0
-_SWEEP_S = 60.0
-#: At most this part of the time is spent on old output.
-_SWEEP_SHARE = 0.01
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
@@ -141,7 +138,7 @@ class Agent:
             await self._learn_limits()
             await self._owner.look()  # a pause holds from the first moment on
             certificate = await keeping(self._trust, http, self._finder, name)
-            self._spawn(self._sweep_forever())
+            self._spawn(self._sweeper.watch())
             works = (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch())
             for work in (*certificate, *works):
                 self._spawn(work)
@@ -450,12 +447,3 @@ class Agent:
                 if self._trust is not None:
                     await asyncio.to_thread(self._trust.refresh)
                 await asyncio.to_thread(self._stage.sweep, self._core.attempts)
-
-    async def _sweep_forever(self) -> None:
-        while True:
-            begin_s = boottime()
-            try:
-                await asyncio.to_thread(self._sweeper.sweep)
-            except OSError as error:
-                log.warning("old output cannot be removed: %s", error)
-            await asyncio.sleep(max(_SWEEP_S, (boottime() - begin_s) / _SWEEP_SHARE))

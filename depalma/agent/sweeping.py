@@ -8,6 +8,7 @@ output/gone         jobs of which something is no longer kept, and why
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -25,6 +26,9 @@ from depalma.agent.store import OutputFiles
 log = logging.getLogger(__name__)
 
 _DAY_S = 86_400.0
+_SWEEP_S = 60.0
+#: At most this part of the time is spent on it.
+_SWEEP_SHARE = 0.01
 #: A folder without output is removed when it has not changed for so long: somebody may be about to write there.
 _IDLE_S = 3600.0
 #: Files that are looked at before the agent's loop surely gets its turn.
@@ -57,6 +61,16 @@ class Sweeper:
         self._file = output.root / "gone"
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             output.gone.update(_gone.decode(self._file.read_bytes()))
+
+    async def watch(self) -> None:
+        """Sweeps, for ever."""
+        while True:
+            begin_s = time.monotonic()
+            try:
+                await asyncio.to_thread(self.sweep)
+            except OSError as error:
+                log.warning("old output cannot be removed: %s", error)
+            await asyncio.sleep(max(_SWEEP_S, (time.monotonic() - begin_s) / _SWEEP_SHARE))
 
     def noted(self, attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
         """Writes down what of the jobs' tags matters later. Returns the attempts."""
