@@ -76,6 +76,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     on_cut_off: str = "rejoin"  #: exit, or rejoin: what an agent does after it stopped itself
     snapshot_every_entries: int = 20_000
     output_limit_bytes: int = 256 * 1024 * 1024  #: captured output of one attempt and stream; more is cut
+    output_keep_days: float = 30.0  #: captured output stays on its host this long
+    output_keep_bytes: int = 10 * 1024**3  #: and at most so much of it on each
+    output_keep_tag_days: dict[str, float] = {}  #: tag → that of its jobs stays this long instead
     code_lag_s: float = 5.0  #: a host that stays behind the code log for this long is shown as lagging
     code_kick_s: float = 300.0  #: and after this long it gets no work until it has caught up
     environments_kept: int = 3  #: Python environments that an agent keeps beside those in use
@@ -242,6 +245,14 @@ def _settings_problem(settings: Settings) -> str:
         return f"settings.archive_bytes: {settings.archive_bytes} given; allowed: 1048576 (1 MiB) or more"
     if settings.open_job_idle_s < 60:
         return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
+    for field, days in (
+        ("output_keep_days", settings.output_keep_days),
+        *((f"output_keep_tag_days[{tag}]", days) for tag, days in settings.output_keep_tag_days.items()),
+    ):
+        if not 0 < days <= 36_500:
+            return f"settings.{field}: {days} given; allowed: more than 0, up to 36500"
+    if settings.output_keep_bytes < 1024**2:
+        return f"settings.output_keep_bytes: {settings.output_keep_bytes} given; allowed: 1048576 or more"
     if not 0.1 <= settings.code_lag_s <= settings.code_kick_s:
         return f"settings.code_lag_s: {settings.code_lag_s} given; allowed: 0.1 to code_kick_s ({settings.code_kick_s})"
     if not 1 <= settings.environments_kept <= 1000:

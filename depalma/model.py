@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from depalma.ownership import OwnerPolicy
+from depalma.tails import OutputTail
 
 #: Payloads and results up to this size travel in the log; larger ones go beside it, as blobs.
 INLINE_LIMIT_BYTES = 4096
@@ -140,6 +141,7 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     code_digest: str = ""
     error_code: str = ""  #: what ended it, for programs: one of ERROR_CODES, or empty
     outputs: Payload | None = None  #: an archive of the files that it was asked for
+    tail: OutputTail | None = None  #: the end of what it wrote; None = it wrote nothing
 
 
 #: `error_code` of a task: which of its limits ended it, or what of its files could not be had.

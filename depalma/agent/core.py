@@ -387,12 +387,15 @@ class AgentCore(Execution):
         attempt = self.attempts.get(event.attempt)
         if attempt is not None and attempt.state == "uploading":
             report = self.uploading.pop(event.attempt)
+            self.early.pop(event.attempt, None)
             if event.error:
                 report = msgspec.structs.replace(
                     report, outcome="failed", error=event.error, error_code=event.error_code, result=None
                 )
             elif event.outputs is not None:
                 report = msgspec.structs.replace(report, outputs=event.outputs)
+            if event.tail is not None:
+                report = msgspec.structs.replace(report, tail=event.tail)
             self.ready_reports.append(report)
             self.drop(attempt)
             self._flush(now)

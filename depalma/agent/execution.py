@@ -11,6 +11,7 @@ from depalma.agent.events import (
     Announce,
     AnyAction,
     Attempt,
+    KeepReports,
     Lower,
     OwnerStands,
     Prepare,
@@ -25,6 +26,7 @@ from depalma.agent.events import (
 )
 from depalma.agent.lanes import Lane, Lanes, learn_duration
 from depalma.model import AttemptRef, Payload, Report
+from depalma.tails import not_kept
 
 #: Attempts that run longer than this are announced.
 ANNOUNCE_AFTER_S = 0.2
@@ -40,6 +42,7 @@ START_FAILURES = 3
 OWNER = "owner"
 #: What an outcome that we brought about is called by programs.
 _CODES = {"timed_out": "time_limit"}
+_UNTIMELY = not_kept("its agent ended before it had handed it over")
 
 
 class Execution:
@@ -50,6 +53,7 @@ class Execution:
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.needs: dict[str, list[Attempt] | None] = {}  #: who waits for a blob or a tree; None = it is here
         self.uploading: dict[AttemptRef, Report] = {}
+        self.early: dict[AttemptRef, Report] = {}  #: of these, what is on disk in case that we do not come to report
         self.ready_reports: list[Report] = []
         self.out: list[AnyAction] = []
         self.stopping = False
@@ -77,6 +81,7 @@ class Execution:
         self.lanes = Lanes(self.lanes.slots)
         self.attempts.clear()
         self.uploading.clear()
+        self.early.clear()
         self.ready_reports.clear()
         self._start_failures.clear()
         self._unqueued.clear()
@@ -109,6 +114,7 @@ class Execution:
         elif attempt.state == "uploading":
             if outcome == "forget":
                 self.uploading.pop(attempt.ref, None)
+                self.early.pop(attempt.ref, None)
                 self.drop(attempt)
         elif attempt.state == "sent" and not (outcome == "returned" and attempt.doomed):
             self._end_sent(attempt, outcome, reason)
@@ -147,15 +153,24 @@ class Execution:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
             code = _CODES.get(attempt.doomed, "")
             report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason, error_code=code)
+        self._report_or_upload(attempt, report)
+
+    def _report_or_upload(self, attempt: Attempt, report: Report) -> None:
+        """Reports an attempt that is over, once everything that the report names is with the masters."""
         outputs = attempt.job.spec.outputs if report.outcome == "succeeded" else ()
         result = report.result if report.result is not None and report.result.digest else Payload()
-        if result.digest or outputs:
-            attempt.state = "uploading"
-            self.uploading[attempt.ref] = report
-            self.out.append(Upload(attempt.ref, result.digest, result.size_bytes, outputs))
+        due = report.tail is not None and report.tail.is_due
+        if not (result.digest or outputs or due):
+            self.drop(attempt)
+            self.ready_reports.append(report)
             return
-        self.drop(attempt)
-        self.ready_reports.append(report)
+        attempt.state = "uploading"
+        self.uploading[attempt.ref] = report
+        self.out.append(Upload(attempt.ref, result.digest, result.size_bytes, outputs, due))
+        if not (result.digest or outputs):
+            # Its outcome stands: if this agent dies now, its monitor tells it, and nothing runs again for its output.
+            early = self.early[attempt.ref] = msgspec.structs.replace(report, tail=_UNTIMELY)
+            self.out.append(KeepReports((early,), send=False))
 
     @staticmethod
     def _report(attempt: Attempt, outcome: str, error: str) -> Report:
@@ -213,10 +228,14 @@ class Execution:
             return
         self._take_back(worker, event.unread, now)
         self.lanes.remove_worker(worker.id)
+        tail = event.tail
         for attempt in worker.queue:
-            self.drop(attempt)
-            if attempt.doomed != "forget":
-                self.ready_reports.append(self._death(attempt, event, now - worker.head_s))
+            if attempt.doomed == "forget":
+                self.drop(attempt)
+            else:
+                death = self._death(attempt, event, now - worker.head_s)
+                self._report_or_upload(attempt, msgspec.structs.replace(death, tail=tail))
+            tail = None  # only the first one can have written
         if not worker.ready and not worker.queue and (worker.hung or not worker.stopping):
             self._count_start_failure(worker, event.reason)
         self._flush(now)

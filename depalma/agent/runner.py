@@ -203,6 +203,10 @@ class Runner:
         digest = attempt.job.template.tree_digest
         return Report(*attempt.ref, outcome, code, number, error, None, start, end, attempt.job.code_index, digest)
 
+    def _with_tail(self, report: Report) -> Report:
+        tail = self.output.short_tail((report.job, report.task, report.attempt))
+        return msgspec.structs.replace(report, tail=tail)
+
     # ------------------------------------------------------------ workers
 
     def start_worker(self, number: int, code_index: int, code_digest: str) -> None:
@@ -303,7 +307,7 @@ class Runner:
         now = time.monotonic()
         if now - self._drained_s > 2 * _COALESCE_S:
             self._drained_s = now
-            self._drain(handle)
+            self.drain(handle)
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(handle.near)
@@ -322,7 +326,8 @@ class Runner:
         if reports:
             self.emit(Ended(tuple(reports)))
 
-    def _drain(self, handle: WorkerHandle) -> None:
+    def drain(self, handle: WorkerHandle) -> None:
+        """Takes what a worker has answered."""
         reports = self._answers(handle)
         if reports:
             self.emit(Ended(tuple(reports)))
@@ -335,7 +340,7 @@ class Runner:
                     self.emit(WorkerReady(handle.number))
                 else:
                     self._drop_argument((report.job, report.task, report.attempt))
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if report.tail is not None else report)
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
             self.stop_worker(handle.number, 0.0)
@@ -346,7 +351,7 @@ class Runner:
     def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
         if self.workers.pop(handle.number, None) is None:
             return
-        self._drain(handle)
+        self.drain(handle)
         unread = handle.recall()
         self._forget_handle(handle)
         code = os.waitstatus_to_exitcode(status)
@@ -358,9 +363,10 @@ class Runner:
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
-        self.output.salvage(f"w{handle.number}", ref, self.root / "trash" / f"w{handle.number}.{handle.key}")
+        trash = self.root / "trash" / f"w{handle.number}.{handle.key}"
+        wrote = self.output.salvage(f"w{handle.number}", ref, trash)
         exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended, wrote))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -378,10 +384,10 @@ class Runner:
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str, bool]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
-        for key, status, started, at, error, error_code in ended:
+        for key, status, started, at, error, error_code, wrote in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
@@ -390,7 +396,7 @@ class Runner:
             elif meaning is not None:
                 report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if wrote else report)
         if reports:
             self.emit(Ended(tuple(reports)))
 
@@ -406,16 +412,14 @@ class Runner:
         self._known_jobs.clear()
         self._paused.clear()
 
-    def live_output(self, ref: AttemptRef, stream: str) -> Path | None:
-        """Returns where a running attempt writes now; None if it does not run."""
+    def command_slot(self, ref: AttemptRef) -> int | None:
+        """Returns the slot that a command runs on; None if it does not, as far as is known."""
         command = self.commands.get(ref)
-        if command is not None:
-            head = next(iter(self.slots[command.slot].refs))
-            return self.output.live(str(command.slot), stream) if head == ref else None
-        for handle in self.workers.values():
-            if next(iter(handle.sent), None) == ref:
-                return self.output.live(f"w{handle.number}", stream)
-        return None
+        return command.slot if command is not None and next(iter(self.slots[command.slot].refs)) == ref else None
+
+    def worker_of(self, ref: AttemptRef) -> WorkerHandle | None:
+        """Returns the worker that runs an attempt, as far as is known."""
+        return next((handle for handle in self.workers.values() if next(iter(handle.sent), None) == ref), None)
 
     def tasks_of(self, trees: list[tuple[int, list[int]]]) -> list[tuple[str, list[int]]]:
         """Returns the process ids by task, from the monitor's answer."""

@@ -45,7 +45,7 @@ class Spawned:
 
     __slots__ = (
         "deadline", "dirty", "ended", "finals", "keep", "key", "orphans", "over", "pid", "slot", "started",
-        "status", "watch",
+        "status", "watch", "wrote",
     )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
@@ -62,6 +62,7 @@ class Spawned:
         self.watch: Watch | None = None  #: if it has limits
         self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
+        self.wrote = False  #: there is output of it
 
     def pids(self) -> list[int]:
         """Returns every process of it, dead ones that wait to be reaped included."""
@@ -141,7 +142,8 @@ class Slots:
         pair = self._open.get(slot)
         if pair is not None:
             sizes_bytes = [os.fstat(fd).st_size for fd in pair]
-            if spawned.dirty or any(sizes_bytes):
+            spawned.wrote = any(sizes_bytes)
+            if spawned.dirty or spawned.wrote:
                 # Out of use first: whatever fails below, the next task gets new files.
                 del self._open[slot]
                 self._keep(slot, pair, sizes_bytes, spawned.finals)

@@ -13,6 +13,7 @@ from typing import Any
 from depalma.agent.events import Attempt, Job
 from depalma.agent.limits import NOTHING, Limits
 from depalma.model import AttemptRef, JobSpec, Payload, Report
+from depalma.tails import OutputTail
 
 _BUFFER_BYTES = 1024 * 1024
 _MESSAGE_BYTES = 262_144
@@ -109,12 +110,12 @@ class WorkerHandle:
         return taken
 
     def _report(self, record: tuple[Any, ...]) -> Report:
-        job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code = record
+        job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code, wrote = record
         result = Payload(inline=inline or b"", digest=digest, size_bytes=size) if inline is not None or digest else None
         outcome = "failed" if error else "succeeded"
         return Report(
             job, task, attempt, outcome, exit_code if error else 0, number, error, result, started, finished,
-            self.code_index, self.code_digest, code,
+            self.code_index, self.code_digest, code, None, OutputTail() if wrote else None,
         )  # fmt: skip
 
     def close(self) -> None:

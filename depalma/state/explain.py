@@ -184,7 +184,10 @@ def _final_lines(job: Job, index: int) -> list[str]:
         ending += f", signal {record.signal}"
     if record.error.strip():
         ending += f": {record.error.strip().splitlines()[-1]}"
-    return [ending, f"placed there: {record.reason}"] if record.reason else [ending]
+    lines = [ending, f"placed there: {record.reason}"] if record.reason else [ending]
+    if record.tail is not None and record.tail.lost:
+        lines.append(f"output not kept by the masters: {record.tail.lost}")
+    return lines
 
 
 def _cancel_line(job: Job) -> str:

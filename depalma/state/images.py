@@ -12,7 +12,8 @@ from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.gangs import GangRun
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, Job, Story
+from depalma.state.jobs import Attempt, Chunk, Job
+from depalma.state.stories import Story
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 

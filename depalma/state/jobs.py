@@ -16,6 +16,7 @@ from msgspec import Struct
 from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
+from depalma.state.stories import PastAttempt, Story
 from depalma.state.task_states import (
     ASSIGNED,
     BLOCKED,
@@ -30,6 +31,7 @@ from depalma.state.task_states import (
     UNBLOCKED,
     WORDS,
 )
+from depalma.tails import OutputTail
 
 if TYPE_CHECKING:
     from depalma.state.gangs import GangRun
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
 MAX_PAST_ERROR = 1000
-#: Attempts that a story keeps; older ones are only counted.
-KEEP_ATTEMPTS = 20
 
 Chunk = tuple[int, int, Payload]  #: first position, count, packed arguments
 
@@ -54,28 +54,6 @@ class Attempt(Struct, gc=False, array_like=True):
     fence: int
     reason: str  #: why it was placed there
     gpus: tuple[int, ...] = ()  #: those of its host that it has to itself
-
-
-class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
-    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned, moved or
-    lost."""
-
-    number: int
-    host: str
-    state: str
-    started_at: float | None
-    finished_at: float
-    reason: str
-
-
-class Story(Struct, gc=False, array_like=True):
-    """What happened to a task that went back to the queue at least once."""
-
-    last: int  #: number of the last attempt that ended so
-    failures: int  #: those that count against the job's retries
-    attempts: list[PastAttempt]  #: the latest ones
-    timeouts: int = 0  #: those that timed out, where these count apart
-    losses: int = 0  #: those whose host was lost
 
 
 class Job:
@@ -263,6 +241,15 @@ class Job:
             return None
         return self.done.find(index, WORDS[self.states[position]])
 
+    def end_of(self, index: int, number: int) -> tuple[str, OutputTail | None]:
+        """Returns how an attempt of a task that is over ended, and the end of what it wrote; empty: not known."""
+        done = self.outcome(index)
+        if done is not None and done.attempt == number:
+            return done.state, done.tail
+        story = self.stories.get(index - self.first)
+        past = story.attempt(number) if story is not None else None
+        return (past.state, past.tail) if past is not None else ("", None)
+
     def argument_of(self, index: int) -> tuple[Payload | None, int]:
         """Returns the packed arguments that hold the task's one and its place there; (None, -1) without argument."""
         position = index - self.first
@@ -332,7 +319,8 @@ class Job:
             report.error_code,
             report.outputs,
         )
-        done.add(index, note, started, at if report.finished_at is None else report.finished_at, report.result)
+        finished = at if report.finished_at is None else report.finished_at
+        done.add(index, note, started, finished, report.result, report.tail)
         if self.started_at is None:
             self.started_at = attempt.assigned_at if started is None else started
         if code != SUCCEEDED:
@@ -353,8 +341,7 @@ class Job:
         if story is None:
             story = self.stories[position] = Story(0, 0, [])
         story.last = past.number
-        story.attempts.append(past)
-        del story.attempts[:-KEEP_ATTEMPTS]
+        story.add(past)
         return story
 
     def end(self, at: float) -> None:

@@ -20,8 +20,9 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Finished
 from depalma.state.explain import waiting_reason
 from depalma.state.hosts import Host
-from depalma.state.jobs import Attempt, Job, Story
+from depalma.state.jobs import Attempt, Job
 from depalma.state.shapes import GPUS
+from depalma.state.stories import Story
 from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
 
 __all__ = [

@@ -19,6 +19,7 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
+from depalma.tails import OutputTail
 from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
 from tests.unit.state.job_makers import JobMakers
 from tests.unit.state.webhook_makers import WebhookMakers
@@ -330,6 +331,7 @@ class Fuzzer(JobMakers, WebhookMakers):
                 error=rng.choice(["", "Boom\nline"]),
                 result=rng.choice([None, Payload(inline=b"v")]),
                 started_at=rng.choice([None, self.bench.now]),
+                tail=rng.choice([None, OutputTail(b"end"), OutputTail(digest="f" * 64, item=1)]),
             )
             for ref in self.live_refs(host)
         )
