@@ -11,7 +11,7 @@ import msgspec
 from depalma.state import commands as c
 
 _NUMBERS: tuple[Any, ...] = (-1, 0, 1, 2**31, 2**53 + 1, 2**63 - 1, -(2**63))
-_FLOATS: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e308, -0.0)
+_FLOATS: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e308, 2e11, -0.0)
 _TEXTS = ("", "h1", "*", " ", "\0", "\n", "x" * 100_000, "\u202e", "-", "..", "a/b", "ü", "1" * 64, "\x7f", "nan")
 
 
