@@ -75,18 +75,14 @@ def path() -> Path:
 
 def load(file: Path | None = None) -> Contexts:
     """Returns the contexts, none if there is no file. Errors: ConfigError."""
-    import yaml  # a client that is told its masters needs no YAML
+    from depalma import yamltext  # a client that is told its masters needs no YAML
 
     file = file or path()
     try:
-        text = file.read_text(encoding="utf-8")
+        return msgspec.convert(yamltext.load(file) or {}, Contexts)
     except FileNotFoundError:
         return Contexts()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    try:
-        return msgspec.convert(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}, Contexts)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
