@@ -165,12 +165,16 @@ def packed_inputs(values: dict[str, Any]) -> bytes:
     if not given:
         return b""
     from depalma import staging
+    from depalma.archive import ArchiveError
 
     target = io.BytesIO()
     if isinstance(given, Mapping) or not isinstance(given, str | os.PathLike | Iterable):
         raise bad_option("inputs", given, "a list of paths, or of PATH=NAME")
     entries = [given] if isinstance(given, str | os.PathLike) else list(given)
-    staging.pack(staging.input_members(entries), target, staging.INPUT_BYTES)
+    try:
+        staging.pack(staging.input_members(entries), target, staging.INPUT_BYTES)
+    except ArchiveError as error:
+        raise ArchiveError(f"inputs: {error}") from error
     return target.getvalue()
 
 

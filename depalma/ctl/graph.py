@@ -48,7 +48,9 @@ def _read(ctx: click.Context, path: Path) -> tuple[list[str], list[dict[str, Any
         works = specs_of(yamltext.load(path))
     except GraphError as error:
         raise click.UsageError(f"{path}: {error}", ctx) from error
-    except (ConfigError, OSError) as error:
+    except FileNotFoundError as error:
+        raise click.UsageError(f"{path}: {error.strerror}", ctx) from error
+    except ConfigError as error:
         raise click.UsageError(str(error), ctx) from error
     specs = []
     for work in works.values():
