@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from depalma.client import master_verbs
 from depalma.ctl.main import COMMANDS, cli
 from depalma.ctl.reference import leaves, markdown
 
@@ -328,7 +329,8 @@ def test_script_directive_error_names_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS_CLUSTER)
-def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str) -> None:
+def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_verbs, "WAIT_S", 0.2)  # how long a change of the masters itself may take
     arguments, code = NEEDS_CLUSTER[name]
     result = ctl("--timeout", "0.2", "--masters", closed, *name.split(), *arguments)
     assert result.exit_code == code
