@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from depalma.client import specs
+from depalma import LocalCluster
+from depalma.client import contexts, specs
 from depalma.client.graphs import GraphError, specs_of
+from depalma.errors import ConfigError
 
 #: option, its value in YAML, what the refusal says besides the option's name
 BAD = [
@@ -88,3 +91,39 @@ def test_a_document_that_is_no_graph(document: Any, words: str) -> None:
 def test_a_command_that_is_none(argv: Any) -> None:
     with pytest.raises(ValueError, match=r"^argv: .* given; allowed: "):
         specs.command_work(argv, options={})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"masters": 3}, "masters: 3 given"),
+        ({"masters": [None]}, "masters: [None] given"),
+        ({"masters": ["ftp://x"]}, "masters: 'ftp://x' given"),
+        ({"masters": "http://a:1", "token": 3}, "token: "),
+        ({"masters": "http://a:1", "token": "a\nb"}, "token: "),
+        ({"masters": "http://a:1", "token": "é"}, "token: "),
+    ],
+)
+def test_a_client_of_nothing(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        contexts.resolve(**given, environ={})
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"masters": 2}, "masters: 2 given; allowed: 1, 3 or 5"),
+        ({"masters": "3"}, "masters: '3' given"),
+        ({"masters": True}, "masters: True given"),
+        ({"agents": -1}, "agents: -1 given; allowed: 0 to 1000"),
+        ({"agents": 1.5}, "agents: 1.5 given"),
+        ({"slots": 0}, "slots: 0 given; allowed: 1 to 100000, or None"),
+        ({"slots": "x"}, "slots: 'x' given"),
+    ],
+)
+def test_a_local_cluster_that_cannot_be_is_not_begun(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LocalCluster(**given, directory=tmp_path / "new")
+    assert str(caught.value).startswith(words)
+    assert not (tmp_path / "new").exists()
