@@ -263,7 +263,7 @@ def _places_problem(host: str, ssh: str, *, required: bool) -> str:
 
 
 #: Whole ranges of settings that depend on no other.
-_LIMITS: dict[str, tuple[float, float]] = {
+LIMITS: dict[str, tuple[float, float]] = {
     "history_days": (0, 100_000),
     "history_jobs": (0, 10**9),
     "open_job_idle_s": (60, 1e9),
@@ -278,7 +278,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 
 def _settings_problem(settings: Settings) -> str:
-    for field, (low, high) in _LIMITS.items():
+    for field, (low, high) in LIMITS.items():
         value = getattr(settings, field)
         if not low <= value <= high:
             return f"settings.{field}: {value} given; allowed: {low:.16g} to {high:.16g}"
