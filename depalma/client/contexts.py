@@ -143,7 +143,7 @@ def resolve(
     trust = _trust(urls, ca or environ.get("DEPALMA_CA") or "", origin)
     chosen_token = _token(token, token_file, environ)
     if not (isinstance(chosen_token, str) and chosen_token.isascii() and f"x{chosen_token}".isprintable()):
-        raise ConfigError("token: what is given is none; allowed: printable ASCII characters, as in the token's file")
+        raise ConfigError(f"token: that for {origin} is not one line of plain characters: wrong file?")
     return Connection(masters=urls, token=chosen_token, origin=origin, trust=trust)
 
 

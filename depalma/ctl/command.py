@@ -109,7 +109,6 @@ class Root(LazyGroup):
         extra["standalone_mode"] = False
         failures.passes_job_code = False
         try:
-            _check_text(arguments)
             code = super().main(arguments, *main_args, **extra)
         except BrokenPipeError:
             # The reader of our output went away (`| head`); point stdout elsewhere, so that the interpreter's
@@ -132,15 +131,6 @@ class Root(LazyGroup):
                 "depalmactl jobs",
             ),
         )
-
-
-def _check_text(arguments: Sequence[str]) -> None:
-    """Refuses words that are no UTF-8: neither the cluster nor its log can hold them."""
-    for word in arguments:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise click.UsageError(f"{os.fsencode(word)!r}: not UTF-8; allowed: text in UTF-8") from None
 
 
 def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -299,10 +299,10 @@ def test_errors_for_programs_are_json_too(words: list[str]) -> None:
         (["host", "pause", "--for", "99999999999"], "'--for': '99999999999' is longer than 1000000000 s"),
         (["submit", "--at", "+99999999999", "--", "x"], "'--at': '99999999999' is longer than"),
         (["order", "share", "ann", "nan"], "'nan' is not a number"),
-        (["submit", "--name", "a\udcff", "--", "x"], "b'a\\xff': not UTF-8; allowed: text in UTF-8"),
-        (["submit", "--", "echo", "\udcff"], "b'\\xff': not UTF-8"),
-        (["jobs", "--tag", "\udcff"], "b'\\xff': not UTF-8"),
-        (["group", "set", "\udcff", "h1"], "b'\\xff': not UTF-8"),
+        (["submit", "--name", "a\udcff", "--", "x"], '"name": "a\\xff\': not UTF-8; allowed: text in UTF-8'),
+        (["submit", "--", "echo", "\udcff"], "\\xff': not UTF-8"),
+        (["jobs", "--tag", "\udcff"], "\\xff': not UTF-8"),
+        (["group", "set", "\udcff", "h1"], "\\xff': not UTF-8"),
         (["submit", "-f", "no-such-file.yaml"], "no-such-file.yaml: No such file or directory"),
         (["submit", "-f", "/"], "/: cannot be read: Is a directory"),
     ],
@@ -312,6 +312,11 @@ def test_values_that_are_none_are_refused_before_anything_is_sent(words: list[st
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_arguments_of_a_map_are_bytes_as_names_of_files_are(closed: str) -> None:
+    result = ctl("--timeout", "0.2", "--masters", closed, "map", "cat {}", ":::", "a\udcff")
+    assert "no master that leads answered" in result.stderr
 
 
 def test_script_directive_error_names_its_line(tmp_path: Path) -> None:
