@@ -166,7 +166,7 @@ def _urls(masters: Sequence[str] | str | None) -> tuple[str, ...]:
     given = masters.split(",") if isinstance(masters, str) else masters or ()
     parts = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(part, str) for part in parts):
-        raise ConfigError(f"masters: {masters!r} given; allowed: a list of http://HOST:PORT")
+        raise ConfigError(f"masters: {masters!r} given; allowed: a list of https://HOST:PORT or http://HOST:PORT")
     urls = [part.strip().rstrip("/") for part in parts if part.strip()]
     for url in urls:
         try:

@@ -72,9 +72,7 @@ class Session:
             from depalma.client.contexts import resolve
 
             masters = self.masters or None
-            self._connection = resolve(
-                masters=masters, token_file=self.token_file, context=self.context, ca=self.ca
-            )
+            self._connection = resolve(masters=masters, token_file=self.token_file, context=self.context, ca=self.ca)
         return self._connection
 
     def connect_to(self, connection: Connection) -> None:
