@@ -89,7 +89,11 @@ def name_of(route: Route) -> str:
     return f"{route.method} {route.path}"
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if route.body is not None], ids=name_of)
+#: Certificates are given over TLS only, which this bench does not speak.
+BODIES = [route for route in ROUTES if route.body is not None and route.path != "/v1/agent/certificate"]
+
+
+@pytest.mark.parametrize("route", BODIES, ids=name_of)
 async def test_bodies(stage: Bench, route: Route) -> None:
     """Fields of the wrong type, one that there is not, and what is no object at all."""
     assert route.body is not None
