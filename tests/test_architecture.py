@@ -35,7 +35,7 @@ HOMES = {
     "psutil": ("remote.py", "monitor.py", "agent/"),
     "click": ("ctl/",),
     "uvloop": ("master.py", "consensus/"),
-    "yaml": ("config.py", "client/contexts.py", "ctl/", "local/"),
+    "yaml": ("yamltext.py", "client/contexts.py", "ctl/", "local/"),
     "cloudpickle": ("client/", "agent/"),
     "cryptography": ("certificates.py",),
     "sqlite3": ("jobarchive/",),

@@ -80,7 +80,10 @@ def specs_of(document: object) -> dict[str, Work]:
     `Client.command`. Errors: GraphError that names the job and the key.
     """
     if not isinstance(document, dict) or set(document) != {"jobs"} or not isinstance(document["jobs"], dict):
-        raise GraphError("allowed: one key, jobs, with a job under each name")
+        keys = ", ".join(map(repr, document)) if isinstance(document, dict) else type(document).__name__
+        raise GraphError(f"{keys or 'nothing'} given; allowed: one key, jobs, with a job under each name")
+    if not document["jobs"]:
+        raise GraphError("jobs: none given; allowed: one or more")
     works: dict[str, tuple[Work, list[tuple[str, str, bool]]]] = {}
     for name, entry in document["jobs"].items():
         if not isinstance(name, str) or not isinstance(entry, dict):
@@ -99,7 +102,12 @@ def specs_of(document: object) -> dict[str, Work]:
                 command, cwd=cwd, indices=places["array"], arguments=places["arguments"], options=options
             )
             msgspec.convert(msgspec.to_builtins(work.spec), type=type(work.spec))
-        except (TypeError, ValueError, AttributeError) as error:
+        except msgspec.ValidationError as error:
+            what, _, place = str(error).partition(" - at `$.")
+            field = place.rstrip("`")
+            given = f"; {entry[field]!r} given" if field in entry else ""
+            raise GraphError(f"{name}: {field}: {what[:1].lower()}{what[1:]}{given}") from error
+        except (TypeError, ValueError, DepalmaError) as error:
             raise GraphError(f"{name}: {error}") from error
         works[name] = work, own
     return resolved(works)

@@ -12,6 +12,7 @@ from depalma.client.graphs import GraphError, specs_of
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
 from depalma.ctl.wording import count
+from depalma.errors import ConfigError
 
 
 def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[str, ...], *, wait: bool) -> None:
@@ -40,13 +41,17 @@ def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[st
 
 def _read(ctx: click.Context, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     import msgspec
-    import yaml
+
+    from depalma import yamltext
 
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-        works = specs_of(document)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, GraphError) as error:
+        works = specs_of(yamltext.load(path))
+    except GraphError as error:
         raise click.UsageError(f"{path}: {error}", ctx) from error
+    except FileNotFoundError as error:
+        raise click.UsageError(f"{path}: {error.strerror}", ctx) from error
+    except ConfigError as error:
+        raise click.UsageError(str(error), ctx) from error
     specs = []
     for work in works.values():
         spec = msgspec.to_builtins(work.spec)

@@ -14,6 +14,7 @@ import click
 from depalma import __version__
 from depalma.ctl.command import LazyGroup, Root
 from depalma.ctl.session import FORMATS, Session
+from depalma.ctl.values import Number
 
 #: Section → command → (where it is, its line in the overview). The line is also the command's short help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -89,7 +90,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 @click.option("--no-color", is_flag=True, help="No colours (NO_COLOR in the environment does the same).")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.05),
+    type=Number(min=0.05),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -12,7 +12,7 @@ import click
 from depalma.ctl import after
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, parse_counts, parse_env, parse_gang
+from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, Number, parse_counts, parse_env, parse_gang
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +22,7 @@ _COMMON = (
     click.option("--priority", type=int, metavar="N", help="Higher runs first (0)."),
     click.option("--group", metavar="GROUP", help="Only on hosts of this group."),
     click.option("--on-host", metavar="HOST", help="Only on this host."),
-    click.option("--cpus", type=click.FloatRange(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
+    click.option("--cpus", type=Number(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
     click.option(
         "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
     ),

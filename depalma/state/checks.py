@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from math import isfinite
 
 from depalma import items
 from depalma.model import MAX_TASKS, JobSpec, Payload
@@ -85,8 +84,8 @@ def bad_resources(resources: Mapping[str, int]) -> Rejected | None:
 
 def bad_common(at: float, request: str) -> Rejected | None:
     """Refuses a command whose time is none, or whose request id is too long to be kept."""
-    if not (isfinite(at) and at >= 0):
-        return bad_field("at", at, "seconds since the epoch")
+    if not 0 <= at <= LATEST_AT:
+        return bad_field("at", at, "seconds since the epoch, before the year 10000")
     return None if len(request) <= MAX_REQUEST else bad_field("request", request, f"at most {MAX_REQUEST} characters")
 
 

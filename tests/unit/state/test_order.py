@@ -296,3 +296,19 @@ class TestLimits:
         assert bench.refused(c.SetShare("", "ann", 0.0, bench.now)).message.startswith("weight: 0.0 given")
         assert bench.refused(c.SetOrder("", bench.now, 1.0)).message.startswith("half_life_s: 1.0 given")
         assert bench.refused(c.SetOrder("", bench.now, None, 0.5)).message.startswith("age_s: 0.5 given")
+
+
+def test_a_clock_that_was_ahead_does_not_make_usage_infinite(bench):
+    """Units begin anew where the clock was furthest; it found a half-life of a minute and a day too many."""
+    bench.host()
+    bench.ok(c.SetOrder("", bench.tick(), 60.0))
+    bench.submit(1, user="ann")
+    bench.assign((1, 0, 1))
+    now = bench.now
+    bench.now += 30 * 86_400.0
+    bench.finish((1, 0, 1))
+    bench.ok(c.SetOrder("", bench.tick(), 61.0))
+    bench.now = now
+    bench.ok(c.SetOrder("", bench.tick(), 60.0))
+
+    assert bench.state.shares.accounts["ann"].usage < 1e12
