@@ -113,6 +113,8 @@ def _job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, i
         return "unknown_job", 0
     if job.held:
         return "held", 0
+    if job.suspension is not None:
+        return "suspended", 0
     if job.waits:
         return "blocked", 0
     if job.cancelled:

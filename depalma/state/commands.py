@@ -13,17 +13,7 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
-from depalma.state.job_commands import (
-    AddSchedule,
-    HoldJobs,
-    PassTime,
-    ReleaseJobs,
-    RemoveSchedule,
-    RetryJobs,
-    SetJobs,
-    SubmitGraph,
-    TickSchedule,
-)
+from depalma.state.job_commands import JobCommand
 from depalma.state.order_commands import SetLimit, SetOrder, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
@@ -384,15 +374,7 @@ AnyCommand = (
     | LagCode
     | SetOwner
     | NoteOwner
-    | HoldJobs
-    | ReleaseJobs
-    | RetryJobs
-    | SetJobs
-    | SubmitGraph
-    | PassTime
-    | AddSchedule
-    | RemoveSchedule
-    | TickSchedule
+    | JobCommand
     | AddWebhook
     | SetWebhook
     | RemoveWebhook

@@ -11,7 +11,7 @@ from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, Job, Story
+from depalma.state.jobs import Attempt, Chunk, Job, Story, Suspension
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 
@@ -42,6 +42,7 @@ class JobImage(Struct, array_like=True, gc=False):
     cancel_reason: str = ""
     delayed: list[tuple[int, float]] = []
     asleep: bool = False
+    suspension: Suspension | None = None
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -102,6 +103,7 @@ def job_image(
         job.cancel_reason,
         list(job.delayed.items()),
         job.asleep,
+        job.suspension,
     )
 
 
@@ -121,7 +123,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.asleep = image.asleep
+    job.asleep, job.suspension = image.asleep, image.suspension
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

@@ -65,6 +65,14 @@ class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
     reason: str
 
 
+class Suspension(Struct, frozen=True, gc=False, array_like=True):
+    """Who has all of a job stand still, since when, and why."""
+
+    at: float
+    by: str
+    reason: str
+
+
 class Story(Struct, gc=False, array_like=True):
     """What happened to a task that went back to the queue at least once."""
 
@@ -108,6 +116,7 @@ class Job:
         "states",
         "stories",
         "submitted_at",
+        "suspension",
         "tally",
         "unmet",
     )
@@ -121,6 +130,7 @@ class Job:
         self.finished_at: float | None = None
         self.open = spec.open
         self.held = spec.hold
+        self.suspension: Suspension | None = None  #: nothing begins, and what is on a host stands still
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
@@ -176,7 +186,7 @@ class Job:
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        if self.queued <= self.blocked or self.held or (limit and len(self.running) >= limit):
+        if self.queued <= self.blocked or self.held or self.suspension or (limit and len(self.running) >= limit):
             return False
         return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
@@ -205,6 +215,8 @@ class Job:
     def state(self) -> TaskState:
         """Returns the state of the job as a whole: `running` while any task is on a host."""
         if self.finished_at is None:
+            if self.suspension is not None:
+                return "suspended"
             if self.running:
                 return "running"
             if self.held:
@@ -234,6 +246,10 @@ class Job:
         if position < 0:
             raise IndexError(index)
         code = self.states[position]
+        if code in FINAL_CODES:
+            return WORDS[code]
+        if self.suspension is not None:
+            return "suspended"
         if code not in (QUEUED, BLOCKED):
             return WORDS[code]
         if self.held:

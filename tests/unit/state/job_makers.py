@@ -88,7 +88,7 @@ class JobMakers:
         rng, request, now = self.rng, self.request(), self.bench.now
         jobs = tuple(self.job_id() for _ in range(rng.randint(0, 2)))
         by = rng.choice(["ann", "ann", "ann", "a" * 300])
-        match rng.choice(["hold", "hold", "release", "release", "release", "set"]):
+        match rng.choice(["hold", "hold", "release", "release", "release", "suspend", "resume", "resume", "set"]):
             case "hold":
                 live = [job.id for job in self.bench.state.jobs.values() if job.running]
                 jobs = (*jobs, rng.choice(live)) if live and rng.random() < 0.5 else jobs
@@ -97,6 +97,11 @@ class JobMakers:
                 held = [job.id for job in self.bench.state.jobs.values() if job.held]
                 jobs = (*jobs, rng.choice(held)) if held and rng.random() < 0.5 else jobs
                 return jc.ReleaseJobs(request, jobs, now, by)
+            case "suspend":
+                return jc.SuspendJobs(request, jobs, now, by, rng.choice(["", "why", "a" * 5000]))
+            case "resume":
+                standing = [job.id for job in self.bench.state.jobs.values() if job.suspension is not None]
+                return jc.ResumeJobs(request, (*jobs, *standing[:2]), now, by)
         changes = rng.choice(
             [
                 {"priority": 7},

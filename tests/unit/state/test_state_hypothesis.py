@@ -16,6 +16,7 @@ from depalma.state import job_commands as jc
 
 HOSTS = st.sampled_from(["h1", "h2"])
 OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
+STEERING = [jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs, jc.SuspendJobs, jc.ResumeJobs, jc.ResumeJobs]
 
 
 def machine_for(bench_class, fuzzer_class):
@@ -86,7 +87,7 @@ def machine_for(bench_class, fuzzer_class):
         def cancel(self, job) -> None:
             self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
 
-        @rule(job=st.integers(1, 5), kind=st.sampled_from([jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs]))
+        @rule(job=st.integers(1, 5), kind=st.sampled_from(STEERING))
         def steer(self, job, kind) -> None:
             self.bench.do(kind("", (job,), self.bench.tick()))
 
