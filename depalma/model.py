@@ -381,6 +381,7 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     threads: int
     elapsed_s: float
     command: str
+    suspended: str = ""  #: why it stands still, if the cluster has stopped it
 
 
 class ScheduleView(Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from depalma.protocol import (
     Kill,
     Refused,
     ReportsCommitted,
+    Suspended,
     Welcome,
 )
 
@@ -190,6 +191,7 @@ AnyEvent = (
     | Assign
     | Kill
     | Forget
+    | Suspended
     | ReportsCommitted
     | CodeLog
 )

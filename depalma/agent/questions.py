@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
+from depalma.agent.core import AgentCore
 from depalma.agent.link import MonitorLink
 from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import ProcessTable
@@ -25,13 +28,14 @@ class Questions:
         host: str,
         runner: Runner,
         link: MonitorLink,
-        live: Container[AttemptRef],
+        core: AgentCore,
         meter: LoadMeter,
         send: Callable[[Answer], None],
     ) -> None:
         self._runner = runner
         self._link = link
-        self._live = live
+        self._core = core
+        self._live: Container[AttemptRef] = core.attempts
         self._meter = meter
         self._send = send
         self._processes = ProcessTable(host)
@@ -57,7 +61,9 @@ class Questions:
         if job is not None:
             tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
         views = await asyncio.get_running_loop().run_in_executor(self._looker, self._processes.look, tasks)
-        self._send(Processes(request, tuple(views)))
+        still = self._core.why_still()
+        told = [msgspec.structs.replace(view, suspended=still.get(view.task, "")) for view in views]
+        self._send(Processes(request, tuple(told)))
 
     def _read_output(self, ask: AskOutput) -> Output:
         ref = (ask.job, ask.task, ask.attempt)

@@ -62,12 +62,6 @@ Anything else is an error that names the line. The command line wins over the en
 Every option has a twin: `DEPALMA_` and the command and option in capitals, such as `DEPALMA_TIMEOUT=30`,
 `DEPALMA_SUBMIT_PRIORITY=5` or `DEPALMA_EVENTS_LAST=100`. `NO_COLOR` is honoured. `DEPALMA_DEBUG=1` shows where an
 internal error happened.
-
-## Coming
-
-Options of `submit` that are not there yet, and refused: `--after`, `--backoff`.
-Commands: `hold`, `release`, `retry`, `suspend`, `resume`, changes of hosts and groups,
-`code rollback`, `master add|remove|transfer`, `snapshot`, `cluster`.
 """
 
 

@@ -95,6 +95,7 @@ class Reign:
                     self._forgetting.note_ended()
             elif job.cancelled and job.running:
                 self._kill_cancelled(job_id)
+            self.sessions.suspensions.changed(job_id)  # after the kill: what is to die does not go on before
         if changes.masters:
             self.sessions.tell_masters()
         self._wishes.changed(changes.hosts)

@@ -9,6 +9,7 @@ import msgspec
 from depalma.state.checks import MAX_PRIORITY, bad_field, bad_range, bad_tags, bad_text
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
+from depalma.state.event_log import Detail
 from depalma.state.job_commands import HoldJobs, ReleaseJobs, ResumeJobs, SetJobs, SuspendJobs
 from depalma.state.jobs import Job, Suspension
 
@@ -48,7 +49,7 @@ def suspend_jobs(state: ClusterState, command: SuspendJobs) -> Applied | Rejecte
         if job.suspension is not None:
             return False
         job.suspension = Suspension(command.at, command.by, command.reason)
-        detail = {"by": command.by, "reason": command.reason, "running": len(job.running)}
+        detail: Detail = {"by": command.by, "reason": command.reason, "running": len(job.running)}
         state.events.add("job.suspended", command.at, job=job.id, detail=detail)
         return True
 

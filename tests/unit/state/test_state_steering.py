@@ -1,4 +1,4 @@
-"""Hold, release, suspend, resume, set, retry: what they change, what they refuse, and that a repeated request changes nothing."""
+"""Hold, release, suspend, resume, set, retry: what they change and refuse; a repeated request changes nothing."""
 
 from __future__ import annotations
 
