@@ -277,6 +277,8 @@ class AgentCore(Execution):
             needs.append(f"tree:{template.code_index}")
         if spec.kind == "function" and spec.function_pickle is not None and spec.function_pickle.digest:
             needs.append(spec.function_pickle.digest)
+        if spec.stdin is not None and spec.stdin.digest:
+            needs.append(spec.stdin.digest)
         self.jobs[template.job] = Job(template, tuple(dict.fromkeys(needs)), problem)
         if len(self.jobs) > _IDLE_JOBS:
             for number in [number for number, job in self.jobs.items() if not job.live][: _IDLE_JOBS // 10]:

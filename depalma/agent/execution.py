@@ -343,11 +343,12 @@ class Execution:
     def why_still(self) -> dict[str, str]:
         """Returns the tasks that stand still, such as `42.7`, and why each does."""
         words = {JOB: JOB_SUSPENDED, OWNER: self.closed}
-        return {
-            f"{lane.queue[0].ref[0]}.{lane.queue[0].ref[1]}": "; ".join(words[reason] for reason in sorted(lane.suspended))
-            for lane in self.lanes.lanes.values()
-            if lane.suspended and lane.queue and not lane.queue[0].doomed
-        }
+        found = {}
+        for lane in self.lanes.lanes.values():
+            if lane.suspended and lane.queue and not lane.queue[0].doomed:
+                job, task, _ = lane.queue[0].ref
+                found[f"{job}.{task}"] = "; ".join(words[reason] for reason in sorted(lane.suspended))
+        return found
 
     # ------------------------------------------------------------ time
 

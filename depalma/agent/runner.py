@@ -16,7 +16,7 @@ import msgspec
 from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
-from depalma.agent.commands import Command, Line
+from depalma.agent.commands import Command, Line, stdin_of
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Outdone, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
@@ -139,7 +139,7 @@ class Runner:
             self.commands[attempt.ref] = Command(key, attempt, slot)
             files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
             extra = task_variables(attempt, f"{self.root}/scratch/{slot}")
-            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
+            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt), stdin_of(job.spec, self.blob_path)
             self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:

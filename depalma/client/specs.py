@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypedDict
 
 from msgspec import Struct
@@ -47,6 +48,7 @@ class JobOptions(TypedDict, total=False):
     pack: bool  #: fill one host after the other, instead of spreading tasks
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
+    stdin: str | os.PathLike[str] | bytes  #: what each task of a command reads: a file here, or the bytes themselves
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
@@ -144,6 +146,17 @@ def packed_inputs(values: dict[str, Any]) -> bytes:
     return target.getvalue()
 
 
+def read_stdin(values: dict[str, Any]) -> bytes:
+    """Takes `stdin` out of the options and returns the bytes; nothing if there is none. Errors: ValueError."""
+    given = values.pop("stdin", None)
+    if given is None or isinstance(given, bytes):
+        return given or b""
+    try:
+        return Path(given).read_bytes()
+    except OSError as error:
+        raise ValueError(f"stdin: {os.fspath(given)}: {error.strerror}") from error
+
+
 def size_bytes(size: int | str, option: str = "memory") -> int:
     """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
     if isinstance(size, int):
@@ -191,6 +204,7 @@ class Work(Struct, frozen=True):
     function: bytes = b""
     arguments: Sequence[bytes] | None = None
     inputs: bytes = b""
+    stdin: bytes = b""
 
 
 def command_work(
@@ -205,15 +219,16 @@ def command_work(
     if isinstance(argv, str) or not argv:
         raise ValueError(f"argv: {argv!r} given; allowed: a list of the program and its arguments")
     values = fields(options)
-    inputs = packed_inputs(values)
+    inputs, stdin = packed_inputs(values), read_stdin(values)
     values.update(argv=tuple(os.fspath(part) for part in argv), cwd=os.fspath(cwd))
     if arguments is not None:
         items = [argument.encode() for argument in arguments]
-        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs)
+        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs, stdin=stdin)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
-    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values), inputs=inputs)
+    spec = JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values)
+    return Work(spec, inputs=inputs, stdin=stdin)
 
 
 def function_work(
@@ -225,6 +240,8 @@ def function_work(
     options: Mapping[str, Any],
 ) -> Work:
     """Returns a function job with one task per packed call. Errors: ValueError, pickling errors."""
+    if options.get("stdin") is not None:
+        raise ValueError("stdin: given for a function; allowed: for commands")
     values = fields(options)
     inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))

@@ -132,6 +132,8 @@ def _bad_work(spec: JobSpec) -> Rejected | None:
         return None
     if spec.argv:
         return bad_field("argv", list(spec.argv), "nothing in a function job")
+    if spec.stdin is not None:
+        return bad_field("stdin", "bytes", "nothing in a function job: its worker reads tasks")
     if spec.function and spec.function_pickle is not None:
         return bad_field("function", spec.function, "a name or a pickle, not both")
     if not spec.function and spec.function_pickle is None and spec.arguments is None and not spec.open:
@@ -213,7 +215,10 @@ def _bad_files(spec: JobSpec) -> Rejected | None:
             return bad_field("outputs", glob, "paths below the scratch folder, with no '..', '.' or empty part")
     if spec.inputs is not None and not spec.inputs.digest:
         return bad_field("inputs", "no digest", "the digest of an archive that is a blob")
-    return bad_payload("inputs", spec.inputs) if spec.inputs is not None else None
+    for field, payload in (("inputs", spec.inputs), ("stdin", spec.stdin)):
+        if payload is not None and (wrong := bad_payload(field, payload)):
+            return wrong
+    return None
 
 
 def _bad_placement(spec: JobSpec) -> Rejected | None:

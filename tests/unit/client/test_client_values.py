@@ -244,3 +244,14 @@ def test_a_lone_future_that_ended_cannot_be_cancelled() -> None:
     assert not future.cancel()
     assert cancelled == []
     assert future.result() == 1
+
+
+def test_stdin_is_bytes_or_a_file_and_only_for_commands(tmp_path: Path) -> None:
+    file = tmp_path / "in"
+    file.write_bytes(b"words")
+    assert specs.command_work(["cat"], options={"stdin": file}).stdin == b"words"
+    assert specs.command_work(["cat"], arguments=["a"], options={"stdin": b"more"}).stdin == b"more"
+    with pytest.raises(ValueError, match=r"stdin: .*/nowhere: No such file or directory"):
+        specs.command_work(["cat"], options={"stdin": tmp_path / "nowhere"})
+    with pytest.raises(ValueError, match="stdin: given for a function; allowed: for commands"):
+        specs.function_work("m:f", [b""], options={"stdin": b"words"})
