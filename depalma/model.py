@@ -108,6 +108,8 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     start_within_s: float = 0.0
     start_at: float = 0.0  #: nothing of it starts before this time (seconds since the epoch); 0 = at once
     after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
+    #: a task that no host was given so long after it was submitted, or added, is cancelled; 0 = it waits
+    task_start_within_s: float = 0.0
     stdin: Payload | None = None  #: of each task of a command job; None = nothing (/dev/null)
 
 

@@ -57,6 +57,7 @@ class JobOptions(TypedDict, total=False):
     timeout_retries: int  #: further attempts after a timeout, if these count apart
     lost_retries: int  #: further attempts after a lost host (no limit)
     start_within_s: float  #: the job is cancelled if nothing of it has started by then
+    task_start_within_s: float  #: a task that no host was given so long after it came is cancelled
     timeout_s: float
     grace_s: float  #: between SIGTERM and SIGKILL
     restartable: bool

@@ -106,6 +106,9 @@ _COMMON = (
         "--start-within", type=DURATION, metavar="TIME", help="Cancel the job if nothing of it has started by then."
     ),
     click.option(
+        "--task-start-within", type=DURATION, metavar="TIME", help="Cancel each task that no host has got by then."
+    ),
+    click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
     ),
     click.option("--env", multiple=True, metavar="K=V", help="A variable; a bare K copies yours. May be repeated."),
@@ -170,6 +173,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "lost_retries": options.get("lost_retries"),
         "start_at": options.get("start_at"),
         "start_within_s": options.get("start_within"),
+        "task_start_within_s": options.get("task_start_within"),
         "env": env,
         "cpu_time_s": options.get("cpu_time"),
         "max_processes": options.get("max_processes"),

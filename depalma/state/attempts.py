@@ -17,6 +17,7 @@ from depalma.state.commands import (
     Rejected,
     StartTasks,
 )
+from depalma.state.deadlines import note_returned
 from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.hosts import Host
 from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
@@ -264,6 +265,8 @@ def _end_badly(
     word = WORDS[code] if counts else outcome
     past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
     job.requeue(index, attempt, past, counts)
+    if outcome == "returned":
+        note_returned(state, job, index - job.first)
     if counts:
         hold_off(state, job, index, code, at)
     endings.back.append(ref)

@@ -193,6 +193,7 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("backoff_s", spec.backoff_s, 0, 86_400),
         ("start_at", spec.start_at, 0, LATEST_AT),
         ("start_within_s", spec.start_within_s, 0, 1e9),
+        ("task_start_within_s", spec.task_start_within_s, 0, 1e9),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),
         ("first_index", spec.first_index, 0, MAX_FIRST_INDEX),

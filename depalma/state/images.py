@@ -11,7 +11,8 @@ from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, Job, Story, Suspension
+from depalma.state.jobs import Attempt, Chunk, Job, Story
+from depalma.state.suspension import Suspension
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 
@@ -43,6 +44,7 @@ class JobImage(Struct, array_like=True, gc=False):
     delayed: list[tuple[int, float]] = []
     asleep: bool = False
     suspension: Suspension | None = None
+    added: list[tuple[int, float]] = []
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -104,6 +106,7 @@ def job_image(
         list(job.delayed.items()),
         job.asleep,
         job.suspension,
+        job.added,
     )
 
 
@@ -123,7 +126,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.asleep, job.suspension = image.asleep, image.suspension
+    job.asleep, job.suspension, job.added = image.asleep, image.suspension, image.added
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

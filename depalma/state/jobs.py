@@ -16,6 +16,7 @@ from msgspec import Struct
 from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
+from depalma.state.suspension import Suspension
 from depalma.state.task_states import (
     ASSIGNED,
     BLOCKED,
@@ -65,14 +66,6 @@ class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
     reason: str
 
 
-class Suspension(Struct, frozen=True, gc=False, array_like=True):
-    """Who has all of a job stand still, since when, and why."""
-
-    at: float
-    by: str
-    reason: str
-
-
 class Story(Struct, gc=False, array_like=True):
     """What happened to a task that went back to the queue at least once."""
 
@@ -87,6 +80,7 @@ class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "added",
         "asleep",
         "blocked",
         "cancel_reason",
@@ -134,6 +128,7 @@ class Job:
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        self.added: list[tuple[int, float]] = []  #: first position and time, if its tasks have start deadlines
         self.asleep = spec.start_at > submitted_at  #: its time has not come
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
@@ -418,11 +413,14 @@ class Job:
         self.blocked += 1
         self.delayed[position] = until
 
-    def cancel_blocked(self, position: int, at: float, reason: str) -> None:
-        """Cancels a blocked task: what it waits for cannot come any more."""
+    def cancel_waiting(self, position: int, at: float, reason: str) -> None:
+        """Cancels a task that waits: what it waits for cannot come any more, or has not come in time."""
         self._has_ended()
-        self.blocked -= 1
-        self.masks[position] = 0
+        if self.states[position] == BLOCKED:
+            self.blocked -= 1
+            self.masks[position] = 0
+        elif position < self.cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
         self._cancel_one(position, at, reason)
 
     def _has_ended(self) -> None:

@@ -11,7 +11,8 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
 from depalma.state.event_log import Detail
 from depalma.state.job_commands import HoldJobs, ReleaseJobs, ResumeJobs, SetJobs, SuspendJobs
-from depalma.state.jobs import Job, Suspension
+from depalma.state.jobs import Job
+from depalma.state.suspension import Suspension
 
 
 def hold_jobs(state: ClusterState, command: HoldJobs) -> Applied | Rejected:

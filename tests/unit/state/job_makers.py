@@ -50,6 +50,7 @@ class JobMakers:
             "lost_retries": rng.choice([-1, -1, -1, 0, 1]),
             "start_at": rng.choice([0.0, 0.0, 0.0, self.bench.now + 20.0]),
             "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
+            "task_start_within_s": rng.choice([0.0, 0.0, 0.0, 30.0]),
         }
 
     def pass_time(self) -> c.AnyCommand:
