@@ -295,7 +295,10 @@ class Runner:
         """Has what runs on a lane (None: on all, also later) stand still for a reason, or not: `suspend`, `resume`."""
         heads = [next(iter(line.refs)) for line in self.slots.values() if line.lane == number and line.refs]
         keys = [self.commands[ref].key for ref in heads]
-        keys += [self.workers[number].key] if number in self.workers else []
+        handle = self.workers.get(number) if number is not None else None
+        if handle is not None:
+            (handle.still.add if order == "suspend" else handle.still.discard)(reason)
+            keys.append(handle.key)
         for key in [None] if number is None else keys:
             self.link.send((order, key, reason))
 
