@@ -361,7 +361,7 @@ class Job:
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""
-        self.finished_at = at
+        self.finished_at, self.suspension = at, None
         self.running = {}
         self.done.seal()
 

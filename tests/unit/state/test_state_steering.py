@@ -153,6 +153,20 @@ def test_a_suspended_job_that_is_cancelled_is_not_suspended_any_more(bench):
     assert suspend(bench, job.id) == ()
 
 
+def test_a_job_that_ends_while_it_is_suspended_runs_again_when_it_is_retried(bench):
+    bench.host()
+    job = bench.submit(restartable=False)
+    bench.dispatch()
+    suspend(bench, job.id)
+    bench.lose()
+    assert (job.state(), job.suspension) == ("lost", None)
+    bench.up(life=2)
+
+    retry(bench, job.id)
+
+    assert bench.dispatch() == [("h1", (job.id, 0, 2))]
+
+
 def test_suspended_and_held_needs_both_lifted(bench):
     bench.host()
     job = bench.submit(hold=True)
