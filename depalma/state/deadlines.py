@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from depalma.model import AttemptRef
-from depalma.state.jobs import Job
+from depalma.state.jobs import NOTHING_ADDED, Job
 from depalma.state.task_states import BLOCKED, QUEUED
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _AT_ONCE: Final = 10_000
 def note_added(state: ClusterState, job: Job, position: int, at: float) -> None:
     """Notes that the tasks from a position on are there since now."""
     if job.spec.task_start_within_s:
+        if job.added is NOTHING_ADDED:
+            job.added = []
         job.added.append((position, at))
         state.due.add(at + job.spec.task_start_within_s, job.id, TASKS)
 

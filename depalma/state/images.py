@@ -11,7 +11,7 @@ from depalma.model import Dependency, HostFacts, HostState, JobSpec, Payload
 from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, Job, Story
+from depalma.state.jobs import NOTHING_ADDED, Attempt, Chunk, Job, Story
 from depalma.state.suspension import Suspension
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
@@ -126,7 +126,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.asleep, job.suspension, job.added = image.asleep, image.suspension, image.added
+    job.asleep, job.suspension, job.added = image.asleep, image.suspension, image.added or NOTHING_ADDED
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)
     return job
 

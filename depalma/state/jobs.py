@@ -128,7 +128,8 @@ class Job:
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
-        self.added: list[tuple[int, float]] = []  #: first position and time, if its tasks have start deadlines
+        #: first position and time of what was added together, if its tasks have start deadlines
+        self.added: list[tuple[int, float]] = NOTHING_ADDED
         self.asleep = spec.start_at > submitted_at  #: its time has not come
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
@@ -443,3 +444,5 @@ class Job:
 
 #: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
 NOTHING_DONE = Completions(0)
+#: The same for jobs whose tasks have no start deadlines.
+NOTHING_ADDED: list[tuple[int, float]] = []
