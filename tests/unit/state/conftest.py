@@ -233,7 +233,7 @@ class Fuzzer(JobMakers, WebhookMakers):
             self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
-            self.schedule,
+            self.schedule, self.stand,
         ]  # fmt: skip
         return rng.choice(makers)()
 
