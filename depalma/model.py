@@ -111,6 +111,9 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
     #: the tasks start in groups of so many: all of a group at once, or none; -1 = all of the job in one, 0 = each alone
     gang: int = 0
+    #: a task that no host was given so long after it was submitted, or added, is cancelled; 0 = it waits
+    task_start_within_s: float = 0.0
+    stdin: Payload | None = None  #: of each task of a command job; None = nothing (/dev/null)
 
 
 #: Parts of a slot: powers of two, so that sums of them are exact.
@@ -385,6 +388,7 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     threads: int
     elapsed_s: float
     command: str
+    suspended: str = ""  #: why it stands still, if the cluster has stopped it
 
 
 class ScheduleView(Struct, frozen=True, kw_only=True):

@@ -127,7 +127,7 @@ class Agent:
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes, self._trust)
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
-            self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
+            self._questions = Questions(name, self._runner, self._link, core, meter, session.send)
             self._code = self._code_keeper()
             self._owner = Owner(self._root, self.deliver, session.send)
             tails = TailKeeper(self._runner.output, self._blobs)

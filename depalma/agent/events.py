@@ -20,6 +20,7 @@ from depalma.protocol import (
     Kill,
     Refused,
     ReportsCommitted,
+    Suspended,
     Welcome,
 )
 from depalma.tails import OutputTail
@@ -193,6 +194,7 @@ AnyEvent = (
     | Assign
     | Kill
     | Forget
+    | Suspended
     | ReportsCommitted
     | CodeLog
 )

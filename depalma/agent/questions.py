@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from depalma.agent.core import AgentCore
 from depalma.agent.link import MonitorLink
 from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import ProcessTable
 from depalma.agent.runner import Runner
 from depalma.agent.store import read_slice
-from depalma.model import AttemptRef
 from depalma.protocol import Answer, AskLoadHistory, AskOutput, AskProcesses, LoadTold, Output, Processes, Question
 
 _OUTPUT_BYTES = 1024 * 1024
@@ -28,13 +28,13 @@ class Questions:
         host: str,
         runner: Runner,
         link: MonitorLink,
-        live: Container[AttemptRef],
+        core: AgentCore,
         meter: LoadMeter,
         send: Callable[[Answer], None],
     ) -> None:
         self._runner = runner
         self._link = link
-        self._live = live
+        self._core = core
         self._meter = meter
         self._send = send
         self._processes = ProcessTable(host)
@@ -62,7 +62,9 @@ class Questions:
         if job is not None:
             tasks = [(task, pids) for task, pids in tasks if task.startswith(f"{job}.")]
         views = await asyncio.get_running_loop().run_in_executor(self._looker, self._processes.look, tasks)
-        self._send(Processes(request, tuple(views)))
+        still = self._core.why_still()
+        told = [msgspec.structs.replace(view, suspended=still.get(view.task, "")) for view in views]
+        self._send(Processes(request, tuple(told)))
 
     def _answer_output(self, ask: AskOutput) -> None:
         """Reads output. What runs writes into the file of its slot or worker, which is that of the next task as soon
@@ -102,4 +104,4 @@ class Questions:
             data, size = read_slice(path, max(0, ask.offset), min(max(0, ask.limit_bytes), _OUTPUT_BYTES))
         except OSError as error:
             return Output(ask.request, b"", 0, ended=True, error=f"output cannot be read: {error.strerror}")
-        return Output(ask.request, data, size, ended=(ask.job, ask.task, ask.attempt) not in self._live)
+        return Output(ask.request, data, size, ended=(ask.job, ask.task, ask.attempt) not in self._core.attempts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal as signals
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import msgspec
 from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
-from depalma.agent.commands import Command, Line
+from depalma.agent.commands import Command, Line, signal_name, stdin_of
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Outdone, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
@@ -139,7 +138,7 @@ class Runner:
             self.commands[attempt.ref] = Command(key, attempt, slot)
             files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
             extra = task_variables(attempt, f"{self.root}/scratch/{slot}")
-            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
+            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt), stdin_of(job.spec, self.blob_path)
             self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:
@@ -192,7 +191,9 @@ class Runner:
             report = self._report(known, "failed", exit_code, number, error, started, ended)
             return msgspec.structs.replace(report, error_code=error_code)
         if code < 0:
-            return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
+            return self._report(
+                known, "failed", None, -code, error or f"killed by {signal_name(-code)}", started, ended
+            )
         if code:
             return self._report(known, "failed", code, None, error or f"exit code {code}", started, ended)
         return self._report(known, "succeeded", 0, None, error, started, ended)
@@ -299,7 +300,10 @@ class Runner:
         """Has what runs on a lane (None: on all, also later) stand still for a reason, or not: `suspend`, `resume`."""
         heads = [next(iter(line.refs)) for line in self.slots.values() if line.lane == number and line.refs]
         keys = [self.commands[ref].key for ref in heads]
-        keys += [self.workers[number].key] if number in self.workers else []
+        handle = self.workers.get(number) if number is not None else None
+        if handle is not None:
+            (handle.still.add if order == "suspend" else handle.still.discard)(reason)
+            keys.append(handle.key)
         for key in [None] if number is None else keys:
             self.link.send((order, key, reason))
 
@@ -355,7 +359,7 @@ class Runner:
         unread = handle.recall()
         self._forget_handle(handle)
         code = os.waitstatus_to_exitcode(status)
-        how = f"signal {-code} ({name_of(-code)})" if code < 0 else f"exit code {code}"
+        how = f"signal {-code} ({signal_name(-code)})" if code < 0 else f"exit code {code}"
         reason = printable(error) or f"worker process died: {how}"
         if not handle.ready:
             tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
@@ -439,11 +443,3 @@ class Runner:
             for stream in ("stdout", "stderr"):
                 if cut(self.output.live(slot, stream), self.output_limit_bytes):
                     log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, self.output_limit_bytes)
-
-
-def name_of(number: int) -> str:
-    """Returns `SIGSEGV` for 11."""
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

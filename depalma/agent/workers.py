@@ -36,6 +36,7 @@ class WorkerHandle:
         self.code_digest = code_digest
         self.ready = False
         self.stopped = False  #: it was told to end, maybe before it began
+        self.still: set[str] = set()  #: why it is to stand still, maybe since before the monitor knew it
         self.imported: set[str] = set()  #: that it need not import any more, as far as is known
         self._learnt: list[tuple[list[str], list[str]]] = []
         self.key = 0  #: the monitor's name for it

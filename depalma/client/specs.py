@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypedDict
 
 from msgspec import Struct
@@ -48,6 +49,7 @@ class JobOptions(TypedDict, total=False):
     gang: int | str  #: so many tasks start at once or none of them; "all": all of the job
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
+    stdin: str | os.PathLike[str] | bytes  #: what each task of a command reads: a file here, or the bytes themselves
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
@@ -56,6 +58,7 @@ class JobOptions(TypedDict, total=False):
     timeout_retries: int  #: further attempts after a timeout, if these count apart
     lost_retries: int  #: further attempts after a lost host (no limit)
     start_within_s: float  #: the job is cancelled if nothing of it has started by then
+    task_start_within_s: float  #: a task that no host was given so long after it came is cancelled
     timeout_s: float
     grace_s: float  #: between SIGTERM and SIGKILL
     restartable: bool
@@ -183,6 +186,17 @@ def packed_inputs(values: dict[str, Any]) -> bytes:
     return target.getvalue()
 
 
+def read_stdin(values: dict[str, Any]) -> bytes:
+    """Takes `stdin` out of the options and returns the bytes; nothing if there is none. Errors: ValueError."""
+    given = values.pop("stdin", None)
+    if given is None or isinstance(given, bytes):
+        return given or b""
+    try:
+        return Path(given).read_bytes()
+    except OSError as error:
+        raise ValueError(f"stdin: {os.fspath(given)}: {error.strerror}") from error
+
+
 def size_bytes(size: int | str, option: str = "memory") -> int:
     """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
     if isinstance(size, int) and not isinstance(size, bool):
@@ -230,6 +244,7 @@ class Work(Struct, frozen=True):
     function: bytes = b""
     arguments: Sequence[bytes] | None = None
     inputs: bytes = b""
+    stdin: bytes = b""
 
 
 def command_work(
@@ -244,15 +259,16 @@ def command_work(
     if isinstance(argv, str | bytes | Mapping) or not argv or not isinstance(argv, Iterable):
         raise bad_option("argv", argv, "a list of the program and its arguments")
     values = fields(options)
-    inputs = packed_inputs(values)
+    inputs, stdin = packed_inputs(values), read_stdin(values)
     values.update(argv=tuple(_path_text("argv", part) for part in argv), cwd=_path_text("cwd", cwd))
     if arguments is not None:
         items = [argument.encode() for argument in several("arguments", arguments, str)]
-        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs)
+        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs, stdin=stdin)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
-    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values), inputs=inputs)
+    spec = JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values)
+    return Work(spec, inputs=inputs, stdin=stdin)
 
 
 def function_work(
@@ -264,6 +280,8 @@ def function_work(
     options: Mapping[str, Any],
 ) -> Work:
     """Returns a function job with one task per packed call. Errors: ValueError, pickling errors."""
+    if options.get("stdin") is not None:
+        raise ValueError("stdin: given for a function; allowed: for commands")
     values = fields(options)
     inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))

@@ -172,6 +172,8 @@ def stored(work: Work) -> Verb[JobSpec]:
         spec = msgspec.structs.replace(spec, arguments=(yield from store(items.pack(work.arguments))))
     if work.function:
         spec = msgspec.structs.replace(spec, function_pickle=(yield from store(work.function)))
+    if work.stdin:
+        spec = msgspec.structs.replace(spec, stdin=(yield from store(work.stdin)))
     if work.inputs:
         spec = msgspec.structs.replace(spec, inputs=(yield from store_blob(work.inputs)))
     return spec

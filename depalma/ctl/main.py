@@ -36,6 +36,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "close": ("depalma.ctl.opened:close", "Say that an open job gets no more tasks"),
         "hold": ("depalma.ctl.steer:hold", "Start no further task of jobs"),
         "release": ("depalma.ctl.steer:release", "Let held jobs go"),
+        "suspend": ("depalma.ctl.steer:suspend", "Have jobs stand still"),
+        "resume": ("depalma.ctl.steer:resume", "Let suspended jobs go on"),
         "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),
         "set": ("depalma.ctl.steer:set_command", "Change priority, name or tags of jobs"),
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),

@@ -18,6 +18,7 @@ from depalma.state.commands import (
     StartTasks,
 )
 from depalma.state.completions import shared
+from depalma.state.deadlines import note_returned
 from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.gangs import end_member
 from depalma.state.hosts import Host
@@ -124,6 +125,8 @@ def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, in
         return "unknown_job", 0
     if job.held:
         return "held", 0
+    if job.suspension is not None:
+        return "suspended", 0
     if job.waits:
         return "blocked", 0
     if job.cancelled:
@@ -292,6 +295,8 @@ def _end_badly(
     error, tail = report.error[-MAX_PAST_ERROR:], shared(report.tail)
     past = PastAttempt(attempt.number, attempt.host, word, started, finished, error, tail)
     job.requeue(index, attempt, past, counts)
+    if word == "returned":
+        note_returned(state, job, index - job.first)
     if counts:
         hold_off(state, job, index, code, at)
     endings.note_back(ref, verdict)

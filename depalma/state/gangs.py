@@ -119,7 +119,7 @@ def _give_up(job: Job, number: int, run: GangRun, at: float) -> None:
     run.again = False
     for position in members(job, number):
         if job.states[position] == BLOCKED:
-            job.cancel_blocked(position, at, run.ending)
+            job.cancel_waiting(position, at, run.ending)
 
 
 def _run_again(state: ClusterState, job: Job, number: int, run: GangRun, at: float) -> None:

@@ -17,6 +17,7 @@ from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, Task
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
 from depalma.state.stories import PastAttempt, Story
+from depalma.state.suspension import Suspension
 from depalma.state.task_states import (
     ASSIGNED,
     BLOCKED,
@@ -60,6 +61,7 @@ class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "added",
         "asleep",
         "blocked",
         "cancel_reason",
@@ -90,6 +92,7 @@ class Job:
         "states",
         "stories",
         "submitted_at",
+        "suspension",
         "tally",
         "unmet",
     )
@@ -103,9 +106,12 @@ class Job:
         self.finished_at: float | None = None
         self.open = spec.open
         self.held = spec.hold
+        self.suspension: Suspension | None = None  #: nothing begins, and what is on a host stands still
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        #: first position and time of what was added together, if its tasks have start deadlines
+        self.added: list[tuple[int, float]] = NOTHING_ADDED
         self.asleep = spec.start_at > submitted_at  #: its time has not come
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
@@ -159,7 +165,9 @@ class Job:
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        if self.queued <= self.blocked or self.held or (limit and len(self.running) + (self.shape.gang or 1) > limit):
+        if self.queued <= self.blocked or self.held or self.suspension:
+            return False
+        if limit and len(self.running) + (self.shape.gang or 1) > limit:
             return False
         return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
@@ -188,6 +196,8 @@ class Job:
     def state(self) -> TaskState:
         """Returns the state of the job as a whole: `running` while any task is on a host."""
         if self.finished_at is None:
+            if self.suspension is not None:
+                return "suspended"
             if self.running:
                 return "running"
             if self.held:
@@ -217,6 +227,10 @@ class Job:
         if position < 0:
             raise IndexError(index)
         code = self.states[position]
+        if code in FINAL_CODES:
+            return WORDS[code]
+        if self.suspension is not None:
+            return "suspended"
         if code not in (QUEUED, BLOCKED):
             return WORDS[code]
         if self.held:
@@ -346,7 +360,7 @@ class Job:
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""
-        self.finished_at = at
+        self.finished_at, self.suspension = at, None
         self.running = {}
         self.done.seal()
 
@@ -398,12 +412,15 @@ class Job:
         self.blocked += 1
         self.delayed[position] = until
 
-    def cancel_blocked(self, position: int, at: float, reason: str) -> None:
-        """Cancels a blocked task: what it waits for cannot come any more."""
+    def cancel_waiting(self, position: int, at: float, reason: str) -> None:
+        """Cancels a task that waits: what it waits for cannot come any more, or has not come in time."""
         self._has_ended()
-        self.blocked -= 1
-        if self.masks:
-            self.masks[position] = 0
+        if self.states[position] == BLOCKED:
+            self.blocked -= 1
+            if self.masks:
+                self.masks[position] = 0
+        elif position < self.cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
         self._cancel_one(position, at, reason)
 
     def _has_ended(self) -> None:
@@ -428,3 +445,5 @@ class Job:
 NO_GANGS: dict[int, GangRun] = {}
 #: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
 NOTHING_DONE = Completions(0)
+#: The same for jobs whose tasks have no start deadlines.
+NOTHING_ADDED: list[tuple[int, float]] = []

@@ -84,6 +84,6 @@ def blobs_of_schedules(state: ClusterState) -> Iterator[str]:
 
 
 def _blobs_of_spec(spec: JobSpec) -> Iterator[str]:
-    for payload in (spec.arguments, spec.function_pickle, spec.inputs):
+    for payload in (spec.arguments, spec.function_pickle, spec.inputs, spec.stdin):
         if payload is not None:
             yield payload.digest

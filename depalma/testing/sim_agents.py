@@ -253,6 +253,10 @@ class SimAgent:
                 processes.send_tasks(action)
             case ev.StopWorker(worker):
                 processes.stop_worker(worker)
+            case ev.Suspend(int() as lane) | ev.Resume(int() as lane):
+                line = self.core.lanes.lanes[lane].queue if self.core is not None else ()
+                what = lane if processes.is_worker(lane) else line[0].ref if line else 0
+                monitor(partial(processes.stand, what, isinstance(action, ev.Suspend)))
             case ev.RenewLease(until_s):
                 monitor(partial(processes.renew, until_s))
             case ev.KeepReports(reports, send):

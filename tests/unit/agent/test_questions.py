@@ -31,7 +31,8 @@ class Host:
         link: Any = SimpleNamespace(send=lambda order: self.pings.append(order[1]), flush=lambda: None)
         runner: Any = self
         meter: Any = None
-        self.questions = Questions("h", runner, link, self.live, meter, self.told.append)
+        core: Any = SimpleNamespace(attempts=self.live)
+        self.questions = Questions("h", runner, link, core, meter, self.told.append)
 
     def command_slot(self, ref: Any) -> int | None:
         return self.slot if ref == REF else None

@@ -12,7 +12,8 @@ from msgspec import inspect
 from depalma.api.app import ROUTES
 from depalma.api.route import Route
 from depalma.model import JobSpec
-from depalma.state.commands import AddCode, AddSchedule, AddWebhook
+from depalma.state.commands import AddCode, AddWebhook
+from depalma.state.job_commands import AddSchedule
 from depalma.state.machine import digest_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def good(type_: Any) -> Any:
             return True
         case inspect.VarTupleType() | inspect.ListType():
             return [good(type_.item_type)]
+        case inspect.DictType():
+            return {"slots": good(type_.value_type)}
     return None
 
 

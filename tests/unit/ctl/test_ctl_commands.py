@@ -39,6 +39,8 @@ NEEDS_CLUSTER = {
     "cron show": (["n"], 4),
     "cron rm": (["n"], 4),
     "release": (["1"], 4),
+    "suspend": (["1"], 4),
+    "resume": (["1"], 4),
     "retry": (["1"], 4),
     "set": (["1", "--priority", "3"], 4),
     "ps": ([], 4),
@@ -94,7 +96,7 @@ WRITES = {
     "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
     "webhook replay", "webhook test",
     "order limit", "order quota", "order share", "order set",
-    "hold", "release", "retry", "set", "cron add", "cron rm", "add", "close",
+    "hold", "release", "suspend", "resume", "retry", "set", "cron add", "cron rm", "add", "close",
 }  # fmt: skip
 ALONE = {
     "dev",
@@ -274,6 +276,9 @@ def test_mistyped_command_gets_a_suggestion(words: list[str], near: str) -> None
         (["webhook", "set", "w", "--tag", "a", "--no-tags"], "--tag and --no-tags exclude each other"),
         (["webhook", "replay", "w"], "--from"),
         (["--timeout", "never", "jobs"], "never"),
+        (["submit", "--stdin", "/nowhere/x", "--", "cat"], "'--stdin': /nowhere/x: No such file or directory"),
+        (["run", "--stdin", "/", "--", "cat"], "'--stdin': /: Is a directory"),
+        (["map", "--stdin", "-", "cat {}"], "stdin has the arguments here"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(words: list[str], said: str) -> None:

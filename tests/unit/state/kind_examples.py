@@ -29,7 +29,8 @@ Maker = Callable[[Any], c.AnyCommand]  #: of a bench on which `set_stage` ran
 
 def set_stage(bench: Any) -> None:
     """h1 has one running and one assigned task of job 1; job 2 is open and held; job 3 failed on h2; jobs 4 and 5 are
-    queued, 5 is a gang; h3 is drained, h4 suspect; and there are code, a webhook, a schedule, an invitation and a master."""
+    queued, 5 is a gang; h3 is drained, h4 suspect; and there are code, a webhook, a schedule, an invitation and a
+    master; job 6 is suspended."""
     for name in ("h1", "h2", "h3", "h4"):
         bench.host(name, gpus=2, groups=("g", "old"))
     bench.submit(2, retries=1)
@@ -49,6 +50,8 @@ def set_stage(bench: Any) -> None:
     bench.ok(c.ChangeMasters("", (MasterAddress("m1", "a", 1, 2),), bench.tick()))
     bench.ok(oc.SetLimit("", "tag", "t", 1, bench.tick()))
     bench.submit(2, gang=2)
+    bench.submit(1)
+    bench.ok(jc.SuspendJobs("", (6,), bench.tick(), "ann", "night"))
 
 
 def packed(count: int) -> Payload:
@@ -67,6 +70,8 @@ ACCEPTED: dict[type[Any], Maker] = {
     c.ForgetJobs: lambda b: c.ForgetJobs((3,), b.now),
     jc.HoldJobs: lambda b: jc.HoldJobs(AGAIN, (4,), b.now),
     jc.ReleaseJobs: lambda b: jc.ReleaseJobs(AGAIN, (2,), b.now),
+    jc.SuspendJobs: lambda b: jc.SuspendJobs(AGAIN, (1, 4), b.now, "ann", "night"),
+    jc.ResumeJobs: lambda b: jc.ResumeJobs(AGAIN, (6,), b.now, "ann"),
     jc.RetryJobs: lambda b: jc.RetryJobs(AGAIN, (3,), b.now),
     jc.SetJobs: lambda b: jc.SetJobs(AGAIN, (4,), b.now, priority=7),
     jc.PassTime: lambda b: jc.PassTime(b.now),
@@ -124,6 +129,8 @@ REFUSED: dict[type[Any], Maker] = {
     c.CancelJobs: lambda b: c.CancelJobs(AGAIN, (1, 99), b.now),
     jc.HoldJobs: lambda b: jc.HoldJobs(AGAIN, (4, 99), b.now),
     jc.ReleaseJobs: lambda b: jc.ReleaseJobs(AGAIN, (2, 99), b.now),
+    jc.SuspendJobs: lambda b: jc.SuspendJobs(AGAIN, (4, 99), b.now),
+    jc.ResumeJobs: lambda b: jc.ResumeJobs(AGAIN, (6, 99), b.now),
     jc.RetryJobs: lambda b: jc.RetryJobs(AGAIN, (3, 99), b.now),
     jc.SetJobs: lambda b: jc.SetJobs(AGAIN, (4,), b.now, priority=10**9),
     jc.AddSchedule: lambda b: jc.AddSchedule(AGAIN, "nightly", SPEC, "@daily", "UTC", b.now + 60, b.now),
@@ -186,7 +193,7 @@ EVENTS: dict[str, tuple[Maker, ...]] = {
     ),
     "task.lost": (
         lambda b: c.SubmitJob("", replace(SPEC, restartable=False, code_index=0), b.now),
-        lambda b: c.AssignTasks(1, "h2", "h2-1", ((6, 0, 1),), b.now, "because"),
+        lambda b: c.AssignTasks(1, "h2", "h2-1", ((7, 0, 1),), b.now, "because"),
         lambda b: c.HostLost("h2", "h2-1", "silent", b.now),
     ),
     "webhook.failing": (lambda b: c.DeliverWebhooks((("w", epoch(b), 0, "refused"),), b.now),),

@@ -6,6 +6,7 @@ import pytest
 
 from depalma.model import Payload, Report
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 from depalma.state.explain import explain
 from depalma.state.restoring import blobs_of
 from depalma.state.stories import KEEP_TAILS
@@ -370,7 +371,7 @@ def test_the_end_of_output_is_named_as_long_as_its_attempt_matters(bench):
     assert job.end_of(0, 99) == ("", None)
     assert blobs_of(bench.state) == {tail.digest for tail in tails[1:]}
 
-    bench.ok(c.RetryJobs("", (1,), bench.tick()))
+    bench.ok(jc.RetryJobs("", (1,), bench.tick()))
     assert job.end_of(0, KEEP_TAILS + 2) == ("failed", tails[-1])
     bench.assign((1, 0, KEEP_TAILS + 3))
     bench.finish((1, 0, KEEP_TAILS + 3))

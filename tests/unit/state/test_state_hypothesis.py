@@ -20,6 +20,7 @@ from tests.unit.state.wild import wild
 HOSTS = st.sampled_from(["h1", "h2"])
 STEPS = 40  #: commands an example, about: a rule may make none, or a few
 OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
+STEERING = [jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs, jc.SuspendJobs, jc.ResumeJobs, jc.ResumeJobs]
 
 
 def machine_for(bench_class, fuzzer_class):
@@ -95,7 +96,7 @@ def machine_for(bench_class, fuzzer_class):
         def cancel(self, job) -> None:
             self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
 
-        @rule(job=st.integers(1, 5), kind=st.sampled_from([jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs]))
+        @rule(job=st.integers(1, 5), kind=st.sampled_from(STEERING))
         def steer(self, job, kind) -> None:
             self.bench.do(kind("", (job,), self.bench.tick()))
 
