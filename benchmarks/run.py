@@ -75,6 +75,20 @@ def command_tasks(cluster: LocalCluster, client: Client, scale: float) -> None:
 
 
 @measure
+def output_tasks(cluster: LocalCluster, client: Client, scale: float) -> None:
+    """`/bin/echo`, as `command_tasks`: a word, which travels in the report, and 1 KiB, which goes beside the log."""
+    count = int(2_000 * scale)
+    for name, size_bytes in (("word", 10), ("kib", 1024)):
+        rates = []
+        for _ in range(3):
+            started = time.monotonic()
+            job = client.command(["/bin/echo", "x" * size_bytes], array=count, name=name).wait()
+            rates.append(count / (time.monotonic() - started))
+            assert job.exit_code == 0, job.view()
+        say(f"output_tasks_{name}", statistics.median(rates), "tasks/s", tasks=count, runs=rounded(rates))
+
+
+@measure
 def latency(cluster: LocalCluster, client: Client, scale: float) -> None:
     """From the submission of one Python function to its result, one at a time."""
     times = [timed(lambda: client.submit(nothing, 0).result()) for _ in range(int(500 * scale))]

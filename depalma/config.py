@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import yaml
 from msgspec import Struct
 
+from depalma import yamltext
 from depalma.certificates import AUTHORITY_FILE, AUTHORITY_WANTS_TLS, member_file
 from depalma.errors import ConfigError
 from depalma.lease import LeaseTimes, lease_times
@@ -24,6 +24,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 API_TLS = ("auto", "off", "allow", "prefer", "on")
 #: With these the masters speak TLS to each other, and name themselves by https.
 SPEAKS_TLS = ("prefer", "on")
+#: What a resource cannot be called (the state says the same): it is counted already.
+COUNTED_ANYWAY = frozenset({"memory", "memory_bytes", "gpu", "gpus", "slots", "cpus"})
 _NAME_RULE = "letters, digits, '.', '_', '-', at most 63, no leading sign"
 
 
@@ -76,6 +78,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     on_cut_off: str = "rejoin"  #: exit, or rejoin: what an agent does after it stopped itself
     snapshot_every_entries: int = 20_000
     output_limit_bytes: int = 256 * 1024 * 1024  #: captured output of one attempt and stream; more is cut
+    output_keep_days: float = 30.0  #: captured output stays on its host this long
+    output_keep_bytes: int = 10 * 1024**3  #: and at most so much of it on each
+    output_keep_tag_days: dict[str, float] = {}  #: tag → that of its jobs stays this long instead
     code_lag_s: float = 5.0  #: a host that stays behind the code log for this long is shown as lagging
     code_kick_s: float = 300.0  #: and after this long it gets no work until it has caught up
     environments_kept: int = 3  #: Python environments that an agent keeps beside those in use
@@ -153,10 +158,9 @@ def _names(names: Iterable[str]) -> str:
 def load(path: Path) -> ClusterConfig:
     """Returns the checked cluster file; `api_tls: auto` has become what it means there. Errors: ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        return resolved(_checked(yamltext.load(path), str(path)), path)
+    except FileNotFoundError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return resolved(parse(text, where=str(path)), path)
 
 
 def resolved(config: ClusterConfig, path: Path) -> ClusterConfig:
@@ -178,11 +182,10 @@ def _start_of(file: Path) -> bytes:
 
 def parse(text: str, *, where: str = "cluster file") -> ClusterConfig:
     """Returns the checked configuration. Errors: ConfigError whose message begins with `where`."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        raw = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
+    return _checked(yamltext.parse(text, where=where), where)
+
+
+def _checked(raw: object, where: str) -> ClusterConfig:
     try:
         config = msgspec.convert(raw, ClusterConfig)
     except msgspec.ValidationError as error:
@@ -207,11 +210,17 @@ def _problem(config: ClusterConfig) -> str:
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             return f"{field}: {doubles[0]!r} is given twice"
+    for master in config.masters:
+        if problem := _places_problem(master.host, master.ssh, required=True):
+            return f"masters[{master.id}].{problem}"
+        if not master.dir:
+            return f"masters[{master.id}].dir: '' given; allowed: the folder of its state"
     for host in config.hosts:
-        try:
-            check(host.owner)
-        except BadPolicy as wrong:
-            return f"hosts[{host.name}].{wrong}"
+        if problem := _host_problem(host):
+            return f"hosts[{host.name}].{problem}"
+    for field, text in (("cluster", config.cluster), ("secrets", config.secrets)):
+        if not text or not text.isprintable():
+            return f"{field}: {text!r} given; allowed: a printable text that is not empty"
     endpoints = [(m.host, port) for m in config.masters for port in (m.port, m.raft_port)]
     for endpoint in endpoints:
         if not 1 <= endpoint[1] <= 65535:
@@ -221,7 +230,62 @@ def _problem(config: ClusterConfig) -> str:
     return _settings_problem(config.settings)
 
 
+def _host_problem(host: HostConfig) -> str:
+    """The limits are those of the state (state/membership.py), which would refuse the host when a master starts."""
+    try:
+        check(host.owner)
+    except BadPolicy as wrong:
+        return str(wrong)
+    for field, number, low, high in (
+        ("slots", host.slots, 0, 100_000),
+        ("gpus", host.gpus, 0, 100_000),
+        ("priority", host.priority, -1_000_000, 1_000_000),
+        *((f"resources.{name}", number, 0, 1 << 50) for name, number in host.resources.items()),
+    ):
+        if not low <= number <= high:
+            return f"{field}: {number} given; allowed: {low} to {high}"
+    for field, names in (("groups", host.groups), ("resources", tuple(host.resources))):
+        for name in names:
+            if not _NAME.match(name) or (field == "resources" and name in COUNTED_ANYWAY):
+                also = f", and not {', '.join(sorted(COUNTED_ANYWAY))}" if field == "resources" else ""
+                return f"{field}: {name!r} given; allowed: {_NAME_RULE}{also}"
+        if len(set(names)) < len(names) or len(names) > 100:
+            return f"{field}: {list(names)} given; allowed: at most 100, each once"
+    if len(host.labels) > 100 or any(len(key) + len(value) > 1000 for key, value in host.labels.items()):
+        return f"labels: {len(host.labels)} given; allowed: at most 100 of at most 1000 characters"
+    return _places_problem(host.host, host.ssh, required=False)
+
+
+def _places_problem(host: str, ssh: str, *, required: bool) -> str:
+    """Refuses what no machine is called, and what ssh would take for an option."""
+    for field, text in (("host", host), ("ssh", ssh)):
+        wrong = text.startswith("-") or not text.isprintable() or " " in text or len(text) > 255
+        if wrong or (required and field == "host" and not text):
+            return f"{field}: {text!r} given; allowed: a name or an address, with no space and no leading '-'"
+    return ""
+
+
+#: Whole ranges of settings that depend on no other.
+LIMITS: dict[str, tuple[float, float]] = {
+    "history_days": (0, 100_000),
+    "history_jobs": (0, 10**9),
+    "open_job_idle_s": (60, 1e9),
+    "max_body_bytes": (4096, 1 << 30),
+    "max_blob_bytes": (4096, 1 << 50),
+    "snapshot_every_entries": (1, 10**9),
+    "output_limit_bytes": (0, 1 << 50),
+    "output_keep_bytes": (1 << 20, 1 << 50),
+    "code_kick_s": (0.1, 1e9),
+    "environments_kept": (1, 1000),
+    "blob_grace_s": (60, 1e9),
+}
+
+
 def _settings_problem(settings: Settings) -> str:
+    for field, (low, high) in LIMITS.items():
+        value = getattr(settings, field)
+        if not low <= value <= high:
+            return f"settings.{field}: {value} given; allowed: {low:.16g} to {high:.16g}"
     if settings.on_cut_off not in ("exit", "rejoin"):
         return f"settings.on_cut_off: {settings.on_cut_off!r} given; allowed: exit, rejoin"
     if settings.api_tls not in API_TLS:
@@ -240,14 +304,14 @@ def _settings_problem(settings: Settings) -> str:
         return f"settings.archive_days: {settings.archive_days} given; allowed: 0 (no archive) to 100000"
     if settings.archive_bytes < 1024 * 1024:
         return f"settings.archive_bytes: {settings.archive_bytes} given; allowed: 1048576 (1 MiB) or more"
-    if settings.open_job_idle_s < 60:
-        return f"settings.open_job_idle_s: {settings.open_job_idle_s} given; allowed: 60 or more"
+    for field, days in (
+        ("output_keep_days", settings.output_keep_days),
+        *((f"output_keep_tag_days[{tag}]", days) for tag, days in settings.output_keep_tag_days.items()),
+    ):
+        if not 0 < days <= 36_500:
+            return f"settings.{field}: {days} given; allowed: more than 0, up to 36500"
     if not 0.1 <= settings.code_lag_s <= settings.code_kick_s:
         return f"settings.code_lag_s: {settings.code_lag_s} given; allowed: 0.1 to code_kick_s ({settings.code_kick_s})"
-    if not 1 <= settings.environments_kept <= 1000:
-        return f"settings.environments_kept: {settings.environments_kept} given; allowed: 1 to 1000"
-    if settings.blob_grace_s < 60:
-        return f"settings.blob_grace_s: {settings.blob_grace_s} given; allowed: 60 or more"
     low, high = settings.election_s
     if not 0.1 <= low < high <= 30:
         return f"settings.election_s: [{low}, {high}] given; allowed: two rising numbers from 0.1 to 30"

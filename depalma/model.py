@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from depalma.ownership import OwnerPolicy
+from depalma.tails import OutputTail
 
 #: Payloads and results up to this size travel in the log; larger ones go beside it, as blobs.
 INLINE_LIMIT_BYTES = 4096
@@ -110,6 +111,9 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     after: tuple[Dependency, ...] = ()  #: what its tasks wait for; when that cannot come any more they are cancelled
     #: the tasks start in groups of so many: all of a group at once, or none; -1 = all of the job in one, 0 = each alone
     gang: int = 0
+    #: a task that no host was given so long after it was submitted, or added, is cancelled; 0 = it waits
+    task_start_within_s: float = 0.0
+    stdin: Payload | None = None  #: of each task of a command job; None = nothing (/dev/null)
 
 
 #: Parts of a slot: powers of two, so that sums of them are exact.
@@ -140,6 +144,7 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     code_digest: str = ""
     error_code: str = ""  #: what ended it, for programs: one of ERROR_CODES, or empty
     outputs: Payload | None = None  #: an archive of the files that it was asked for
+    tail: OutputTail | None = None  #: the end of what it wrote; None = it wrote nothing
 
 
 #: `error_code` of a task: which of its limits ended it, or what of its files could not be had.
@@ -383,6 +388,7 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     threads: int
     elapsed_s: float
     command: str
+    suspended: str = ""  #: why it stands still, if the cluster has stopped it
 
 
 class ScheduleView(Struct, frozen=True, kw_only=True):

@@ -66,7 +66,7 @@ class Monitor:
         self.running: dict[int, int] = {}  #: slot → key of the command on it
         self.lines: dict[int, deque[tuple[Any, ...]]] = {}  #: slot → commands that wait for it
         self._strangers: dict[tuple[int, int], int] = {}  #: how children ended that nobody had told us of
-        self._exits: list[tuple[int, int | None, float, float, str, str]] = []
+        self._exits: list[tuple[int, int | None, float, float, str, str, bool]] = []
         self._sweep_s = self._look_s = 0.0
         self._exits_s = 0.0  #: when the first of them was noted
         self._prompt = True  #: somebody waits for what there is to say
@@ -81,10 +81,10 @@ class Monitor:
             "lower": lambda message: self.restraint.lower(message[1]),
             "lease": self._lease,
             "environment": self._environment,
-            "identity": self._identity,
+            "identity": lambda message: self.identity.update(message[1]),
             "kill_all": self._kill_all,
             "trees": self._trees,
-            "ping": lambda message: self.channel.queue(("pong", message[1])),
+            "ping": self._ping,
             "stop": self._stop,
         }
 
@@ -108,11 +108,11 @@ class Monitor:
         self._prompt = False
 
     def _note_exit(
-        self, key: int, status: int | None, started: float, ended: float, problem: str, code: str = ""
+        self, key: int, status: int | None, start: float, end: float, problem: str, code: str = "", wrote: bool = False
     ) -> None:
         if not self._exits:
             self._exits_s = time.monotonic()
-        self._exits.append((key, status, started, ended, problem, code))
+        self._exits.append((key, status, start, end, problem, code, wrote))
 
     def wait_s(self) -> float:
         """Returns how long the loop may sleep."""
@@ -246,9 +246,6 @@ class Monitor:
         else:
             self.spawner.environments[job] = variables
 
-    def _identity(self, message: tuple[Any, ...]) -> None:
-        self.identity.update(message[1])
-
     def _kill_all(self, message: tuple[Any, ...]) -> None:
         self.lease_until = 0.0
         self.kill_everything()
@@ -256,8 +253,11 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        trees = [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]
-        self.channel.queue(("trees", message[1], trees))
+        self.channel.queue(("trees", message[1], [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]))
+
+    def _ping(self, message: tuple[Any, ...]) -> None:
+        self._queue_exits()  # the answer says what runs: see questions.py
+        self.channel.queue(("pong", message[1]))
 
     def _stop(self, message: tuple[Any, ...]) -> None:
         _, self.stopping, grace_s = message
@@ -353,8 +353,8 @@ class Monitor:
         self.restraint.forget(spawned.key)
         problem = self.slots.kept(spawned)
         self._unwatch(spawned)
-        over = spawned.over or Ended("", "")
-        self._note_exit(spawned.key, spawned.status, spawned.started, spawned.ended, over.words or problem, over.code)
+        over, times = spawned.over or Ended("", ""), (spawned.started, spawned.ended)
+        self._note_exit(spawned.key, spawned.status, *times, over.words or problem, over.code, spawned.wrote)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:

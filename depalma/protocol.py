@@ -39,6 +39,7 @@ class Hello(Frame, frozen=True, tag="hello"):
     running: tuple[AttemptRef, ...]
     unreported: tuple[AttemptRef, ...]
     tells_history: bool = False  #: AskLoadHistory may be sent
+    suspends_jobs: bool = False  #: Suspended may be sent
 
 
 class Heartbeat(Frame, frozen=True, tag="beat"):
@@ -201,6 +202,15 @@ class Forget(Frame, frozen=True, tag="forget"):
     tasks: tuple[AttemptRef, ...]
 
 
+class Suspended(Frame, frozen=True, tag="suspended"):
+    """Of the jobs that have attempts on this host these, and no others, are suspended: what runs of them stands still,
+    and nothing of them begins. Only for agents whose hello says that they do it; said first on a connection."""
+
+    order: int
+    term: int
+    jobs: tuple[int, ...]
+
+
 class ReportsCommitted(Frame, frozen=True, tag="committed"):
     """A majority has these on disk (or they were stale): the agent may forget them."""
 
@@ -243,7 +253,10 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
 Answer = Processes | LoadTold | Output
 Question = AskProcesses | AskLoadHistory | AskOutput
 FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | OwnerNews | Answer
-ToAgent = Welcome | Masters | Refused | HeartbeatAnswer | Assign | Kill | Forget | ReportsCommitted | CodeLog | Question
+ToAgent = (
+    Welcome | Masters | Refused | HeartbeatAnswer | Assign | Kill | Forget | Suspended | ReportsCommitted | CodeLog
+    | Question
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)

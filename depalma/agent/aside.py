@@ -88,9 +88,9 @@ class Aside:
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in whole.items()}
         self._link.send(("environment", _ENVIRONMENT, encoded))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str, bool]]) -> None:
         """Takes the ends of processes; others than ours are passed over."""
-        for key, status, _, _, error, _ in ended:
+        for key, status, _, _, error, _, _ in ended:
             waiting = self._waiting.get(key)
             if waiting is not None and not waiting.done():
                 waiting.set_result((status, error))

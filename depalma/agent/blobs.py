@@ -21,6 +21,7 @@ _CHUNK_BYTES = 256 * 1024
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 _STALL_S = 10.0
+_OFFER_S = 5.0
 _REMEMBERED = 10_000
 
 
@@ -147,33 +148,60 @@ class Blobs:
         while len(self._uploaded) > _REMEMBERED:
             del self._uploaded[next(iter(self._uploaded))]
 
+    async def offer(self, data: bytes, digest: str, for_s: float) -> str:
+        """Brings bytes to a majority of masters. Returns what was in the way for so long; empty when they have them.
+
+        However short the time, every master is asked once.
+        """
+        end = asyncio.get_running_loop().time() + for_s
+        timeout = aiohttp.ClientTimeout(total=_OFFER_S, sock_connect=1)
+        pause_s = _FIRST_PAUSE_S
+        while problem := await self._put(digest, len(data), lambda: data, timeout):
+            if asyncio.get_running_loop().time() + pause_s >= end:
+                break
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+        return problem
+
     async def _upload_once(self, path: Path, digest: str) -> bool:
-        urls = self._masters()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=30)
         try:
             size_bytes = path.stat().st_size
         except FileNotFoundError:
             return True  # somebody else has just brought the same
+        return not await self._put(digest, size_bytes, lambda: _chunks(path), timeout)
+
+    async def _put(
+        self,
+        digest: str,
+        size_bytes: int,
+        body: Callable[[], bytes | AsyncIterator[bytes]],
+        timeout: aiohttp.ClientTimeout,
+    ) -> str:
+        """Offers a blob to one master after the other. Returns what was in the way at the last; empty: it is there."""
+        urls = self._masters()
+        problem = "no master is known"
         headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
         for url in urls:
             try:
                 put = self._session.put(
                     f"{url}/v1/blobs/{digest}",
-                    data=_chunks(path),
+                    data=body(),
                     timeout=timeout,
                     headers=headers,
                     ssl=verifying(self._trust),
                 )
                 async with put as answer:
                     if 200 <= answer.status < 300:
-                        return True
+                        return ""
                     leader = answer.headers.get("Depalma-Leader", "").rstrip("/")
-                    log.info("result blob %s: %s answers HTTP %d", digest[:12], url, answer.status)
+                    problem = f"{url} answers HTTP {answer.status}"
                     if answer.status == 421 and leader and leader not in urls:
                         urls.append(leader)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                log.info("result blob %s: %s: %s", digest[:12], url, error or type(error).__name__)
-        return False
+                problem = f"{url}: {error or type(error).__name__}"
+            log.info("blob %s: %s", digest[:12], problem)
+        return problem
 
 
 def _begun(part: Path) -> tuple[hashlib._Hash, int]:

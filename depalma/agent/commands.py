@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from typing import NamedTuple
 
 from depalma.agent.events import Attempt
-from depalma.model import AttemptRef
+from depalma.model import AttemptRef, JobSpec
 
 
 class Line:
@@ -22,3 +24,19 @@ class Command(NamedTuple):
     key: int  #: the monitor's name for it
     attempt: Attempt
     slot: int
+
+
+def stdin_of(spec: JobSpec, blob_path: Callable[[str], str]) -> bytes | str:
+    """Returns what the commands of a job read: the bytes themselves, or the file they are in; empty = nothing."""
+    given = spec.stdin
+    if given is None:
+        return b""
+    return blob_path(given.digest) if given.digest else given.inline
+
+
+def signal_name(number: int) -> str:
+    """Returns `SIGSEGV` for 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

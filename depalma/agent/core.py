@@ -60,6 +60,7 @@ from depalma.protocol import (
     Kill,
     Refused,
     ReportsCommitted,
+    Suspended,
     Welcome,
 )
 
@@ -113,6 +114,7 @@ class AgentCore(Execution):
             Assign: self._on_assign,
             Kill: self._on_kill,
             Forget: self._on_forget,
+            Suspended: self._on_suspended,
             ReportsCommitted: self._on_committed,
             CodeLog: self._on_code_log,
         }
@@ -138,6 +140,7 @@ class AgentCore(Execution):
             running=tuple(self.attempts),
             unreported=tuple(self.pending),
             tells_history=True,
+            suspends_jobs=True,
         )
 
     @property
@@ -256,8 +259,8 @@ class AgentCore(Execution):
             job.live += 1
             if job.problem:
                 self.report_unstarted(attempt, "failed", job.problem)
-            elif self.closed:
-                self.report_unstarted(attempt, "returned", self.closed)
+            elif closed := self.closed_to(job):
+                self.report_unstarted(attempt, "returned", closed)
             else:
                 self._await_needs(attempt)
         self._flush(now)
@@ -274,6 +277,8 @@ class AgentCore(Execution):
             needs.append(f"tree:{template.code_index}")
         if spec.kind == "function" and spec.function_pickle is not None and spec.function_pickle.digest:
             needs.append(spec.function_pickle.digest)
+        if spec.stdin is not None and spec.stdin.digest:
+            needs.append(spec.stdin.digest)
         self.jobs[template.job] = Job(template, tuple(dict.fromkeys(needs)), problem)
         if len(self.jobs) > _IDLE_JOBS:
             for number in [number for number, job in self.jobs.items() if not job.live][: _IDLE_JOBS // 10]:
@@ -333,6 +338,11 @@ class AgentCore(Execution):
                 self.end(attempt, "forget", "")
         self._flush(now)
 
+    def _on_suspended(self, frame: Suspended, now: float) -> None:
+        if not self._stale(frame.term):
+            self.suspend_jobs(frozenset(frame.jobs))
+            self._flush(now)
+
     def _on_code_log(self, frame: CodeLog, now: float) -> None:
         if not self._stale(frame.term):
             self.out.append(ApplyCode(frame.entries, frame.again))
@@ -387,12 +397,15 @@ class AgentCore(Execution):
         attempt = self.attempts.get(event.attempt)
         if attempt is not None and attempt.state == "uploading":
             report = self.uploading.pop(event.attempt)
+            self.early.pop(event.attempt, None)
             if event.error:
                 report = msgspec.structs.replace(
                     report, outcome="failed", error=event.error, error_code=event.error_code, result=None
                 )
             elif event.outputs is not None:
                 report = msgspec.structs.replace(report, outputs=event.outputs)
+            if event.tail is not None:
+                report = msgspec.structs.replace(report, tail=event.tail)
             self.ready_reports.append(report)
             self.drop(attempt)
             self._flush(now)
@@ -416,10 +429,7 @@ class AgentCore(Execution):
         self._flush(now)
 
     def _on_ending(self, event: Ending, now: float) -> None:
-        """What dies now has not failed: nobody but us has ended it, and it is to run elsewhere."""
-        for attempt in self.attempts.values():
-            if attempt.state == "sent" and not attempt.doomed:
-                attempt.doomed, attempt.reason = "moved", "the agent was stopped"
+        self.leave_behind("the agent was stopped")
 
     def _on_tick(self, event: Tick, now: float) -> None:
         self.look(now, announce=self.connected)
@@ -427,7 +437,7 @@ class AgentCore(Execution):
 
     def _flush(self, now: float) -> None:
         """Ends every event: removes what was ended, starts what can start, keeps and sends what is to be reported."""
-        self.settle()
+        self.settle(now)
         if not self.closed:
             self.lanes.dispatch(now, self.out)
         if not self.ready_reports:

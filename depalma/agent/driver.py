@@ -41,6 +41,8 @@ from depalma.agent.session import Session
 from depalma.agent.stage import Stage
 from depalma.agent.store import ReportJournal, empty_folder, lock_folder
 from depalma.agent.supplies import Supplies
+from depalma.agent.sweeping import Sweeper
+from depalma.agent.tailkeeper import TailKeeper
 from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
@@ -52,7 +54,6 @@ log = logging.getLogger(__name__)
 EXIT_FAULT, EXIT_REFUSED, EXIT_CUT_OFF = 1, 3, 4
 _TICK_S = 0.1
 _CHORES_S = 1.0
-_PRUNE_S = 3600.0
 _MONITOR_SILENT_PINGS = 10  # one a second
 _STOP_GRACE_S = 2.0
 _LOCK_WAIT_S = 15.0
@@ -106,6 +107,9 @@ class Agent:
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
         limits_bytes = self._settings.output_limit_bytes, self._settings.max_blob_bytes
         self._runner = Runner(self._root, self._host.name, self._link, self.deliver, *limits_bytes)
+        settings = self._settings
+        keep = settings.output_keep_days, settings.output_keep_bytes, settings.output_keep_tag_days
+        self._sweeper = Sweeper(self._runner.output, *keep)
         headers = headers_of(self._token, self._host.name)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         async with aiohttp.ClientSession(headers=headers, connector=connector) as http:
@@ -123,16 +127,18 @@ class Agent:
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes, self._trust)
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
-            self._questions = Questions(name, self._runner, self._link, core.attempts, meter, session.send)
+            self._questions = Questions(name, self._runner, self._link, core, meter, session.send)
             self._code = self._code_keeper()
             self._owner = Owner(self._root, self.deliver, session.send)
-            self._supplies = Supplies(self._blobs, self._code.sync, self._stage, core.uses_blob, self.deliver)
+            tails = TailKeeper(self._runner.output, self._blobs)
+            self._supplies = Supplies(self._blobs, self._code.sync, self._stage, tails, core.uses_blob, self.deliver)
             self._adopt_old_reports()
             self._start_monitor()
             meter.start()
             await self._learn_limits()
             await self._owner.look()  # a pause holds from the first moment on
             certificate = await keeping(self._trust, http, self._finder, name)
+            self._spawn(self._sweeper.watch())
             works = (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch())
             for work in (*certificate, *works):
                 self._spawn(work)
@@ -159,7 +165,7 @@ class Agent:
 
     async def _leave_orderly(self) -> None:
         for _ in range(50):  # a second at most for the last reports
-            if not (self._core.connected and self._core.pending):
+            if not (self._core.connected and (self._core.pending or self._core.early)):
                 break
             await asyncio.sleep(0.02)
         self._exit.set()
@@ -277,12 +283,12 @@ class Agent:
 
     def _action_table(self) -> dict[type, Callable[[Any], object]]:
         return {
-            ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, a.attempts),
+            ev.Launch: lambda a: self._runner.launch(a.lane, a.slot, self._sweeper.noted(a.attempts)),
             ev.StopCommand: lambda a: self._runner.stop_command(a.attempt, a.grace_s),
             ev.StartWorker: lambda a: self._runner.start_worker(
                 a.worker, a.code_index, self._code.sync.folder.digest(a.code_index)
             ),
-            ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, a.attempts),
+            ev.SendTasks: lambda a: self._runner.send_tasks(a.worker, self._sweeper.noted(a.attempts)),
             ev.Recall: lambda a: self._runner.recall(a.lane),
             ev.StopWorker: lambda a: self._runner.stop_worker(a.worker, a.grace_s),
             ev.Suspend: lambda a: self._runner.restrain("suspend", a.lane, a.reason),
@@ -392,6 +398,7 @@ class Agent:
                 self._dead.set()
             elif message[0] == "pong":
                 self._unanswered_pings = 0
+                self._questions.confirm(message[1])
             elif message[0] == "recalled":
                 self._runner.recalled(message[1], message[2])
             elif message[0] == "trees":
@@ -421,11 +428,11 @@ class Agent:
             log.error("the monitor does not answer: it is killed")
             self._unanswered_pings = 0
             self._link.kill()
-        self._link.send(("ping", self._unanswered_pings))
+        self._link.send(("ping", 0))  # those that ask something have a number
         self._link.flush()
 
     async def _tick_forever(self) -> None:
-        chores_s = prune_s = 0.0
+        chores_s = 0.0
         while True:
             await asyncio.sleep(_TICK_S)
             now = boottime()
@@ -434,11 +441,9 @@ class Agent:
                 chores_s = now + _CHORES_S
                 self._runner.cut_output()
                 self._look_after_monitor()
-                self._journal.committed(self._core.pending.values())  # not at each commit: a file costs more than that
+                # Not at each commit: a file costs more than that.
+                self._journal.committed((*self._core.pending.values(), *self._core.early.values()))
                 await asyncio.to_thread(empty_folder, self._root / "trash")
                 if self._trust is not None:
                     await asyncio.to_thread(self._trust.refresh)
                 await asyncio.to_thread(self._stage.sweep, self._core.attempts)
-            if now >= prune_s:
-                prune_s = now + _PRUNE_S
-                await asyncio.to_thread(self._runner.output.prune, self._settings.history_days * 86400)

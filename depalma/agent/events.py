@@ -20,8 +20,10 @@ from depalma.protocol import (
     Kill,
     Refused,
     ReportsCommitted,
+    Suspended,
     Welcome,
 )
+from depalma.tails import OutputTail
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -50,12 +52,13 @@ class Ended(Event, frozen=True):
 
 
 class Uploaded(Event, frozen=True):
-    """Result and outputs of an attempt are with the masters, or (`error`) will never be."""
+    """Result, outputs and the end of the output of an attempt are with the masters, or (`error`) will never be."""
 
     attempt: AttemptRef
     error: str = ""
     outputs: Payload | None = None
     error_code: str = ""
+    tail: OutputTail | None = None  #: where the latter is, or why it is nowhere
 
 
 class Recalled(Event, frozen=True):
@@ -78,6 +81,7 @@ class WorkerEnded(Event, frozen=True):
     exit_code: int | None
     signal: int | None
     at: float  #: wall clock
+    tail: OutputTail | None = None  #: the end of what the task wrote that it ran
 
 
 class Prepared(Event, frozen=True):
@@ -190,6 +194,7 @@ AnyEvent = (
     | Assign
     | Kill
     | Forget
+    | Suspended
     | ReportsCommitted
     | CodeLog
 )
@@ -315,12 +320,14 @@ class Prepare(Action, frozen=True):
 
 
 class Upload(Action, frozen=True):
-    """Bring a result (`digest`) and the files that match `outputs` to the masters; answered by Uploaded."""
+    """Bring a result (`digest`), the files that match `outputs` and (`tail`) the end of its output to the masters;
+    answered by Uploaded."""
 
     attempt: AttemptRef
     digest: str
     size_bytes: int
     outputs: tuple[str, ...] = ()
+    tail: bool = False
 
 
 class KeepReports(Action, frozen=True):

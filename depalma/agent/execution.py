@@ -11,6 +11,8 @@ from depalma.agent.events import (
     Announce,
     AnyAction,
     Attempt,
+    Job,
+    KeepReports,
     Lower,
     OwnerStands,
     Prepare,
@@ -25,6 +27,7 @@ from depalma.agent.events import (
 )
 from depalma.agent.lanes import Lane, Lanes, learn_duration
 from depalma.model import AttemptRef, Payload, Report
+from depalma.tails import not_kept
 
 #: Attempts that run longer than this are announced.
 ANNOUNCE_AFTER_S = 0.2
@@ -36,10 +39,12 @@ STALLED_AFTER_S = 0.1
 START_WITHIN_S = 60.0
 #: Workers of one code index that may die before they are ready, until a task pays for it.
 START_FAILURES = 3
-#: Why what the owner of the machine does not want to run stands still.
-OWNER = "owner"
+#: Why a lane stands still: the owner of the machine, or the job of its task.
+OWNER, JOB = "owner", "job"
+JOB_SUSPENDED = "its job is suspended"
 #: What an outcome that we brought about is called by programs.
 _CODES = {"timed_out": "time_limit"}
+_UNTIMELY = not_kept("its agent ended before it had handed it over")
 
 
 class Execution:
@@ -50,12 +55,15 @@ class Execution:
         self.attempts: dict[AttemptRef, Attempt] = {}
         self.needs: dict[str, list[Attempt] | None] = {}  #: who waits for a blob or a tree; None = it is here
         self.uploading: dict[AttemptRef, Report] = {}
+        self.early: dict[AttemptRef, Report] = {}  #: of these, what is on disk in case that we do not come to report
         self.ready_reports: list[Report] = []
         self.out: list[AnyAction] = []
         self.stopping = False
         self.owner = OwnerStands()
+        self.suspended: frozenset[int] = frozenset()  #: jobs of which nothing may go on
         self._start_failures: dict[int, int] = {}
         self._unqueued: list[Attempt] = []
+        self._standing: dict[int, AttemptRef] = {}  #: by lane, what stands still because its job is suspended
 
     def _execution_handlers(self) -> dict[type, Callable[[Any, float], None]]:
         return {
@@ -72,14 +80,20 @@ class Execution:
             return "the agent is stopping"
         return f"its owner uses the machine: {self.owner.reason}" if self.owner.reason else ""
 
+    def closed_to(self, job: Job) -> str:
+        """Returns why nothing of a job may start here; empty when it may."""
+        return self.closed or (JOB_SUSPENDED if job.id in self.suspended else "")
+
     def forget_execution(self) -> None:
         """Forgets every attempt and worker: they are killed by other means."""
         self.lanes = Lanes(self.lanes.slots)
         self.attempts.clear()
         self.uploading.clear()
+        self.early.clear()
         self.ready_reports.clear()
         self._start_failures.clear()
         self._unqueued.clear()
+        self._standing = {}
         self.needs = {need: None for need, waiting in self.needs.items() if waiting is None}
 
     def _flush(self, now: float) -> None:
@@ -93,6 +107,12 @@ class Execution:
         if outcome != "forget":
             report = self._report(attempt, outcome, reason)
             self.ready_reports.append(msgspec.structs.replace(report, error_code=code) if code else report)
+
+    def leave_behind(self, reason: str) -> None:
+        """What dies now has not failed: nobody but us has ended it, and it is to run elsewhere."""
+        for attempt in self.attempts.values():
+            if attempt.state == "sent" and not attempt.doomed:
+                attempt.doomed, attempt.reason = "moved", reason
 
     def drop(self, attempt: Attempt) -> None:
         """Forgets an attempt that no lane holds any more."""
@@ -109,6 +129,7 @@ class Execution:
         elif attempt.state == "uploading":
             if outcome == "forget":
                 self.uploading.pop(attempt.ref, None)
+                self.early.pop(attempt.ref, None)
                 self.drop(attempt)
         elif attempt.state == "sent" and not (outcome == "returned" and attempt.doomed):
             self._end_sent(attempt, outcome, reason)
@@ -126,11 +147,13 @@ class Execution:
             if fresh:
                 self.out.append(StopCommand(attempt.ref, attempt.grace_s))
 
-    def settle(self) -> None:
-        """Takes out of the queue what was ended while it waited."""
+    def settle(self, now: float) -> None:
+        """Takes out of the queue what was ended while it waited, and stops what is not to go on."""
         if self._unqueued:
             self.lanes.drop_waiting(self._unqueued)
             self._unqueued.clear()
+        if self.suspended or self._standing:
+            self._stop_suspended(now)
 
     def finished(self, attempt: Attempt, report: Report, now: float) -> None:
         """Takes an attempt off its lane with the outcome that was seen."""
@@ -147,15 +170,24 @@ class Execution:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
             code = _CODES.get(attempt.doomed, "")
             report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason, error_code=code)
+        self._report_or_upload(attempt, report)
+
+    def _report_or_upload(self, attempt: Attempt, report: Report) -> None:
+        """Reports an attempt that is over, once everything that the report names is with the masters."""
         outputs = attempt.job.spec.outputs if report.outcome == "succeeded" else ()
         result = report.result if report.result is not None and report.result.digest else Payload()
-        if result.digest or outputs:
-            attempt.state = "uploading"
-            self.uploading[attempt.ref] = report
-            self.out.append(Upload(attempt.ref, result.digest, result.size_bytes, outputs))
+        due = report.tail is not None and report.tail.is_due
+        if not (result.digest or outputs or due):
+            self.drop(attempt)
+            self.ready_reports.append(report)
             return
-        self.drop(attempt)
-        self.ready_reports.append(report)
+        attempt.state = "uploading"
+        self.uploading[attempt.ref] = report
+        self.out.append(Upload(attempt.ref, result.digest, result.size_bytes, outputs, due))
+        if not (result.digest or outputs):
+            # Its outcome stands: if this agent dies now, its monitor tells it, and nothing runs again for its output.
+            early = self.early[attempt.ref] = msgspec.structs.replace(report, tail=_UNTIMELY)
+            self.out.append(KeepReports((early,), send=False))
 
     @staticmethod
     def _report(attempt: Attempt, outcome: str, error: str) -> Report:
@@ -196,9 +228,9 @@ class Execution:
         for attempt in back:
             if attempt.doomed:
                 self.report_unstarted(attempt, attempt.doomed, attempt.reason)
-            elif self.closed:
+            elif closed := self.closed_to(attempt.job):
                 attempt.state = "waiting"
-                self.end(attempt, "returned", self.closed)
+                self.end(attempt, "returned", closed)
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
         worker = self.lanes.lanes.get(event.worker)
@@ -213,10 +245,14 @@ class Execution:
             return
         self._take_back(worker, event.unread, now)
         self.lanes.remove_worker(worker.id)
+        tail = event.tail
         for attempt in worker.queue:
-            self.drop(attempt)
-            if attempt.doomed != "forget":
-                self.ready_reports.append(self._death(attempt, event, now - worker.head_s))
+            if attempt.doomed == "forget":
+                self.drop(attempt)
+            else:
+                death = self._death(attempt, event, now - worker.head_s)
+                self._report_or_upload(attempt, msgspec.structs.replace(death, tail=tail))
+            tail = None  # only the first one can have written
         if not worker.ready and not worker.queue and (worker.hung or not worker.stopping):
             self._count_start_failure(worker, event.reason)
         self._flush(now)
@@ -299,6 +335,45 @@ class Execution:
             if attempt.state == "sent" and not attempt.doomed and (attempt.job.spec.restartable or owner.end_all):
                 attempt.grace_s = owner.grace_s
                 self.end(attempt, "moved", self.closed)
+
+    # ------------------------------------------------------------ suspended jobs
+
+    def suspend_jobs(self, jobs: frozenset[int]) -> None:
+        """Takes which jobs are suspended; `settle` does what that means for what runs. The rest is given back."""
+        fresh, self.suspended = jobs - self.suspended, jobs
+        if fresh:
+            for attempt in list(self.attempts.values()):
+                if attempt.job.id in fresh:
+                    self.end(attempt, "returned", JOB_SUSPENDED)
+
+    def _stop_suspended(self, now: float) -> None:
+        """Has lanes stand still at whose head is a task of a suspended job, and no others; their clock stops too."""
+        lanes, before = self.lanes.lanes, self._standing
+        self._standing = {
+            lane.id: lane.queue[0].ref
+            for lane in lanes.values()
+            if lane.queue and lane.queue[0].job.id in self.suspended
+        }
+        for number, ref in self._standing.items():
+            if before.get(number) != ref:  # each command is a process of its own
+                lanes[number].suspend(JOB, now)
+                self.out.append(Suspend(number, JOB))
+                if len(lanes[number].queue) > 1:
+                    self._recall(lanes[number])  # what was handed ahead, of whatever job, must not wait for it
+        for number in before.keys() - self._standing.keys():
+            if number in lanes:
+                lanes[number].resume(JOB, now)
+                self.out.append(Resume(number, JOB))
+
+    def why_still(self) -> dict[str, str]:
+        """Returns the tasks that stand still, such as `42.7`, and why each does."""
+        words = {JOB: JOB_SUSPENDED, OWNER: self.closed}
+        found = {}
+        for lane in self.lanes.lanes.values():
+            if lane.suspended and lane.queue and not lane.queue[0].doomed:
+                job, task, _ = lane.queue[0].ref
+                found[f"{job}.{task}"] = "; ".join(words[reason] for reason in sorted(lane.suspended))
+        return found
 
     # ------------------------------------------------------------ time
 

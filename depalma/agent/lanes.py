@@ -147,6 +147,7 @@ class Lanes:
             and lane.weight == job.weight
             and not lane.stopping
             and not lane.recalling
+            and not lane.suspended
         ]
         if not takers:
             return False

@@ -151,6 +151,8 @@ class Nurseries:
                 _, number, pid, start = message
                 handle = nursery.asked.pop(number)
                 self._link.send(("adopt", handle.key, pid, start))
+                for reason in sorted(handle.still):
+                    self._link.send(("suspend", handle.key, reason))
                 if handle.stopped:
                     self._link.send(("kill", handle.key, 0.0))
                 self._link.flush()

@@ -15,7 +15,7 @@ import ctypes
 import os
 import platform
 import signal
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from depalma.agent import proctree
@@ -48,6 +48,7 @@ class Restraint:
         self._of_keys: dict[int, set[str]] = {}  #: why single ones do
         self._lower = False
         self._stopped: dict[int, _Stopped] = {}
+        self._unknown: Mapping[int, Collection[int]] = {}  #: orphans, and the keys that they may belong to
         self._nice: dict[int, tuple[int, int]] = {}  #: of lowered processes: start, and what they had
         self._look_s = 0.0
 
@@ -87,7 +88,7 @@ class Restraint:
         """Lets everything go on that is not held any more."""
         held = {spawned.key for spawned in living if self._is_held(spawned)}
         for pid, (start, key) in list(self._stopped.items()):
-            if key in held or (key == _ANY and self._reasons):
+            if key in held or (key == _ANY and self._holds_any(self._unknown.get(pid, ()), held)):
                 continue
             del self._stopped[pid]
             proctree.send_same(pid, start, signal.SIGCONT)
@@ -108,16 +109,22 @@ class Restraint:
         everything = bool(self._reasons) and spawned.key > 0 and spawned.slot != NURSERY
         return everything or spawned.key in self._of_keys
 
+    def _holds_any(self, candidates: Collection[int], held: Collection[int]) -> bool:
+        """Returns whether a process stands still that may belong to each of the candidates."""
+        return bool(self._reasons) or (bool(candidates) and all(key in held for key in candidates))
+
     # ------------------------------------------------------------ looking
 
-    def look(self, living: Collection[Spawned], unknown: Iterable[int], now: float) -> None:
-        """Stops and lowers whatever is not yet; call it when it is due, with all orphans known."""
+    def look(self, living: Collection[Spawned], unknown: Mapping[int, Collection[int]], now: float) -> None:
+        """Stops and lowers whatever is not yet; call it when it is due, with all orphans known, and the keys that those
+        may belong to of which it is not known."""
         moving = False
+        self._unknown = unknown
+        held = {spawned.key for spawned in living if self._is_held(spawned)}
         for spawned in living:
-            if self._is_held(spawned):
+            if spawned.key in held:
                 moving |= self._stop(spawned.key, [spawned.pid, *spawned.orphans])
-        if self._reasons:
-            moving |= self._stop(_ANY, list(unknown))
+        moving |= self._stop(_ANY, [pid for pid, keys in unknown.items() if self._holds_any(keys, held)])
         for pid, (start, _) in list(self._stopped.items()):
             found = proctree.stat(pid)
             if found is None or found.start != start:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal as signals
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import msgspec
 from depalma.agent import forkserver
 from depalma.agent import worker as worker_program
 from depalma.agent.channel import Message
-from depalma.agent.commands import Command, Line
+from depalma.agent.commands import Command, Line, signal_name, stdin_of
 from depalma.agent.events import AnyEvent, Attempt, Ended, Job, Outdone, Recalled, WorkerEnded, WorkerReady
 from depalma.agent.limits import encode
 from depalma.agent.link import MonitorLink
@@ -139,7 +138,7 @@ class Runner:
             self.commands[attempt.ref] = Command(key, attempt, slot)
             files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
             extra = task_variables(attempt, f"{self.root}/scratch/{slot}")
-            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt)
+            rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt), stdin_of(job.spec, self.blob_path)
             self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:
@@ -192,7 +191,9 @@ class Runner:
             report = self._report(known, "failed", exit_code, number, error, started, ended)
             return msgspec.structs.replace(report, error_code=error_code)
         if code < 0:
-            return self._report(known, "failed", None, -code, error or f"killed by {name_of(-code)}", started, ended)
+            return self._report(
+                known, "failed", None, -code, error or f"killed by {signal_name(-code)}", started, ended
+            )
         if code:
             return self._report(known, "failed", code, None, error or f"exit code {code}", started, ended)
         return self._report(known, "succeeded", 0, None, error, started, ended)
@@ -202,6 +203,10 @@ class Runner:
     ) -> Report:
         digest = attempt.job.template.tree_digest
         return Report(*attempt.ref, outcome, code, number, error, None, start, end, attempt.job.code_index, digest)
+
+    def _with_tail(self, report: Report) -> Report:
+        tail = self.output.short_tail((report.job, report.task, report.attempt))
+        return msgspec.structs.replace(report, tail=tail)
 
     # ------------------------------------------------------------ workers
 
@@ -295,7 +300,10 @@ class Runner:
         """Has what runs on a lane (None: on all, also later) stand still for a reason, or not: `suspend`, `resume`."""
         heads = [next(iter(line.refs)) for line in self.slots.values() if line.lane == number and line.refs]
         keys = [self.commands[ref].key for ref in heads]
-        keys += [self.workers[number].key] if number in self.workers else []
+        handle = self.workers.get(number) if number is not None else None
+        if handle is not None:
+            (handle.still.add if order == "suspend" else handle.still.discard)(reason)
+            keys.append(handle.key)
         for key in [None] if number is None else keys:
             self.link.send((order, key, reason))
 
@@ -303,7 +311,7 @@ class Runner:
         now = time.monotonic()
         if now - self._drained_s > 2 * _COALESCE_S:
             self._drained_s = now
-            self._drain(handle)
+            self.drain(handle)
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(handle.near)
@@ -322,7 +330,8 @@ class Runner:
         if reports:
             self.emit(Ended(tuple(reports)))
 
-    def _drain(self, handle: WorkerHandle) -> None:
+    def drain(self, handle: WorkerHandle) -> None:
+        """Takes what a worker has answered."""
         reports = self._answers(handle)
         if reports:
             self.emit(Ended(tuple(reports)))
@@ -335,7 +344,7 @@ class Runner:
                     self.emit(WorkerReady(handle.number))
                 else:
                     self._drop_argument((report.job, report.task, report.attempt))
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if report.tail is not None else report)
         except Garbled as error:
             log.warning("worker %d sent what is no answer (%s): it is killed", handle.number, error)
             self.stop_worker(handle.number, 0.0)
@@ -346,11 +355,11 @@ class Runner:
     def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
         if self.workers.pop(handle.number, None) is None:
             return
-        self._drain(handle)
+        self.drain(handle)
         unread = handle.recall()
         self._forget_handle(handle)
         code = os.waitstatus_to_exitcode(status)
-        how = f"signal {-code} ({name_of(-code)})" if code < 0 else f"exit code {code}"
+        how = f"signal {-code} ({signal_name(-code)})" if code < 0 else f"exit code {code}"
         reason = printable(error) or f"worker process died: {how}"
         if not handle.ready:
             tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
@@ -358,9 +367,10 @@ class Runner:
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
-        self.output.salvage(f"w{handle.number}", ref, self.root / "trash" / f"w{handle.number}.{handle.key}")
+        trash = self.root / "trash" / f"w{handle.number}.{handle.key}"
+        wrote = self.output.salvage(f"w{handle.number}", ref, trash)
         exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended))
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended, wrote))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -378,10 +388,10 @@ class Runner:
             refs.append(ref)
         self.emit(Recalled(lane, tuple(refs)))
 
-    def exits(self, ended: list[tuple[int, int, float, float, str, str]]) -> None:
+    def exits(self, ended: list[tuple[int, int, float, float, str, str, bool]]) -> None:
         """Takes the ends of processes, whatever they were."""
         reports: list[Report] = []
-        for key, status, started, at, error, error_code in ended:
+        for key, status, started, at, error, error_code, wrote in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
                 self._worker_ended(meaning, status, at, error)
@@ -390,7 +400,7 @@ class Runner:
             elif meaning is not None:
                 report = self._command_ended(meaning, status, started, at, error, error_code)
                 if report is not None:
-                    reports.append(report)
+                    reports.append(self._with_tail(report) if wrote else report)
         if reports:
             self.emit(Ended(tuple(reports)))
 
@@ -406,16 +416,14 @@ class Runner:
         self._known_jobs.clear()
         self._paused.clear()
 
-    def live_output(self, ref: AttemptRef, stream: str) -> Path | None:
-        """Returns where a running attempt writes now; None if it does not run."""
+    def command_slot(self, ref: AttemptRef) -> int | None:
+        """Returns the slot that a command runs on; None if it does not, as far as is known."""
         command = self.commands.get(ref)
-        if command is not None:
-            head = next(iter(self.slots[command.slot].refs))
-            return self.output.live(str(command.slot), stream) if head == ref else None
-        for handle in self.workers.values():
-            if next(iter(handle.sent), None) == ref:
-                return self.output.live(f"w{handle.number}", stream)
-        return None
+        return command.slot if command is not None and next(iter(self.slots[command.slot].refs)) == ref else None
+
+    def worker_of(self, ref: AttemptRef) -> WorkerHandle | None:
+        """Returns the worker that runs an attempt, as far as is known."""
+        return next((handle for handle in self.workers.values() if next(iter(handle.sent), None) == ref), None)
 
     def tasks_of(self, trees: list[tuple[int, list[int]]]) -> list[tuple[str, list[int]]]:
         """Returns the process ids by task, from the monitor's answer."""
@@ -435,11 +443,3 @@ class Runner:
             for stream in ("stdout", "stderr"):
                 if cut(self.output.live(slot, stream), self.output_limit_bytes):
                     log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, self.output_limit_bytes)
-
-
-def name_of(number: int) -> str:
-    """Returns `SIGSEGV` for 11."""
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

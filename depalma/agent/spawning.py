@@ -45,7 +45,7 @@ class Spawned:
 
     __slots__ = (
         "deadline", "dirty", "ended", "finals", "keep", "key", "orphans", "over", "pid", "slot", "started",
-        "status", "watch",
+        "status", "watch", "wrote",
     )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
@@ -62,6 +62,7 @@ class Spawned:
         self.watch: Watch | None = None  #: if it has limits
         self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
+        self.wrote = False  #: there is output of it
 
     def pids(self) -> list[int]:
         """Returns every process of it, dead ones that wait to be reaped included."""
@@ -141,7 +142,8 @@ class Slots:
         pair = self._open.get(slot)
         if pair is not None:
             sizes_bytes = [os.fstat(fd).st_size for fd in pair]
-            if spawned.dirty or any(sizes_bytes):
+            spawned.wrote = any(sizes_bytes)
+            if spawned.dirty or spawned.wrote:
                 # Out of use first: whatever fails below, the next task gets new files.
                 del self._open[slot]
                 self._keep(slot, pair, sizes_bytes, spawned.finals)
@@ -204,7 +206,7 @@ class Spawner:
 
     def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
         """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
-        _, key, argv, job, extra, cwd, (out, err), slot, _, limits, (inputs, spawned.keep) = message
+        _, key, argv, job, extra, cwd, (out, err), slot, _, limits, (inputs, spawned.keep), *rest = message
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(key).encode()}
         if slot < 0:
             environment[GROUPS.encode()] = self.groups.shared().encode()
@@ -216,7 +218,7 @@ class Spawner:
             _enter(cwd)
             files = self._outputs(slot, out, err, opened)
             actions = [
-                (os.POSIX_SPAWN_DUP2, self._null, 0),
+                (os.POSIX_SPAWN_DUP2, self._stdin(rest[0] if rest else b"", opened), 0),
                 (os.POSIX_SPAWN_DUP2, files[0], 1),
                 (os.POSIX_SPAWN_DUP2, files[1], 2),
             ]
@@ -244,6 +246,18 @@ class Spawner:
         named = [(os.readlink(path), size_bytes) for path, size_bytes in outputs]
         scratch = self.slots.scratch_of(spawned.slot) if spawned.slot >= 0 else ""
         return watched(self.groups, str(spawned.key), limits, scratch, list(dict(named).items()))
+
+    def _stdin(self, given: bytes | str, opened: list[int]) -> int:
+        """Returns the descriptor of what is read, at its beginning: bytes, a file, or nothing."""
+        if not given:
+            return self._null
+        if isinstance(given, str):
+            opened.append(os.open(given, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            opened.append(os.memfd_create("stdin", os.MFD_CLOEXEC))
+            os.write(opened[-1], given)
+            os.lseek(opened[-1], 0, os.SEEK_SET)
+        return opened[-1]
 
     def _outputs(self, slot: int, out: str, err: str, opened: list[int]) -> list[int]:
         """Returns the descriptors for standard output and error; a path starting with `>` is a file to append to."""

@@ -4,6 +4,7 @@
 lock           held by the agent and by its monitor; the next agent waits until both are gone
 reports        append file of reports that no master is known to have committed
 output/JOB/TASK.ATTEMPT.out|err     what attempts wrote
+output/JOB/tags output/gone         what sweeping.py has to know later
 spool/ scratch/ trash/              of the slots and of the workers (see spawning.py)
 blobs/cache/ blobs/out/             fetched arguments and functions; results to be uploaded
 code/                               see codesync.py
@@ -26,6 +27,7 @@ import msgspec
 
 from depalma.errors import DepalmaError
 from depalma.model import AttemptRef, Report
+from depalma.tails import INLINE_TAIL_BYTES, TAIL_BYTES, OutputTail, Tail, pack
 
 _HEAD = struct.Struct("<I")
 _COMPACT_BYTES = 8 * 1024 * 1024
@@ -106,6 +108,7 @@ class OutputFiles:
     def __init__(self, root: Path) -> None:
         self.root = root / "output"
         self.spool = root / "spool"
+        self.gone: dict[int, str] = {}  #: jobs of which something is no longer kept, and why (see sweeping.py)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def final(self, job: int, task: int, attempt: int, stream: str) -> Path:
@@ -116,8 +119,24 @@ class OutputFiles:
         """Returns where the output of what runs on a slot (`3`) or in a worker (`w7`) is now."""
         return self.spool / f"{slot}.{'err' if stream == 'stderr' else 'out'}"
 
-    def salvage(self, slot: str, ref: AttemptRef | None, trash: Path) -> None:
-        """Keeps what an attempt had written whose worker died, under its own name."""
+    def tail(self, ref: AttemptRef) -> Tail:
+        """Returns the end of what an ended attempt wrote. Errors: OSError."""
+        (out, out_bytes), (err, err_bytes) = (
+            read_slice(self.final(*ref, stream), -TAIL_BYTES, TAIL_BYTES) for stream in ("stdout", "stderr")
+        )
+        return Tail(out, out_bytes, err, err_bytes)
+
+    def short_tail(self, ref: AttemptRef) -> OutputTail:
+        """Returns what an ended attempt wrote if it is short enough for a report; otherwise one that is due."""
+        sizes_bytes = [_size(self.final(*ref, stream)) for stream in ("stdout", "stderr")]
+        if 0 < sum(sizes_bytes) <= INLINE_TAIL_BYTES:
+            with contextlib.suppress(OSError):
+                return OutputTail(pack(self.tail(ref)))
+        return OutputTail()
+
+    def salvage(self, slot: str, ref: AttemptRef | None, trash: Path) -> OutputTail | None:
+        """Keeps what an attempt had written whose worker died, under its own name. Returns the end of it."""
+        wrote = False
         for stream in ("stdout", "stderr"):
             source = self.live(slot, stream)
             if ref is None or not read_slice(source, 0, 1)[0]:
@@ -126,27 +145,30 @@ class OutputFiles:
             target = self.final(*ref, stream)
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             source.rename(target)
+            wrote = True
         scratch = self.root.parent / "scratch" / slot
         if scratch.exists():
             scratch.rename(trash)
+        return self.short_tail(ref) if ref is not None and wrote else None
 
-    def prune(self, older_than_s: float) -> None:
-        """Removes the output of jobs that nobody wrote to for so long (blocks)."""
-        limit = time.time() - older_than_s
-        for folder in self.root.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if folder.stat().st_mtime < limit:
-                    shutil.rmtree(folder, ignore_errors=True)
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read_slice(path: Path, offset: int, limit_bytes: int) -> tuple[bytes, int]:
-    """Returns bytes from `offset` and the size of the file now; nothing and 0 if there is no such file."""
+    """Returns bytes from `offset` (negative: from the end) and the size of the file now; nothing and 0 if there is no
+    such file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return b"", 0
     try:
-        return os.pread(fd, limit_bytes, offset), os.fstat(fd).st_size
+        size_bytes = os.fstat(fd).st_size
+        return os.pread(fd, limit_bytes, offset if offset >= 0 else max(0, size_bytes + offset)), size_bytes
     finally:
         os.close(fd)
 

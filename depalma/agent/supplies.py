@@ -11,6 +11,7 @@ from depalma.agent.blobs import Blobs, BlobUnavailable
 from depalma.agent.codesync import CodeSync
 from depalma.agent.measure import printable
 from depalma.agent.stage import Stage
+from depalma.agent.tailkeeper import TailKeeper
 from depalma.archive import ArchiveError
 from depalma.errors import DepalmaError
 from depalma.model import Payload
@@ -28,12 +29,14 @@ class Supplies:
         blobs: Blobs,
         code: CodeSync,
         stage: Stage,
+        tails: TailKeeper,
         in_use: Callable[[str], bool],
         deliver: Callable[[ev.AnyEvent], None],
     ) -> None:
         self._blobs = blobs
         self._code = code
         self._stage = stage
+        self._tails = tails
         self._in_use = in_use
         self._deliver = deliver
 
@@ -69,7 +72,7 @@ class Supplies:
         return True
 
     async def upload(self, action: ev.Upload) -> None:
-        """Brings a result and output files to the masters, however long it takes."""
+        """Brings a result and output files to the masters, however long it takes; the end of its output if it can."""
         problem, code = "", ""
         outputs: Payload | None = None
         try:
@@ -81,4 +84,5 @@ class Supplies:
             problem, code = f"the output files cannot be kept: {error}", "bad_outputs"
         except (BlobUnavailable, OSError) as error:
             problem = f"the result was lost: {error}"
-        self._deliver(ev.Uploaded(action.attempt, printable(problem), outputs, code))
+        tail = await self._tails.keep(action.attempt) if action.tail else None
+        self._deliver(ev.Uploaded(action.attempt, printable(problem), outputs, code, tail))

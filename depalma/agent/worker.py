@@ -122,11 +122,11 @@ class Worker:
             ending = (*self._work(task), None, None, "")
             if os.getpid() != self.pid:
                 os._exit(0)  # the function forked, and its child came back here
-        self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
+        wrote = self._keep_output(f"{self.root}/output/{number}/{index}.{attempt}", keep)
         if newest_module() != self._newest:
             self._tell_modules()
         *result, exit_code, signal, code = ending
-        record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code)
+        record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code, wrote)
         self.sock.send(marshal.dumps(record))
 
     def _tell_modules(self) -> None:
@@ -231,8 +231,9 @@ class Worker:
             # The exception cannot travel; one that says the same can.
             return self._pack(RuntimeError(error.rstrip().rsplit("\n", 1)[-1][:2000]))
 
-    def _keep_output(self, target: str, keep: str) -> None:
-        """Gives what the task printed its own file; the next task gets a new one."""
+    def _keep_output(self, target: str, keep: str) -> bool:
+        """Gives what the task printed its own file; the next task gets a new one. Returns whether it printed."""
+        wrote = False
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             name = "out" if number == 1 else "err"
             try:
@@ -244,6 +245,7 @@ class Worker:
                     os.ftruncate(number, self.output_limit_bytes)
                 os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
                 os.rename(f"{self.spool}.{name}", f"{target}.{name}")
+                wrote = True
             except (OSError, ValueError, AttributeError):
                 pass  # the function closed or replaced it: from here on there is a new one
             fd = os.open(f"{self.spool}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -253,6 +255,7 @@ class Worker:
             self._trashed += 1
             os.rename(self.scratch, keep or f"{self.root}/trash/{self.pid}.{self._trashed}")
             os.mkdir(self.scratch, 0o700)
+        return wrote
 
 
 def describe(problem: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from depalma.agent.events import Attempt, Job
 from depalma.agent.limits import NOTHING, Limits
 from depalma.model import AttemptRef, JobSpec, Payload, Report
+from depalma.tails import OutputTail
 
 _BUFFER_BYTES = 1024 * 1024
 _MESSAGE_BYTES = 262_144
@@ -35,6 +36,7 @@ class WorkerHandle:
         self.code_digest = code_digest
         self.ready = False
         self.stopped = False  #: it was told to end, maybe before it began
+        self.still: set[str] = set()  #: why it is to stand still, maybe since before the monitor knew it
         self.imported: set[str] = set()  #: that it need not import any more, as far as is known
         self._learnt: list[tuple[list[str], list[str]]] = []
         self.key = 0  #: the monitor's name for it
@@ -109,12 +111,12 @@ class WorkerHandle:
         return taken
 
     def _report(self, record: tuple[Any, ...]) -> Report:
-        job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code = record
+        job, task, attempt, inline, digest, size, error, started, finished, exit_code, number, code, wrote = record
         result = Payload(inline=inline or b"", digest=digest, size_bytes=size) if inline is not None or digest else None
         outcome = "failed" if error else "succeeded"
         return Report(
             job, task, attempt, outcome, exit_code if error else 0, number, error, result, started, finished,
-            self.code_index, self.code_digest, code,
+            self.code_index, self.code_digest, code, None, OutputTail() if wrote else None,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -46,10 +46,11 @@ async def gone(api: Api, request: web.Request) -> web.StreamResponse:
         if len(value) > 200:
             raise bad_field(field, value, "up to 200 characters")
     try:
-        reports = tuple(report for record in told.reports for report in _record.decode(record))
+        kept = (report for record in told.reports for report in _record.decode(record))
+        latest = {(report.job, report.task, report.attempt): report for report in kept}  # one may be there twice
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Problem("bad_field", f"reports: not what an agent keeps: {error}") from None
-    await api.services.sessions.gone(told.host, told.incarnation, told.reason, reports)
+    await api.services.sessions.gone(told.host, told.incarnation, told.reason, tuple(latest.values()))
     return api.reply(request, Empty())
 
 

@@ -114,9 +114,9 @@ class Api:
 
     async def wait_for_index(self, request: web.Request) -> None:
         """Serves `?wait=30s&index=N`: returns when the state is newer than N, or the time is over."""
+        index, wait_s = query_integer(request, "index", 0), query_wait_s(request)
         if "index" in request.query:
-            index = query_integer(request, "index", 0)
-            await self.wait_until(lambda: self.state.version > index, (ANY,), query_wait_s(request))
+            await self.wait_until(lambda: self.state.version > index, (ANY,), wait_s)
 
     def reply(
         self,

@@ -26,7 +26,7 @@ _encoder = msgspec.json.Encoder()
 
 def wants_stream(request: web.Request) -> bool:
     """Returns whether the request asks for an endless answer."""
-    return "ndjson" in request.headers.get("Accept", "") and query_flag(request, "follow")
+    return query_flag(request, "follow") and "ndjson" in request.headers.get("Accept", "")
 
 
 async def events(api: Api, request: web.Request) -> web.StreamResponse:

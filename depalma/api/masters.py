@@ -11,7 +11,7 @@ from depalma.api.cluster import master_views
 from depalma.api.context import Api, now
 from depalma.api.inputs import Body, idempotency_key
 from depalma.api.problems import Problem, bad_field, shown
-from depalma.api.route import READ_QUERY, Mode, Route
+from depalma.api.route import Mode, Route
 from depalma.api.shapes import LeaderView, MasterList, MasterPlace, MasterPlaces, MasterToAdd, MasterToMove
 from depalma.consensus import Member, MembershipRefused
 from depalma.leader.hub import LEADER
@@ -144,8 +144,10 @@ def _places(api: Api) -> MasterPlaces:
     )
 
 
+_LIST_QUERY = frozenset({"consistency"})  #: there is nothing to wait for: it is not of one moment of the log
+
 ROUTES = (
-    Route("GET", "/v1/masters", listing, Mode.LOCAL, "List the masters", query=READ_QUERY, returns=MasterList),
+    Route("GET", "/v1/masters", listing, Mode.LOCAL, "List the masters", query=_LIST_QUERY, returns=MasterList),
     Route("POST", "/v1/masters", add, Mode.WRITE, "Add a master that waits to join", body=_ADD, returns=MasterPlaces,
           status=201),
     Route("PATCH", "/v1/masters/{master}", move, Mode.WRITE, "Say where a master is from now on", body=_MOVE,

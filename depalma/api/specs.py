@@ -16,15 +16,15 @@ from depalma.state.checks import bad_spec
 
 async def settled(spec: JobSpec, blobs: Blobs) -> JobSpec:
     """Returns the spec as it goes into the log. Errors: Problem bad_field, unknown_blob; NoMajority."""
-    arguments, function, inputs = spec.arguments, spec.function_pickle, spec.inputs
+    arguments = spec.arguments
     if arguments is not None:
         arguments = await settled_items(arguments, spec.count, blobs)
-    if function is not None:
-        function = await settled_payload(function, "function_pickle", blobs)
-    if inputs is not None:
-        inputs = await settled_payload(inputs, "inputs", blobs)
-    if arguments is not spec.arguments or function is not spec.function_pickle or inputs is not spec.inputs:
-        spec = msgspec.structs.replace(spec, arguments=arguments, function_pickle=function, inputs=inputs)
+        if arguments is not spec.arguments:
+            spec = msgspec.structs.replace(spec, arguments=arguments)
+    for field in ("function_pickle", "inputs", "stdin"):
+        given: Payload | None = getattr(spec, field)
+        if given is not None and (payload := await settled_payload(given, field, blobs)) is not given:
+            spec = msgspec.structs.replace(spec, **{field: payload})
     wrong = bad_spec(spec)
     if wrong is not None:
         raise Problem(wrong.code, wrong.message)

@@ -1,4 +1,4 @@
-"""/v1/jobs/hold, release, retry, set: how jobs that are there go on."""
+"""/v1/jobs/hold, release, suspend, resume, retry, set: how jobs that are there go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from depalma.api.context import Api, now
 from depalma.api.inputs import Body, idempotency_key
 from depalma.api.problems import Problem, bad_field, shown
 from depalma.api.route import Mode, Route
-from depalma.state.job_commands import HoldJobs, ReleaseJobs, RetryJobs, SetJobs
+from depalma.state.commands import AnyCommand
+from depalma.state.job_commands import HoldJobs, ReleaseJobs, ResumeJobs, RetryJobs, SetJobs, SuspendJobs
 
 #: Jobs of one request.
 MAX_JOBS = 10_000
@@ -20,6 +21,12 @@ MAX_JOBS = 10_000
 class JobsToSteer(Struct, frozen=True, forbid_unknown_fields=True):
     jobs: tuple[int, ...]
     by: str = ""
+
+
+class JobsToSuspend(Struct, frozen=True, forbid_unknown_fields=True):
+    jobs: tuple[int, ...]
+    by: str = ""
+    reason: str = ""
 
 
 class JobsToSet(Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +43,9 @@ class JobsChanged(Struct, frozen=True):
     changed: list[int]  #: the others were so already, or are over
 
 
-T = TypeVar("T", JobsToSteer, JobsToSet)
+T = TypeVar("T", JobsToSteer, JobsToSuspend, JobsToSet)
 _STEER = Body(JobsToSteer)
+_SUSPEND = Body(JobsToSuspend)
 _SET = Body(JobsToSet)
 
 
@@ -51,6 +59,19 @@ async def release(api: Api, request: web.Request) -> web.StreamResponse:
     """Releases held jobs."""
     wanted = checked(_STEER.decode(request, await api.body(request)))
     return await _done(api, request, ReleaseJobs(idempotency_key(request), wanted.jobs, now(), wanted.by))
+
+
+async def suspend(api: Api, request: web.Request) -> web.StreamResponse:
+    """Suspends jobs."""
+    wanted: JobsToSuspend = checked(_SUSPEND.decode(request, await api.body(request)))
+    command = SuspendJobs(idempotency_key(request), wanted.jobs, now(), wanted.by, wanted.reason)
+    return await _done(api, request, command)
+
+
+async def resume(api: Api, request: web.Request) -> web.StreamResponse:
+    """Lets suspended jobs go on."""
+    wanted = checked(_STEER.decode(request, await api.body(request)))
+    return await _done(api, request, ResumeJobs(idempotency_key(request), wanted.jobs, now(), wanted.by))
 
 
 async def retry(api: Api, request: web.Request) -> web.StreamResponse:
@@ -79,9 +100,7 @@ def checked(wanted: T) -> T:
     return wanted
 
 
-async def _done(
-    api: Api, request: web.Request, command: HoldJobs | ReleaseJobs | RetryJobs | SetJobs
-) -> web.StreamResponse:
+async def _done(api: Api, request: web.Request, command: AnyCommand) -> web.StreamResponse:
     applied = await api.execute(command)
     assert isinstance(applied.value, tuple | list)
     return api.reply(request, JobsChanged(list(applied.value)), version=applied.version)
@@ -90,6 +109,10 @@ async def _done(
 ROUTES = (
     Route("POST", "/v1/jobs/hold", hold, Mode.WRITE, "Hold jobs", body=_STEER, returns=JobsChanged),
     Route("POST", "/v1/jobs/release", release, Mode.WRITE, "Release held jobs", body=_STEER, returns=JobsChanged),
+    Route("POST", "/v1/jobs/suspend", suspend, Mode.WRITE, "Have jobs stand still", body=_SUSPEND,
+          returns=JobsChanged),
+    Route("POST", "/v1/jobs/resume", resume, Mode.WRITE, "Let suspended jobs go on", body=_STEER,
+          returns=JobsChanged),
     Route("POST", "/v1/jobs/retry", retry, Mode.WRITE, "Run failed tasks of jobs again", body=_STEER,
           returns=JobsChanged),
     Route("POST", "/v1/jobs/set", change, Mode.WRITE, "Change priority, name or tags of jobs", body=_SET,

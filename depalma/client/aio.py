@@ -19,10 +19,12 @@ from yarl import URL
 from depalma.accounting import JobUse
 from depalma.client import accounting_verbs, functions, specs, verbs
 from depalma.client.aio_cluster import AsyncCluster
+from depalma.client.aio_steering import AsyncJobSteering
 from depalma.client.client import Client
 from depalma.client.executor import Executor
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
+from depalma.client.graphs import AsyncGraph
 from depalma.client.job import TaskOutcome
 from depalma.client.outcome import error_of, unpack_outputs, value_of
 from depalma.client.record import Record
@@ -104,6 +106,10 @@ class AsyncClient(AsyncCluster, AsyncSteering):
     def executor(self, **options: Unpack[JobOptions]) -> Executor:
         """Returns a `concurrent.futures.Executor`, for `loop.run_in_executor`."""
         return self._sync.executor(**options)
+
+    def graph(self) -> AsyncGraph:
+        """Returns an empty graph: jobs that wait for each other, and are submitted all at once or not at all."""
+        return AsyncGraph(self)
 
     async def _start(self, work: specs.Work) -> AsyncJobHandle:
         session = await self._prepared()
@@ -306,7 +312,7 @@ class AsyncTaskHandle(TaskOutcome):
         return None if payload is None else await self._client._run(verbs.blob(payload))
 
 
-class AsyncJobHandle:
+class AsyncJobHandle(AsyncJobSteering):
     """A job of the cluster; see `JobHandle`."""
 
     def __init__(self, client: AsyncClient, job_id: int, *, count: int | None = None, first: int = 0) -> None:
@@ -369,10 +375,6 @@ class AsyncJobHandle:
         if index is None:
             return await self._client._run(verbs.explain("jobs", str(self.id)))
         return await self._client._run(verbs.explain("tasks", f"{self.id}.{index}"))
-
-    async def cancel(self) -> bool:
-        """Cancels the job. Returns False if it was over already."""
-        return self.id in await self._client.cancel(self.id)
 
     def __repr__(self) -> str:
         return f"<AsyncJobHandle {self.id}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,18 +75,14 @@ def path() -> Path:
 
 def load(file: Path | None = None) -> Contexts:
     """Returns the contexts, none if there is no file. Errors: ConfigError."""
-    import yaml  # a client that is told its masters needs no YAML
+    from depalma import yamltext  # a client that is told its masters needs no YAML
 
     file = file or path()
     try:
-        text = file.read_text(encoding="utf-8")
+        return msgspec.convert(yamltext.load(file) or {}, Contexts)
     except FileNotFoundError:
         return Contexts()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    try:
-        return msgspec.convert(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}, Contexts)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
@@ -145,7 +141,10 @@ def resolve(
         if not (ca or (environ.get("DEPALMA_CA") and not context)):
             ca = chosen.ca or None
     trust = _trust(urls, ca or environ.get("DEPALMA_CA") or "", origin)
-    return Connection(masters=urls, token=_token(token, token_file, environ), origin=origin, trust=trust)
+    chosen_token = _token(token, token_file, environ)
+    if not (isinstance(chosen_token, str) and chosen_token.isascii() and f"x{chosen_token}".isprintable()):
+        raise ConfigError(f"token: that for {origin} is not one line of plain characters: wrong file?")
+    return Connection(masters=urls, token=chosen_token, origin=origin, trust=trust)
 
 
 def _trust(urls: Sequence[str], ca: str | os.PathLike[str], origin: str) -> Trust | None:
@@ -164,7 +163,10 @@ def _trust(urls: Sequence[str], ca: str | os.PathLike[str], origin: str) -> Trus
 
 
 def _urls(masters: Sequence[str] | str | None) -> tuple[str, ...]:
-    parts = masters.split(",") if isinstance(masters, str) else list(masters or ())
+    given = masters.split(",") if isinstance(masters, str) else masters or ()
+    parts = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"masters: {masters!r} given; allowed: a list of https://HOST:PORT or http://HOST:PORT")
     urls = [part.strip().rstrip("/") for part in parts if part.strip()]
     for url in urls:
         try:
@@ -191,3 +193,5 @@ def _token(token: str | None, token_file: str | os.PathLike[str] | None, environ
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: it is no token: not UTF-8") from None

@@ -15,6 +15,7 @@ from depalma.errors import DepalmaError
 from depalma.model import Dependency
 
 if TYPE_CHECKING:
+    from depalma.client.aio import AsyncClient, AsyncJobHandle
     from depalma.client.client import Client
 
 _WHENS = ("ok", "fail", "any")
@@ -24,12 +25,11 @@ class GraphError(DepalmaError, ValueError):
     """A graph that cannot be submitted, with what is wrong."""
 
 
-class Graph:
-    """Named jobs of one submission. In `after` and `after_each` a name of the graph (`"prepare"`, `"train:any"`) stands
+class Named:
+    """The jobs of one submission. In `after` and `after_each` a name of the graph (`"prepare"`, `"train:any"`) stands
     for the job; names that come later count, too."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._works: dict[str, tuple[Work, list[tuple[str, str, bool]]]] = {}
 
     def command(
@@ -54,6 +54,20 @@ class Graph:
         calls = [functions.pack_call(None, (item,), {}) for item in items]
         return self._add(name, specs.function_work(fn, calls, options=options_left), own)
 
+    def _add(self, name: str, work: Work, own: list[tuple[str, str, bool]]) -> str:
+        if name in self._works:
+            raise GraphError(f"{name}: there are two jobs of this name")
+        self._works[name] = work, own
+        return name
+
+
+class Graph(Named):
+    """A graph of a `Client`."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+
     def submit(self) -> dict[str, JobHandle]:
         """Submits all jobs, or none; returns a handle for each name.
 
@@ -62,15 +76,33 @@ class Graph:
         works = resolved(self._works)
         ids = self._client._run(verbs.submit_graph(list(works.values())))
         return {
-            name: JobHandle(self._client, job, count=work.spec.count, first=work.spec.first_index)
+            name: JobHandle(self._client, job, count=count_of(work), first=work.spec.first_index)
             for (name, work), job in zip(works.items(), ids, strict=True)
         }
 
-    def _add(self, name: str, work: Work, own: list[tuple[str, str, bool]]) -> str:
-        if name in self._works:
-            raise GraphError(f"{name}: there are two jobs of this name")
-        self._works[name] = work, own
-        return name
+
+class AsyncGraph(Named):
+    """A graph of an `AsyncClient`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        super().__init__()
+        self._client = client
+
+    async def submit(self) -> dict[str, AsyncJobHandle]:
+        """Submits all jobs, or none; returns a handle for each name. Errors: as `Graph.submit`."""
+        from depalma.client.aio import AsyncJobHandle
+
+        works = resolved(self._works)
+        ids = await self._client._run(verbs.submit_graph(list(works.values())))
+        return {
+            name: AsyncJobHandle(self._client, job, count=count_of(work), first=work.spec.first_index)
+            for (name, work), job in zip(works.items(), ids, strict=True)
+        }
+
+
+def count_of(work: Work) -> int | None:
+    """Returns how many tasks the job has; None if more may be added."""
+    return None if work.spec.open else work.spec.count
 
 
 def specs_of(document: object) -> dict[str, Work]:
@@ -80,7 +112,10 @@ def specs_of(document: object) -> dict[str, Work]:
     `Client.command`. Errors: GraphError that names the job and the key.
     """
     if not isinstance(document, dict) or set(document) != {"jobs"} or not isinstance(document["jobs"], dict):
-        raise GraphError("allowed: one key, jobs, with a job under each name")
+        keys = ", ".join(map(repr, document)) if isinstance(document, dict) else type(document).__name__
+        raise GraphError(f"{keys or 'nothing'} given; allowed: one key, jobs, with a job under each name")
+    if not document["jobs"]:
+        raise GraphError("jobs: none given; allowed: one or more")
     works: dict[str, tuple[Work, list[tuple[str, str, bool]]]] = {}
     for name, entry in document["jobs"].items():
         if not isinstance(name, str) or not isinstance(entry, dict):
@@ -99,7 +134,12 @@ def specs_of(document: object) -> dict[str, Work]:
                 command, cwd=cwd, indices=places["array"], arguments=places["arguments"], options=options
             )
             msgspec.convert(msgspec.to_builtins(work.spec), type=type(work.spec))
-        except (TypeError, ValueError, AttributeError) as error:
+        except msgspec.ValidationError as error:
+            what, _, place = str(error).partition(" - at `$.")
+            field = place.rstrip("`")
+            given = f"; {entry[field]!r} given" if field in entry else ""
+            raise GraphError(f"{name}: {field}: {what[:1].lower()}{what[1:]}{given}") from error
+        except (TypeError, ValueError, DepalmaError) as error:
             raise GraphError(f"{name}: {error}") from error
         works[name] = work, own
     return resolved(works)

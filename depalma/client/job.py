@@ -186,10 +186,7 @@ class JobHandle:
 
         Returns the index of the first. Errors: Rejected (job_closed).
         """
-        if self.view().kind == "command":
-            packed = [str(item).encode() for item in items]
-        else:
-            packed = [functions.pack_call(None, (item,), {}) for item in items]
+        packed = functions.pack_items(self.view().kind, items)
         return self._client._run(verbs.add_tasks(self.id, packed))
 
     def close(self) -> None:
@@ -204,6 +201,14 @@ class JobHandle:
     def release(self) -> bool:
         """Ends `hold`. Returns False if it was not held."""
         return self.id in self._client._run(verbs.steer("release", [self.id]))
+
+    def suspend(self, reason: str = "") -> bool:
+        """Has all of it stand still, see `Client.suspend`. Returns False if it was suspended or over already."""
+        return self.id in self._client.suspend(self.id, reason=reason)
+
+    def resume(self) -> bool:
+        """Ends `suspend`. Returns False if it was not suspended."""
+        return self.id in self._client.resume(self.id)
 
     def retry(self) -> bool:
         """Runs the tasks again that failed, timed out or were lost; then this handle waits for them anew.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypedDict
 
 from msgspec import Struct
@@ -48,6 +49,7 @@ class JobOptions(TypedDict, total=False):
     gang: int | str  #: so many tasks start at once or none of them; "all": all of the job
     isolate: bool  #: each task of a function in a process of its own
     inputs: Sequence[str | os.PathLike[str]]  #: files and folders to put into the scratch folder, or "PATH=NAME"
+    stdin: str | os.PathLike[str] | bytes  #: what each task of a command reads: a file here, or the bytes themselves
     outputs: Sequence[str]  #: globs of files in the scratch folder to keep: `task.outputs()`
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
@@ -56,6 +58,7 @@ class JobOptions(TypedDict, total=False):
     timeout_retries: int  #: further attempts after a timeout, if these count apart
     lost_retries: int  #: further attempts after a lost host (no limit)
     start_within_s: float  #: the job is cancelled if nothing of it has started by then
+    task_start_within_s: float  #: a task that no host was given so long after it came is cancelled
     timeout_s: float
     grace_s: float  #: between SIGTERM and SIGKILL
     restartable: bool
@@ -82,15 +85,13 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, field in _SIZES.items():
         if name in values:
             values[field] = size_bytes(values.pop(name), name)
-    if "outputs" in values:
-        given = values["outputs"]
-        values["outputs"] = (given,) if isinstance(given, str) else tuple(given)
-    for name in ("tags", "labels", "prefer"):
+    for name in ("tags", "labels", "prefer", "outputs"):
         if name in values:
-            given = values[name]
-            values[name] = (given,) if isinstance(given, str) else tuple(given)
-    for name in ("resources", "limits"):
+            values[name] = (values[name],) if isinstance(values[name], str) else several(name, values[name], str)
+    for name in ("resources", "limits", "env"):
         if name in values:
+            if not isinstance(values[name], Mapping):
+                raise bad_option(name, values[name], "a mapping of names to values")
             values[name] = dict(values[name])
     if isinstance(values.get("gang"), str):
         if values["gang"] != "all":
@@ -99,7 +100,7 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("start_at"), datetime):
         values["start_at"] = values["start_at"].timestamp()
     if "retry_exit_codes" in values:
-        values["retry_exit_codes"] = tuple(values["retry_exit_codes"])
+        values["retry_exit_codes"] = several("retry_exit_codes", values["retry_exit_codes"], int)
     if "env" in values:
         values["env"] = {str(name): str(value) for name, value in values["env"].items()}
     after = (*dependencies("after", values.pop("after", ())), *dependencies("after_each", values.pop("after_each", ())))
@@ -125,6 +126,36 @@ def dependencies(option: str, given: object) -> Iterator[Dependency]:
         yield Dependency(int(match[1]), match[2] or "ok", option == "after_each")  # type: ignore[arg-type]
 
 
+def bad_option(name: str, given: object, allowed: str) -> ValueError:
+    """Returns the error of an option's value: what was given, and what is allowed."""
+    text = repr(given)
+    return ValueError(f"{name}: {text if len(text) <= 80 else text[:77] + '...'} given; allowed: {allowed}")
+
+
+def several(name: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """Returns a list, tuple or the like of texts, or of whole numbers. Errors: ValueError."""
+    what = "texts (in quotes, if one looks like something else)" if kind is str else "whole numbers"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise bad_option(name, given, f"a list of {what}")
+    values = tuple(given)
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise bad_option(
+                name, value, f"{what} (in quotes, if it looks like something else)" if kind is str else what
+            )
+    return values
+
+
+def _path_text(name: str, given: Any) -> str:
+    try:
+        text = os.fspath(given)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str):
+        raise bad_option(name, given, "a text or a path")
+    return text
+
+
 @lru_cache(maxsize=1)
 def login_name() -> str:
     """Returns the name of the user of this process, as the operating system knows it."""
@@ -142,18 +173,35 @@ def packed_inputs(values: dict[str, Any]) -> bytes:
     if not given:
         return b""
     from depalma import staging
+    from depalma.archive import ArchiveError
 
     target = io.BytesIO()
+    if isinstance(given, Mapping) or not isinstance(given, str | os.PathLike | Iterable):
+        raise bad_option("inputs", given, "a list of paths, or of PATH=NAME")
     entries = [given] if isinstance(given, str | os.PathLike) else list(given)
-    staging.pack(staging.input_members(entries), target, staging.INPUT_BYTES)
+    try:
+        staging.pack(staging.input_members(entries), target, staging.INPUT_BYTES)
+    except ArchiveError as error:
+        raise ArchiveError(f"inputs: {error}") from error
     return target.getvalue()
+
+
+def read_stdin(values: dict[str, Any]) -> bytes:
+    """Takes `stdin` out of the options and returns the bytes; nothing if there is none. Errors: ValueError."""
+    given = values.pop("stdin", None)
+    if given is None or isinstance(given, bytes):
+        return given or b""
+    try:
+        return Path(given).read_bytes()
+    except OSError as error:
+        raise ValueError(f"stdin: {os.fspath(given)}: {error.strerror}") from error
 
 
 def size_bytes(size: int | str, option: str = "memory") -> int:
     """Returns a size in bytes: `2G`, `512M`, `1.5g`, `1000`. Units are powers of 1024. Errors: ValueError."""
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         return size
-    match = _SIZE.fullmatch(size.strip())
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if not match:
         raise ValueError(f"{option}: {size!r} given; allowed: bytes, or a number with K, M, G or T")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
@@ -176,10 +224,10 @@ def array(text: int | str | None) -> Array:
         return Array()
     if isinstance(text, str) and text.isdigit():
         text = int(text)
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         made = Array(count=text)
     else:
-        match = _ARRAY.fullmatch(text)
+        match = _ARRAY.fullmatch(text) if isinstance(text, str) else None
         if not match:
             raise ValueError(f"array: {text!r} given; allowed: a count, or like 0-99 or 0-99%10")
         first, last, limit = int(match[1]), int(match[2]), int(match[3] or 0)
@@ -196,6 +244,7 @@ class Work(Struct, frozen=True):
     function: bytes = b""
     arguments: Sequence[bytes] | None = None
     inputs: bytes = b""
+    stdin: bytes = b""
 
 
 def command_work(
@@ -207,18 +256,19 @@ def command_work(
     options: Mapping[str, Any],
 ) -> Work:
     """Returns a command job: one task an index, or one an argument (which replaces `{}`). Errors: ValueError."""
-    if isinstance(argv, str) or not argv:
-        raise ValueError(f"argv: {argv!r} given; allowed: a list of the program and its arguments")
+    if isinstance(argv, str | bytes | Mapping) or not argv or not isinstance(argv, Iterable):
+        raise bad_option("argv", argv, "a list of the program and its arguments")
     values = fields(options)
-    inputs = packed_inputs(values)
-    values.update(argv=tuple(os.fspath(part) for part in argv), cwd=os.fspath(cwd))
+    inputs, stdin = packed_inputs(values), read_stdin(values)
+    values.update(argv=tuple(_path_text("argv", part) for part in argv), cwd=_path_text("cwd", cwd))
     if arguments is not None:
-        items = [argument.encode() for argument in arguments]
-        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs)
+        items = [argument.encode() for argument in several("arguments", arguments, str)]
+        return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs, stdin=stdin)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
-    return Work(JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values), inputs=inputs)
+    spec = JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values)
+    return Work(spec, inputs=inputs, stdin=stdin)
 
 
 def function_work(
@@ -230,6 +280,8 @@ def function_work(
     options: Mapping[str, Any],
 ) -> Work:
     """Returns a function job with one task per packed call. Errors: ValueError, pickling errors."""
+    if options.get("stdin") is not None:
+        raise ValueError("stdin: given for a function; allowed: for commands")
     values = fields(options)
     inputs = packed_inputs(values)
     values.setdefault("name", functions.display_name(function))

@@ -42,6 +42,15 @@ class Steering:
         """Ends `hold`; returns the ids of those that were held."""
         return self._run(verbs.steer("release", ids_of(jobs)))
 
+    def suspend(self, *jobs: int | HasId, reason: str = "") -> list[int]:
+        """Has them stand still: what runs is stopped where it is, nothing of them begins. Returns the ids of those that
+        were not suspended. The time counts for no time limit of a task."""
+        return self._run(verbs.steer("suspend", ids_of(jobs), {"reason": reason}))
+
+    def resume(self, *jobs: int | HasId) -> list[int]:
+        """Ends `suspend`; returns the ids of those that were suspended."""
+        return self._run(verbs.steer("resume", ids_of(jobs)))
+
     def retry(self, *jobs: int | HasId) -> list[int]:
         """Runs the tasks again that failed, timed out or were lost; returns the ids of jobs that had some.
 
@@ -104,6 +113,14 @@ class AsyncSteering:
     async def release(self, *jobs: int | HasId) -> list[int]:
         """Ends `hold`; returns the ids of those that were held."""
         return await self._run(verbs.steer("release", ids_of(jobs)))
+
+    async def suspend(self, *jobs: int | HasId, reason: str = "") -> list[int]:
+        """Has them stand still; returns the ids of those that were not suspended. See `Steering.suspend`."""
+        return await self._run(verbs.steer("suspend", ids_of(jobs), {"reason": reason}))
+
+    async def resume(self, *jobs: int | HasId) -> list[int]:
+        """Ends `suspend`; returns the ids of those that were suspended."""
+        return await self._run(verbs.steer("resume", ids_of(jobs)))
 
     async def retry(self, *jobs: int | HasId) -> list[int]:
         """Runs failed tasks again; ask `job` for a handle that waits for them. Errors: Rejected (job_cancelled)."""

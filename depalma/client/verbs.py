@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -98,6 +99,7 @@ class LogChunk(Struct, frozen=True):
     next_offset: int
     ended: bool
     attempt: int
+    note: str = ""  #: what of the output is missing, and why
 
 
 # ---------------------------------------------------------------- plain requests
@@ -170,6 +172,8 @@ def stored(work: Work) -> Verb[JobSpec]:
         spec = msgspec.structs.replace(spec, arguments=(yield from store(items.pack(work.arguments))))
     if work.function:
         spec = msgspec.structs.replace(spec, function_pickle=(yield from store(work.function)))
+    if work.stdin:
+        spec = msgspec.structs.replace(spec, stdin=(yield from store(work.stdin)))
     if work.inputs:
         spec = msgspec.structs.replace(spec, inputs=(yield from store_blob(work.inputs)))
     return spec
@@ -274,13 +278,16 @@ def log_chunk(
         next_offset=int(answer.headers.get("depalma-next-offset", offset + len(answer.body))),
         ended=answer.headers.get("depalma-ended", "true") == "true",
         attempt=int(answer.headers.get("depalma-attempt") or 0),
+        note=answer.headers.get("depalma-note", ""),
     )
 
 
 def log(task: str, stream: str) -> Verb[bytes]:
-    """Returns what a task has written so far."""
+    """Returns what a task has written so far; warns of what is missing (UserWarning)."""
     parts: list[bytes] = []
     chunk = yield from log_chunk(task, stream)
+    if chunk.note:
+        warnings.warn(chunk.note, stacklevel=2)
     while chunk.data:
         parts.append(chunk.data)
         if chunk.ended:

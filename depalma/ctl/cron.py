@@ -9,7 +9,7 @@ import click
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, login_name, spec_options, stage_inputs
+from depalma.ctl.spec import build_spec, login_name, spec_options, stage_files
 from depalma.ctl.wording import ago, clean, moment
 
 _COLUMNS = (
@@ -78,7 +78,7 @@ def add(
     if options.get("after") or options.get("after_each"):
         raise click.UsageError("a schedule waits for no job: --after and --after-each are for single jobs")
     spec = build_spec(words, options, default_name=options.get("name") or schedule)
-    stage_inputs(session, options["inputs"], spec)
+    stage_files(session, options, spec)
     view = session.post(
         "/v1/schedules",
         {

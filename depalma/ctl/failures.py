@@ -64,7 +64,7 @@ def classify(error: Exception) -> tuple[int, str]:
 
 
 def _plain(error: Exception) -> tuple[int, str]:
-    if isinstance(error, click.UsageError):
+    if isinstance(error, (click.UsageError, UnicodeEncodeError)):
         return USAGE, "usage"
     if isinstance(error, Failure):
         return error.exit_code, error.code
@@ -93,6 +93,9 @@ def _message(error: Exception) -> str:
         return error.format_message()
     if isinstance(error, DepalmaError):
         return str(error)
+    if isinstance(error, UnicodeEncodeError):  # nothing was sent: neither the cluster nor its log can hold it
+        near = os.fsencode(error.object[max(0, error.start - 20) : error.end])
+        return f"{near!r}: not UTF-8; allowed: text in UTF-8"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return f"internal error: {type(error).__name__}: {error} (DEPALMA_DEBUG=1 shows where)"

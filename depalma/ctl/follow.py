@@ -17,6 +17,8 @@ LOG_WAIT_S = 3.0
 CHUNK_BYTES = 1024 * 1024
 #: Output of an attempt that is over is asked for so long while its host does not answer.
 _UNREACHABLE_S = 5.0
+#: And so long if it was lost with it: where only the agent had died, the next one has what was written.
+_LOST_S = 2.0
 _RETRY_S = 0.3
 
 
@@ -33,6 +35,7 @@ def read_attempt(session: Session, task: str, stream: str, attempt: int | None =
     while True:
         answer = session.ask(f"/v1/tasks/{task}/logs", stream=stream, attempt=attempt, offset=offset, limit=CHUNK_BYTES)
         attempt = int(answer.headers.get("depalma-attempt", attempt or 0))
+        tell_missing(answer, session.warn)
         if not answer.body:
             return
         yield Chunk(attempt, answer.body)
@@ -52,10 +55,11 @@ def follow_task(
     """Yields what the task writes until it is over: its present attempt from the beginning (or the first one), then
     each further one, however quickly they follow each other.
 
-    `note` gets a line for people when an attempt is followed by another, or its output is out of reach.
+    `note` gets a line for people when an attempt is followed by another. What is missing is warned of, if there is one.
     Errors: Rejected, NoLeader.
     """
     say = note or (lambda _text: None)
+    warn = session.warn if note else say
     attempt = 0
     while True:
         view = next_attempt(session, task, attempt)
@@ -67,9 +71,9 @@ def follow_task(
         if _past(view, attempt).get("state") == "returned":
             continue  # it never began, so it wrote nothing
         try:
-            yield from _follow_attempt(session, task, stream, attempt)
+            yield from _follow_attempt(session, task, stream, attempt, warn)
         except Failure as failure:
-            say(f"{task}: {clean(str(failure))}")
+            warn(f"the rest is missing: {clean(str(failure))}")
 
 
 def next_attempt(session: Session, task: str, after: int) -> dict[str, Any]:
@@ -83,7 +87,15 @@ def next_attempt(session: Session, task: str, after: int) -> dict[str, Any]:
         index = answer.headers.get("depalma-index")
 
 
-def _follow_attempt(session: Session, task: str, stream: str, attempt: int) -> Iterator[Chunk]:
+def tell_missing(answer: Answer, warn: Callable[[str], None]) -> None:
+    """Warns of output that is not kept any more, where the answer says so."""
+    if "depalma-note" in answer.headers:
+        warn(clean(answer.headers["depalma-note"]))
+
+
+def _follow_attempt(
+    session: Session, task: str, stream: str, attempt: int, warn: Callable[[str], None]
+) -> Iterator[Chunk]:
     """Errors: Failure when the host that has the output stays out of reach although the attempt is over."""
     offset = 0
     given_up_at: float | None = None
@@ -101,6 +113,7 @@ def _follow_attempt(session: Session, task: str, stream: str, attempt: int) -> I
             given_up_at = _patience(session, task, attempt, answer, given_up_at)
             continue
         given_up_at = None
+        tell_missing(answer, warn)
         if answer.body:
             yield Chunk(attempt, answer.body)
             offset = int(answer.headers["depalma-next-offset"])
@@ -120,7 +133,7 @@ def _patience(session: Session, task: str, attempt: int, answer: Answer, given_u
     now = time.monotonic()
     if not alive and given_up_at is None:
         lost = _past(view, attempt).get("state") == "lost"
-        given_up_at = now if lost else now + _UNREACHABLE_S
+        given_up_at = now + (_LOST_S if lost else _UNREACHABLE_S)
     if given_up_at is not None and now >= given_up_at:
         raise Failure(str(answer.problem().get("detail")), code="log_unavailable")
     time.sleep(_RETRY_S)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
 from depalma.client.graphs import GraphError, specs_of
+from depalma.client.specs import Work
+from depalma.client.verbs import stored
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
 from depalma.ctl.wording import count
+from depalma.errors import ConfigError
 
 
 def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[str, ...], *, wait: bool) -> None:
@@ -22,7 +24,9 @@ def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[st
     ]  # fmt: skip
     if words or given:
         raise click.UsageError("with -f everything about the jobs stands in the file: no command, no other option", ctx)
-    names, specs = _read(ctx, Path(path))
+    works = _read(ctx, Path(path))
+    names = list(works)
+    specs = [msgspec.to_builtins(session.run(stored(work))) for work in works.values()]
     ids: list[int] = session.post("/v1/graphs", {"jobs": specs})["ids"]
     if not (wait and session.structured):
         made = [{"name": name, "id": job} for name, job in zip(names, ids, strict=True)]
@@ -38,22 +42,14 @@ def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[st
         wait_and_exit(session, ids, print_jobs=True)
 
 
-def _read(ctx: click.Context, path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    import msgspec
-    import yaml
+def _read(ctx: click.Context, path: Path) -> dict[str, Work]:
+    from depalma import yamltext
 
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-        works = specs_of(document)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, GraphError) as error:
+        return specs_of(yamltext.load(path))
+    except GraphError as error:
         raise click.UsageError(f"{path}: {error}", ctx) from error
-    specs = []
-    for work in works.values():
-        spec = msgspec.to_builtins(work.spec)
-        if work.arguments is not None:
-            from depalma import items
-
-            packed = items.pack(list(work.arguments))
-            spec["arguments"] = {"inline": base64.b64encode(packed).decode(), "size_bytes": len(packed)}
-        specs.append(spec)
-    return list(works), specs
+    except FileNotFoundError as error:
+        raise click.UsageError(f"{path}: {error.strerror}", ctx) from error
+    except ConfigError as error:
+        raise click.UsageError(str(error), ctx) from error

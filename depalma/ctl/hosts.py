@@ -47,7 +47,7 @@ _PROCESS_COLUMNS = (
     Column("PID", lambda row: row["pid"], right=True),
     Column("PPID", lambda row: row["ppid"], right=True, wide=True),
     Column("USER", lambda row: row["user"]),
-    Column("STATE", lambda row: row["state"]),
+    Column("STATE", lambda row: "suspended" if row["suspended"] and row["state"] == "stopped" else row["state"]),
     Column("CPU", lambda row: percent(row["cpu_percent"]), right=True),
     Column("MEMORY", lambda row: size(row["rss_bytes"]), right=True),
     Column("THREADS", lambda row: row["threads"], right=True, wide=True),
@@ -159,5 +159,9 @@ def ps(session: Session, job: str | None) -> None:
         session.get(f"/v1/jobs/{number}")  # an unknown job is an error, not an empty list
     answer = session.get("/v1/ps", job=number)
     show_rows(session, answer["processes"], _PROCESS_COLUMNS, key="pid")
+    if not session.structured:
+        still = {row["task"]: row["suspended"] for row in answer["processes"] if row["suspended"]}
+        for task, reason in still.items():
+            session.narrate(f"{clean(task)} stands still: {clean(reason)}")
     if answer["missing"]:
         session.warn(f"not shown: {clean(listed(answer['missing']))} did not answer in time")

@@ -35,7 +35,12 @@ _PAGE = 1000
 @click.argument("target", type=ids.TARGET, metavar="JOB[.TASK]")
 @click.pass_obj
 def logs(session: Session, target: ids.Target, follow: bool, stderr: bool, attempt: int | None) -> None:
-    """Print what a task wrote; of a job with several tasks, one task after the other in order."""
+    """Print what a task wrote; of a job with several tasks, one task after the other in order.
+
+    With -f it goes on where an attempt ends and the next one begins, on whichever host and under whichever leader,
+    each byte once, until the task is over; stderr says where one attempt ends. What an attempt wrote is on its host. If
+    that is gone, or keeps it no longer, the last 64 KiB are printed, which the masters keep, and stderr says why.
+    """
     if follow and attempt:
         raise click.UsageError("--attempt is for finished output; -f follows the latest attempt")
     stream = "stderr" if stderr else "stdout"

@@ -14,6 +14,7 @@ from depalma.ctl.command import command
 from depalma.ctl.failures import FAILED
 from depalma.ctl.output import Column, Row, show_rows
 from depalma.ctl.session import Session
+from depalma.ctl.values import Number
 
 if TYPE_CHECKING:
     from depalma.deploy.cluster import Deployment, Outcome
@@ -64,7 +65,7 @@ _COLUMNS = (
 @click.option("--offline", is_flag=True, help="Send all dependencies from here; let no machine ask a package index.")
 @click.option("--python", default="", metavar="PATH", help="The Python to try first on the machines (3.11 or newer).")
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, metavar="S", show_default=True,
+    "--wait", "wait_s", type=Number(min=0), default=60.0, metavar="S", show_default=True,
     help="How many seconds the cluster may take to see what was started.",
 )  # fmt: skip
 @click.pass_obj
@@ -116,7 +117,7 @@ def up(
 @_FILE
 @_SSH_CONFIG
 @click.option(
-    "--patience", "patience_s", type=click.FloatRange(min=0), default=30.0, metavar="S", show_default=True,
+    "--patience", "patience_s", type=Number(min=0), default=30.0, metavar="S", show_default=True,
     help="Seconds that each daemon has for an orderly end.",
 )  # fmt: skip
 @click.pass_obj

@@ -14,6 +14,7 @@ import click
 from depalma import __version__
 from depalma.ctl.command import LazyGroup, Root
 from depalma.ctl.session import FORMATS, Session
+from depalma.ctl.values import Number
 
 #: Section → command → (where it is, its line in the overview). The line is also the command's short help.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -35,6 +36,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "close": ("depalma.ctl.opened:close", "Say that an open job gets no more tasks"),
         "hold": ("depalma.ctl.steer:hold", "Start no further task of jobs"),
         "release": ("depalma.ctl.steer:release", "Let held jobs go"),
+        "suspend": ("depalma.ctl.steer:suspend", "Have jobs stand still"),
+        "resume": ("depalma.ctl.steer:resume", "Let suspended jobs go on"),
         "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),
         "set": ("depalma.ctl.steer:set_command", "Change priority, name or tags of jobs"),
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
@@ -89,7 +92,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 @click.option("--no-color", is_flag=True, help="No colours (NO_COLOR in the environment does the same).")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.05),
+    type=Number(min=0.05),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

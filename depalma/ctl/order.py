@@ -9,7 +9,7 @@ import click
 from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
-from depalma.ctl.values import DURATION, parse_size
+from depalma.ctl.values import DURATION, Number, parse_size
 from depalma.ctl.wording import count, size
 
 _KIND = click.argument("kind", metavar="tag|user|group", type=click.Choice(["tag", "user", "group"]))
@@ -164,7 +164,7 @@ def _amounts(entries: tuple[str, ...]) -> dict[str, float]:
 
 @order.command("share", examples=("depalmactl order share ann 2",))
 @click.argument("user", metavar="USER")
-@click.argument("weight", metavar="WEIGHT", type=click.FloatRange(0, min_open=True))
+@click.argument("weight", metavar="WEIGHT", type=Number(0, min_open=True))
 @click.pass_obj
 def order_share(session: Session, user: str, weight: float) -> None:
     """Give a user another weight: within a priority, users get slots in proportion to their weights (1)."""

@@ -52,9 +52,10 @@ the epoch. With `-o json` an error is `{"error": {"code", "message", "exit_code"
 `depalmactl submit script.sh` sends the text of the script (at most 4 KiB; larger ones go through `code add`). It runs
 with the interpreter of its first line: a shell, Python, Perl, Ruby or Node. Directives are read from the comments
 before its first command. `#DEPALMA` takes any option of `submit`; of `#SBATCH` these are taken: `--job-name -J`,
-`--time -t`, `--array -a` (`a-b%n`), `--cpus-per-task -c`, `--mem`, `--nice`, `--chdir -D`, `--output -o` and
-`--error -e` (with `%j %A %a`), `--nodelist -w`, `--nodes=1 -N`, `--ntasks=1 -n`, `--hold -H`, `--requeue`,
-`--no-requeue`; a shell script with `#SBATCH` lines finds `SLURM_JOB_ID`, `SLURM_ARRAY_TASK_ID` and their like set.
+`--time -t`, `--array -a` (`a-b%n`), `--cpus-per-task -c`, `--mem`, `--nice`, `--chdir -D`, `--input -i` (a file
+here), `--output -o` and `--error -e` (with `%j %A %a`), `--nodelist -w`, `--nodes=1 -N`, `--ntasks=1 -n`,
+`--hold -H`, `--requeue`, `--no-requeue`; a shell script with `#SBATCH` lines finds `SLURM_JOB_ID`,
+`SLURM_ARRAY_TASK_ID` and their like set.
 Anything else is an error that names the line. The command line wins over the environment, and that over the script.
 
 ## Environment
@@ -62,12 +63,6 @@ Anything else is an error that names the line. The command line wins over the en
 Every option has a twin: `DEPALMA_` and the command and option in capitals, such as `DEPALMA_TIMEOUT=30`,
 `DEPALMA_SUBMIT_PRIORITY=5` or `DEPALMA_EVENTS_LAST=100`. `NO_COLOR` is honoured. `DEPALMA_DEBUG=1` shows where an
 internal error happened.
-
-## Coming
-
-Options of `submit` that are not there yet, and refused: `--after`, `--backoff`.
-Commands: `hold`, `release`, `retry`, `suspend`, `resume`, changes of hosts and groups,
-`code rollback`, `master add|remove|transfer`, `snapshot`, `cluster`.
 """
 
 

@@ -18,7 +18,7 @@ from depalma.ctl.command import command
 from depalma.ctl.follow import follow_task
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, spec_options, stage_inputs
+from depalma.ctl.spec import build_spec, spec_options, stage_files
 from depalma.ctl.submit import PASS_THROUGH, post_job
 from depalma.ctl.wait import FINAL, exit_code, wait_for
 from depalma.ctl.wording import clean
@@ -55,7 +55,7 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:
     failures.passes_job_code = True
     spec = build_spec(words, options, default_name=Path(words[0]).name)
     put_after(session, spec, options)
-    stage_inputs(session, options["inputs"], spec)
+    stage_files(session, options, spec)
     job = post_job(session, spec)
     session.narrate(f"job {job}")
     previous = signal.signal(signal.SIGTERM, _terminate)

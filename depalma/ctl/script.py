@@ -141,6 +141,7 @@ _SLURM: dict[str, Callable[[str], list[str]]] = {
     "mem": lambda value: ["--memory", _megabytes(value)],
     "nice": lambda value: ["--priority", str(-int(value))],
     "chdir": lambda value: ["--cwd", value],
+    "input": lambda value: ["--stdin", value],
     "output": lambda value: ["--stdout", _pattern(value)],
     "error": lambda value: ["--stderr", _pattern(value)],
     "nodelist": lambda value: ["--on-host", value],
@@ -150,7 +151,7 @@ _SLURM: dict[str, Callable[[str], list[str]]] = {
 _SLURM_FLAGS = {"hold": ["--hold"], "no-requeue": ["--not-restartable"], "requeue": []}
 _SLURM_SHORT = {
     "J": "job-name", "t": "time", "a": "array", "c": "cpus-per-task", "D": "chdir", "w": "nodelist",
-    "N": "nodes", "n": "ntasks", "H": "hold", "o": "output", "e": "error",
+    "N": "nodes", "n": "ntasks", "H": "hold", "i": "input", "o": "output", "e": "error",
 }  # fmt: skip
 
 

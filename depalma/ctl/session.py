@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from depalma.errors import ConfigError, DepalmaError, NoLeader
+from depalma.errors import DepalmaError, NoLeader
 
 if TYPE_CHECKING:
     from depalma.client.connections import Connections
@@ -72,10 +72,7 @@ class Session:
             from depalma.client.contexts import resolve
 
             masters = self.masters or None
-            connection = resolve(masters=masters, token_file=self.token_file, context=self.context, ca=self.ca)
-            if not (connection.token.isascii() and (connection.token + " ").isprintable()):
-                raise ConfigError(f"the token for {connection.origin} is not one line of plain characters: wrong file?")
-            self._connection = connection
+            self._connection = resolve(masters=masters, token_file=self.token_file, context=self.context, ca=self.ca)
         return self._connection
 
     def connect_to(self, connection: Connection) -> None:
@@ -157,7 +154,7 @@ class Session:
 
         from depalma.client.transport import JSON, Request, new_key, with_query
 
-        data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
         content_type = JSON if data else ""
         return self.call(
             Request(method, with_query(path, params), data, content_type=content_type, key=new_key())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
+import hashlib
 import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +16,8 @@ import click
 from depalma.ctl import after
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, parse_counts, parse_env, parse_gang
+from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, Number, parse_counts, parse_env, parse_gang
+from depalma.model import INLINE_LIMIT_BYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +27,7 @@ _COMMON = (
     click.option("--priority", type=int, metavar="N", help="Higher runs first (0)."),
     click.option("--group", metavar="GROUP", help="Only on hosts of this group."),
     click.option("--on-host", metavar="HOST", help="Only on this host."),
-    click.option("--cpus", type=click.FloatRange(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
+    click.option("--cpus", type=Number(0, min_open=True), metavar="N", help="CPUs a task needs (1)."),
     click.option(
         "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
     ),
@@ -72,6 +77,7 @@ _COMMON = (
         metavar="GLOB",
         help="Files of the scratch folder to keep: see result --output. May be repeated.",
     ),
+    click.option("--stdin", metavar="FILE", help="What each task reads: a file here, or - for the stdin of this."),
     click.option("--retries", type=click.IntRange(0), metavar="N", help="Further attempts after a task failed (0)."),
     click.option(
         "--backoff", type=DURATION, metavar="TIME", help="Before the next attempt; doubles, up to an hour (0)."
@@ -98,6 +104,9 @@ _COMMON = (
     ),
     click.option(
         "--start-within", type=DURATION, metavar="TIME", help="Cancel the job if nothing of it has started by then."
+    ),
+    click.option(
+        "--task-start-within", type=DURATION, metavar="TIME", help="Cancel each task that no host has got by then."
     ),
     click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
@@ -172,6 +181,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "lost_retries": options.get("lost_retries"),
         "start_at": options.get("start_at"),
         "start_within_s": options.get("start_within"),
+        "task_start_within_s": options.get("task_start_within"),
         "env": env,
         "cpu_time_s": options.get("cpu_time"),
         "max_processes": options.get("max_processes"),
@@ -210,10 +220,32 @@ def checked_output(text: str) -> str:
     return text
 
 
-def stage_inputs(session: Session, paths: Sequence[str], spec: dict[str, Any]) -> None:
-    """Packs and uploads the input files of a job and names them in its specification. Errors: click.BadParameter."""
-    if not paths:
-        return
+def stage_files(session: Session, options: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Uploads what a job is given of files here, and names it in its specification. Errors: click.BadParameter."""
+    stdin = _stdin(options.get("stdin"))  # before anything is sent
+    if options["inputs"]:
+        _stage_inputs(session, options["inputs"], spec)
+    if stdin:
+        spec["stdin"] = stored(session, stdin)
+
+
+def _stdin(name: str | None) -> bytes:
+    try:
+        return b"" if name is None else sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise click.BadParameter(f"{name}: {error.strerror}", param_hint="'--stdin'") from error
+
+
+def stored(session: Session, data: bytes) -> dict[str, Any]:
+    """Returns the bytes as the API takes them, after large ones were uploaded."""
+    if len(data) <= INLINE_LIMIT_BYTES:
+        return {"inline": base64.b64encode(data).decode(), "size_bytes": len(data)}
+    digest = hashlib.sha256(data).hexdigest()
+    session.put_blob(digest, data)
+    return {"digest": digest, "size_bytes": len(data)}
+
+
+def _stage_inputs(session: Session, paths: Sequence[str], spec: dict[str, Any]) -> None:
     import io
 
     from depalma import staging

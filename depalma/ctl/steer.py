@@ -1,4 +1,4 @@
-"""`hold`, `release`, `retry`, `set`: how jobs that are there go on."""
+"""`hold`, `release`, `suspend`, `resume`, `retry`, `set`: how jobs that are there go on."""
 
 from __future__ import annotations
 
@@ -31,6 +31,27 @@ def hold(session: Session, jobs: tuple[list[str], ...]) -> None:
 def release(session: Session, jobs: tuple[list[str], ...]) -> None:
     """Let held jobs go: after `hold`, or `submit --hold`."""
     _steer(session, "release", jobs, "released", "were not held")
+
+
+@command("suspend", examples=("depalmactl suspend 42", "depalmactl suspend 40-45 --reason 'the file server is full'"))
+@_JOBS
+@click.option("--reason", metavar="TEXT", help="Why, for `show` and `explain`.")
+@click.pass_obj
+def suspend(session: Session, jobs: tuple[list[str], ...], reason: str | None) -> None:
+    """Have these jobs stand still: what runs is stopped (SIGSTOP to all of its processes), nothing of them begins.
+
+    Stopped tasks keep their memory and their place on the host; the time counts for no time limit of theirs. A
+    suspended job can be cancelled.
+    """
+    _steer(session, "suspend", jobs, "suspended", "were suspended or over already", {"reason": reason})
+
+
+@command("resume", examples=("depalmactl resume 42", "depalmactl resume 40-45"))
+@_JOBS
+@click.pass_obj
+def resume(session: Session, jobs: tuple[list[str], ...]) -> None:
+    """Let suspended jobs go on."""
+    _steer(session, "resume", jobs, "resumed", "were not suspended")
 
 
 @command("retry", examples=("depalmactl retry 42", "depalmactl retry last && depalmactl wait last"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -19,9 +17,8 @@ from depalma.ctl.command import ARGUMENTS, command
 from depalma.ctl.output import show_value
 from depalma.ctl.script import ScriptError, directives, script_argv
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, spec_options, stage_inputs
+from depalma.ctl.spec import build_spec, spec_options, stage_files, stored
 from depalma.ctl.wording import count
-from depalma.model import INLINE_LIMIT_BYTES
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 #: Options whose values add up instead of replacing each other.
@@ -82,7 +79,7 @@ def submit(
 
         show_trial(session, spec)
         return
-    stage_inputs(session, options["inputs"], spec)
+    stage_files(session, options, spec)
     job = post_job(session, spec)
     announce(session, job, options["array"].tasks if options.get("array") else 1, waits=wait)
     if wait:
@@ -115,13 +112,15 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_op
     session = ctx.find_object(Session)
     assert session is not None
     failures.passes_job_code = wait
+    if options["stdin"] == "-" and ":::" not in words:
+        raise click.UsageError("stdin has the arguments here, so --stdin - is of no use: give them after ':::'", ctx)
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
     if is_open:
         spec["open"] = True
     spec |= {"count": len(arguments), "arguments": payload_of(session, arguments)}
     put_after(session, spec, options)
-    stage_inputs(session, options["inputs"], spec)
+    stage_files(session, options, spec)
     job = post_job(session, spec)
     announce(session, job, len(arguments), waits=wait)
     if wait:
@@ -256,9 +255,4 @@ def _shell_text(text: str) -> str:
 
 def payload_of(session: Session, arguments: Sequence[str]) -> dict[str, Any]:
     """Returns the packed arguments as the API takes them; many are uploaded first."""
-    packed = items.pack([argument.encode("utf-8", "surrogateescape") for argument in arguments])
-    if len(packed) <= INLINE_LIMIT_BYTES:
-        return {"inline": base64.b64encode(packed).decode(), "size_bytes": len(packed)}
-    digest = hashlib.sha256(packed).hexdigest()
-    session.put_blob(digest, packed)
-    return {"digest": digest, "size_bytes": len(packed)}
+    return stored(session, items.pack([argument.encode("utf-8", "surrogateescape") for argument in arguments]))

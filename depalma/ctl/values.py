@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -17,11 +18,22 @@ _ARRAY = re.compile(r"^(\d{1,8})-(\d{1,8})(?:%(\d{1,8}))?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MAX_TASKS = 10_000_000
 ALL = "all"
+MAX_DURATION_S = 1_000_000_000  #: what the cluster takes as well: 31 years
 
 if TYPE_CHECKING:
     AnyType = click.ParamType[Any]
 else:  # generic in the newest click only
     AnyType = click.ParamType
+
+
+class Number(click.FloatRange):
+    """A number in a range; `nan` and `inf`, which Python reads as numbers, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class Array(NamedTuple):
@@ -47,7 +59,13 @@ def parse_size(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Returns seconds. Errors: ValueError."""
-    text = text.strip()
+    seconds = _seconds(text.strip())
+    if seconds > MAX_DURATION_S:
+        raise ValueError(f"{text!r} is longer than {MAX_DURATION_S} s")
+    return seconds
+
+
+def _seconds(text: str) -> float:
     clock = _CLOCK.match(text)
     if clock:
         days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())

@@ -19,7 +19,8 @@ from depalma.jobarchive.usage import host_uses, use_row
 from depalma.model import JobView, TaskCounts
 from depalma.state.completions import CompletionsImage, Note
 from depalma.state.images import JobImage, job_image, job_of
-from depalma.state.jobs import NOTHING_DONE, Job, Story
+from depalma.state.jobs import NOTHING_DONE, Job
+from depalma.state.stories import Story
 from depalma.state.task_states import CANCELLED, FAILED, FINAL_CODES, LOST, SUCCEEDED, TIMED_OUT, WORDS
 from depalma.state.views import command_of, job_reason
 
@@ -113,12 +114,12 @@ def take(job: Job) -> Generator[None, None, Raw | None]:
     done = None
     if job.done is not NOTHING_DONE:
         for part in job.done.images(_ROWS):
-            part = replace(part, results=[])
+            part = replace(part, results=[], tails=[])  # blobs go with the job
             done = part if done is None else _joined(done, part)
             yield
     stories: list[tuple[int, Story]] = []
     for number, (position, story) in enumerate(list(job.stories.items()), 1):
-        attempts = [replace(past, reason=past.reason[-LINE_CHARACTERS:]) for past in story.attempts]
+        attempts = [replace(past, reason=past.reason[-LINE_CHARACTERS:], tail=None) for past in story.attempts]
         stories.append((position, replace(story, attempts=attempts)))
         if number % _STORIES == 0:
             yield

@@ -51,15 +51,27 @@ class Questions:
         return {host: answer.history for host, answer in answers.items() if isinstance(answer, LoadTold)}, missing
 
     async def output(
-        self, host: str, ref: AttemptRef, stream: str, offset: int, limit_bytes: int, timeout_s: float
+        self,
+        host: str,
+        ref: AttemptRef,
+        stream: str,
+        offset: int,
+        limit_bytes: int,
+        timeout_s: float,
+        *,
+        patient: bool = False,
     ) -> Output | None:
-        """Returns a piece of an attempt's output, or None if its host is not there or does not answer."""
-        session = self._by_host.get(host)
-        if session is None:
-            return None
-        answer = await self._ask(
-            session, lambda number: AskOutput(number, *ref, stream, offset, limit_bytes), timeout_s
-        )
+        """Returns a piece of an attempt's output, or None if its host is not there (`patient`: and does not come), or
+        does not answer."""
+
+        def question(number: int) -> Question:
+            return AskOutput(number, *ref, stream, offset, limit_bytes)
+
+        if patient:
+            answer = await self._ask_host(host, question, timeout_s, lambda session: True)
+        else:
+            session = self._by_host.get(host)
+            answer = await self._ask(session, question, timeout_s) if session is not None else None
         return answer if isinstance(answer, Output) else None
 
     def _hosts_with_attempts(self, job: int | None) -> set[str]:

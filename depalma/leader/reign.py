@@ -99,6 +99,7 @@ class Reign:
                 self._kill_cancelled(job_id)
             elif job.gangs:
                 self._end_gangs(job)
+            self.sessions.suspensions.changed(job_id)  # after the kill: what is to die does not go on before
         if changes.masters:
             self.sessions.tell_masters()
         self._wishes.changed(changes.hosts)

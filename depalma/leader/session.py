@@ -43,6 +43,8 @@ class AgentSession:
         self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
         self.slots_told = 0  #: of its welcome
         self.tells_history = False  #: of its hello
+        self.suspends_jobs = False  #: of its hello
+        self.suspended: set[int] = set()  #: jobs that stand still, as it was told
         self.policy_told = OwnerPolicy()  #: of its welcome
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
         self._websocket = websocket

@@ -22,6 +22,7 @@ from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders
 from depalma.leader.questions import Questions
 from depalma.leader.session import AgentSession, Goodbye
+from depalma.leader.suspensions import Suspensions
 from depalma.lease import RENEWALS
 from depalma.masters import urls
 from depalma.model import Load, Report
@@ -80,6 +81,7 @@ class Sessions:
         self.by_host: dict[str, AgentSession] = {}
         self.news = 0  #: counts what makes the room on connected hosts another one, loads and the state left out
         self.questions = Questions(context, self.by_host)
+        self.suspensions = Suspensions(context, self.orders, self.by_host)
         self._beats: list[tuple[AgentSession, Heartbeat]] = []
         self._beat_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,7 +158,7 @@ class Sessions:
         if hello.host not in self._context.state.hosts:
             raise Goodbye(_stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
-        session.tells_history = hello.tells_history
+        session.tells_history, session.suspends_jobs = hello.tells_history, hello.suspends_jobs
         self.welcome(session)
         # No await between here and the end: commits that come later find the session, earlier ones are in the state.
         earlier = self.by_host.get(hello.host)
@@ -244,6 +246,7 @@ class Sessions:
         stray = running - counted
         if stray:
             session.send(Forget(self.orders.next_order(), self._context.term, tuple(sorted(stray))))
+        self.suspensions.begin(session)
         self._spawn(self.orders.assign(session, sorted(counted - running - ended)))
         doomed = [ref for ref in counted if state.jobs[ref[0]].cancelled]
         self.orders.kill(session, sorted(doomed), outcome="cancelled", reason="job cancelled")

@@ -46,6 +46,16 @@ _REST_S = 8.0
 _TRIES = 3
 
 
+def _check_numbers(masters: int, agents: int, slots: int | None) -> None:
+    for field, number, allowed, fits in (
+        ("masters", masters, "1, 3 or 5", (1, 3, 5).__contains__),
+        ("agents", agents, "0 to 1000", range(1001).__contains__),
+        ("slots", slots, "1 to 100000, or None", lambda number: number is None or number in range(1, 100_001)),
+    ):
+        if not (fits(number) and type(number) in (int, type(None))):
+            raise ConfigError(f"{field}: {number!r} given; allowed: {allowed}")
+
+
 class LocalCluster:
     """A cluster of `masters` (1, 3 or 5) and `agents` on loopback, ready when the constructor returns.
 
@@ -65,6 +75,7 @@ class LocalCluster:
         settings: dict[str, Any] | None = None,
         start_s: float = START_S,
     ) -> None:
+        _check_numbers(masters, agents, slots)
         self._temporary = directory is None
         self.directory = Path(directory or tempfile.mkdtemp(prefix="depalma-")).resolve()
         self.leftovers: list[str] = []  #: processes that had to be killed at the end, as none should

@@ -17,14 +17,17 @@ from depalma.state.commands import (
     Rejected,
     StartTasks,
 )
+from depalma.state.completions import shared
+from depalma.state.deadlines import note_returned
 from depalma.state.event_log import MOVED, RETURNED, Detail
 from depalma.state.gangs import end_member
 from depalma.state.hosts import Host
-from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
+from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job
 from depalma.state.placement import misfit
 from depalma.state.quotas import holders_of
 from depalma.state.retries import Verdict, hold_off, may_retry
 from depalma.state.shapes import Shape
+from depalma.state.stories import PastAttempt
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
 
 #: Longest reason that is kept of a placement.
@@ -122,6 +125,8 @@ def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, in
         return "unknown_job", 0
     if job.held:
         return "held", 0
+    if job.suspension is not None:
+        return "suspended", 0
     if job.waits:
         return "blocked", 0
     if job.cancelled:
@@ -287,8 +292,11 @@ def _end_badly(
         return
     started = attempt.started_at if report.started_at is None else report.started_at
     finished = at if report.finished_at is None else report.finished_at
-    past = PastAttempt(attempt.number, attempt.host, word, started, finished, report.error[-MAX_PAST_ERROR:])
+    error, tail = report.error[-MAX_PAST_ERROR:], shared(report.tail)
+    past = PastAttempt(attempt.number, attempt.host, word, started, finished, error, tail)
     job.requeue(index, attempt, past, counts)
+    if word == "returned":
+        note_returned(state, job, index - job.first)
     if counts:
         hold_off(state, job, index, code, at)
     endings.note_back(ref, verdict)

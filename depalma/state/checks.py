@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from math import isfinite
 
 from depalma import items
 from depalma.model import MAX_TASKS, JobSpec, Payload
@@ -85,8 +84,8 @@ def bad_resources(resources: Mapping[str, int]) -> Rejected | None:
 
 def bad_common(at: float, request: str) -> Rejected | None:
     """Refuses a command whose time is none, or whose request id is too long to be kept."""
-    if not (isfinite(at) and at >= 0):
-        return bad_field("at", at, "seconds since the epoch")
+    if not 0 <= at <= LATEST_AT:
+        return bad_field("at", at, "seconds since the epoch, before the year 10000")
     return None if len(request) <= MAX_REQUEST else bad_field("request", request, f"at most {MAX_REQUEST} characters")
 
 
@@ -134,6 +133,8 @@ def _bad_work(spec: JobSpec) -> Rejected | None:
         return None
     if spec.argv:
         return bad_field("argv", list(spec.argv), "nothing in a function job")
+    if spec.stdin is not None:
+        return bad_field("stdin", "bytes", "nothing in a function job: its worker reads tasks")
     if spec.function and spec.function_pickle is not None:
         return bad_field("function", spec.function, "a name or a pickle, not both")
     if not spec.function and spec.function_pickle is None and spec.arguments is None and not spec.open:
@@ -193,6 +194,7 @@ def _bad_numbers(spec: JobSpec) -> Rejected | None:
         ("backoff_s", spec.backoff_s, 0, 86_400),
         ("start_at", spec.start_at, 0, LATEST_AT),
         ("start_within_s", spec.start_within_s, 0, 1e9),
+        ("task_start_within_s", spec.task_start_within_s, 0, 1e9),
         ("timeout_s", spec.timeout_s, 0, 1e9),
         ("grace_s", spec.grace_s, 0, 86_400),
         ("first_index", spec.first_index, 0, MAX_FIRST_INDEX),
@@ -215,7 +217,10 @@ def _bad_files(spec: JobSpec) -> Rejected | None:
             return bad_field("outputs", glob, "paths below the scratch folder, with no '..', '.' or empty part")
     if spec.inputs is not None and not spec.inputs.digest:
         return bad_field("inputs", "no digest", "the digest of an archive that is a blob")
-    return bad_payload("inputs", spec.inputs) if spec.inputs is not None else None
+    for field, payload in (("inputs", spec.inputs), ("stdin", spec.stdin)):
+        if payload is not None and (wrong := bad_payload(field, payload)):
+            return wrong
+    return None
 
 
 def _bad_placement(spec: JobSpec) -> Rejected | None:
@@ -253,6 +258,9 @@ def _bad_gang(spec: JobSpec) -> Rejected | None:
     for tag, limit in (spec.limits or {}).items():
         if limit < size:
             return bad_field(f"limits.{tag}", limit, f"at least {size}, as many as start at once")
+    if spec.task_start_within_s:
+        allowed = "none in a gang, whose tasks start together: start_within_s is for the whole job"
+        return bad_field("task_start_within_s", spec.task_start_within_s, allowed)
     if any(one.each for one in spec.after):
         return bad_field("after.each", True, "not in a gang: it waits for whole jobs only")
     return None

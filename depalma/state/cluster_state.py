@@ -124,7 +124,7 @@ class ClusterState:
     def settle_alone(self, job: Job, at: float) -> None:
         """Follows up a change of a job, as far as it concerns itself."""
         if job.cancelled:
-            job.asleep = False
+            job.asleep, job.suspension = False, None
             if job.unmet:
                 self.waiting.drop(job)
         if not job.open and job.finished_at is None and job.done.ended == len(job.states) and not job.waits:

@@ -12,17 +12,7 @@ from msgspec import Struct
 
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
-from depalma.state.job_commands import (
-    AddSchedule,
-    HoldJobs,
-    PassTime,
-    ReleaseJobs,
-    RemoveSchedule,
-    RetryJobs,
-    SetJobs,
-    SubmitGraph,
-    TickSchedule,
-)
+from depalma.state.job_commands import JobCommand
 from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetQuota, SetShare
 from depalma.state.webhook_commands import (
     AddWebhook,
@@ -383,15 +373,7 @@ AnyCommand = (
     | LagCode
     | SetOwner
     | NoteOwner
-    | HoldJobs
-    | ReleaseJobs
-    | RetryJobs
-    | SetJobs
-    | SubmitGraph
-    | PassTime
-    | AddSchedule
-    | RemoveSchedule
-    | TickSchedule
+    | JobCommand
     | AddWebhook
     | SetWebhook
     | RemoveWebhook

@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from sys import intern
 from typing import overload
 
 from msgspec import Struct
 from msgspec.structs import astuple
 
 from depalma.model import Payload, TaskState
+from depalma.tails import OutputTail
 
 
 class Note(Struct, frozen=True, array_like=True, gc=False):
@@ -54,6 +56,7 @@ class Finished(Struct, frozen=True, gc=False):
     reason: str
     error_code: str = ""
     outputs: Payload | None = None
+    tail: OutputTail | None = None
 
 
 class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
@@ -69,6 +72,7 @@ class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
     bulk_first: int
     bulk_count: int
     bulk_time: float
+    tails: list[OutputTail | None] = []  #: of these rows; empty = none of the job's has one
 
 
 _NAN = float("nan")
@@ -90,6 +94,7 @@ class Completions(Sequence[int]):
         "_results",
         "_started",
         "_table",
+        "_tails",
         "_tasks",
         "_withdrawn",
         "bulk_at",
@@ -105,6 +110,7 @@ class Completions(Sequence[int]):
         self._finished = array("d")
         self._notes = array("I")  #: position in the table
         self._results: list[Payload | None] = []
+        self._tails: list[OutputTail | None] = []  #: as long as the columns once there is one; until then empty
         self._table: list[Note] = []
         self._note_ids: dict[NoteKey, int] = {}
         self._ordinals = array("I")  #: by position of the task: 1 + its place in the columns, 0 = not there
@@ -151,7 +157,15 @@ class Completions(Sequence[int]):
         yield from range(self.bulk_first, self.bulk_first + self.bulk_count)
         yield from self._tasks[self.bulk_at :]
 
-    def add(self, index: int, note: NoteKey, started: float | None, at: float, result: Payload | None) -> None:
+    def add(
+        self,
+        index: int,
+        note: NoteKey,
+        started: float | None,
+        at: float,
+        result: Payload | None,
+        tail: OutputTail | None = None,
+    ) -> None:
         """Appends the record of a task. `note` has the fields of a Note, in order."""
         number = self._note_ids.get(note)
         if number is None:
@@ -167,6 +181,9 @@ class Completions(Sequence[int]):
         self._finished.append(at)
         self._notes.append(number)
         self._results.append(result)
+        if tail is not None or self._tails:
+            self._pad_tails(len(self._tasks) - 1)
+            self._tails.append(shared(tail))
         self._set_ordinal(index - self._first, len(self._tasks))
 
     def add_range(self, first: int, count: int, at: float) -> None:
@@ -201,6 +218,7 @@ class Completions(Sequence[int]):
             note.reason,
             note.error_code,
             note.outputs,
+            self._tails[place] if self._tails else None,
         )
 
     def withdraw(self, index: int) -> None:
@@ -250,12 +268,14 @@ class Completions(Sequence[int]):
         """Frees so many results of a job that was forgotten, and returns how many; it is not used after that."""
         count = min(count, len(self._results))
         del self._results[len(self._results) - count :]
+        del self._tails[len(self._results) :]
         return count
 
     def blobs(self) -> Iterator[str]:
-        """Yields the digests of results and outputs that stand beside the log; empty ones among them, so that whoever
-        has other things to do can stop for a moment between any two tasks."""
+        """Yields the digests of results, outputs and ends of output that stand beside the log; empty ones among them,
+        so that whoever has other things to do can stop for a moment between any two tasks."""
         yield from (result.digest if result is not None else "" for result in self._results)
+        yield from (tail.digest if tail is not None else "" for tail in self._tails)
         yield from (note.outputs.digest for note in self._table if note.outputs is not None)
 
     def images(self, size: int) -> Iterator[CompletionsImage]:
@@ -273,6 +293,7 @@ class Completions(Sequence[int]):
                 self.bulk_first,
                 self.bulk_count,
                 self.bulk_time,
+                self._tails[part],
             )
 
     def extend(self, image: CompletionsImage, seen: dict[Payload, Payload]) -> None:
@@ -290,6 +311,9 @@ class Completions(Sequence[int]):
                 data = swapped.tobytes()
             column.frombytes(data)
         self._results += [result and seen.setdefault(result, result) for result in image.results]
+        if image.tails:
+            self._pad_tails(place)
+            self._tails += map(shared, image.tails)
         for note in image.table:
             self._add_note(note, astuple(note))
         for ordinal, index in enumerate(self._tasks[place:], place + 1):
@@ -303,6 +327,11 @@ class Completions(Sequence[int]):
         self._table.append(note)
         return len(self._table) - 1
 
+    def _pad_tails(self, count: int) -> None:
+        missing = count - len(self._tails)
+        if missing > 0:
+            self._tails += [None] * missing
+
     def _set_ordinal(self, position: int, ordinal: int) -> None:
         ordinals = self._ordinals
         missing = position + 1 - len(ordinals)
@@ -310,6 +339,11 @@ class Completions(Sequence[int]):
             # Half as much again, as lists grow: tasks finish in about the order of their index.
             ordinals.frombytes(bytes(ordinals.itemsize * (missing + (len(ordinals) >> 1))))
         ordinals[position] = ordinal
+
+
+def shared(tail: OutputTail | None) -> OutputTail | None:
+    """Returns the same tail; those of one blob have one copy of its digest."""
+    return tail and OutputTail(tail.inline, intern(tail.digest), tail.item, tail.lost)
 
 
 def _little(column: array[int] | array[float]) -> bytes:

@@ -158,7 +158,7 @@ def _take_tasks(state: ClusterState, job: Job, one: Dependency, source: Job, see
                 job.unblock(position)
         else:
             reason = f"waited for task {source.id}.{index} to {_HOPED[one.when]}; it {_was(word)}"
-            job.cancel_blocked(position, at, reason)
+            job.cancel_waiting(position, at, reason)
             cancelled.append((job.id, index, 0))
     _tell_cancelled(state, cancelled, f"waited for tasks of job {source.id} to {_HOPED[one.when]}", at)
 
@@ -171,7 +171,7 @@ def _take_end(state: ClusterState, job: Job, one: Dependency, source: Job, at: f
         for position in range(job.total if job.blocked else 0):  # what is left has no counterpart there
             if _waits(job, position, bit):
                 index = job.first + position
-                job.cancel_blocked(position, at, f"waited for task {source.id}.{index}; there is none")
+                job.cancel_waiting(position, at, f"waited for task {source.id}.{index}; there is none")
                 cancelled.append((job.id, index, 0))
         _tell_cancelled(state, cancelled, f"waited for tasks that job {source.id} does not have", at)
     elif source.state() not in _MEETS[one.when]:

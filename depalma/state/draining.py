@@ -13,8 +13,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, DrainHost, Rejected, UndrainHost
 from depalma.state.event_log import Detail
 from depalma.state.hosts import Drain
-from depalma.state.inventory import being_removed
-from depalma.state.membership import unknown_host
+from depalma.state.inventory import host_that_stays
 
 _MAX_REASON = 500
 _MAX_BY = 200
@@ -24,11 +23,9 @@ def drain_host(state: ClusterState, command: DrainHost) -> Applied | Rejected:
     """Gives the host nothing more; it is drained when the last attempt has left. Answers Applied(attempts there)."""
     if known := state.answers.find("drain_host", command.request):
         return Applied(known.value, state.version)
-    host = state.hosts.get(command.host)
-    if host is None:
-        return unknown_host(command.host)
-    if host.removing:
-        return being_removed(host)
+    host = host_that_stays(state, command.host)
+    if isinstance(host, Rejected):
+        return host
     if wrong := _bad_drain(command):
         return wrong
     if host.drain is None:
@@ -56,11 +53,9 @@ def undrain_host(state: ClusterState, command: UndrainHost) -> Applied | Rejecte
     """Gives the host work again; one that is not drained stays as it is."""
     if known := state.answers.find("undrain_host", command.request):
         return Applied(known.value, state.version)
-    host = state.hosts.get(command.host)
-    if host is None:
-        return unknown_host(command.host)
-    if host.removing:
-        return being_removed(host)
+    host = host_that_stays(state, command.host)
+    if isinstance(host, Rejected):
+        return host
     if host.drain is not None:
         host.drain = None
         if host.state == "up":

@@ -16,7 +16,7 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
 from depalma.state.shapes import described
-from depalma.state.task_states import QUEUED
+from depalma.state.task_states import QUEUED, RUNNING
 from depalma.state.turn import limit_reasons, turn_lines
 
 #: Hosts that are named one by one.
@@ -34,8 +34,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     attempt = job.running.get(index)
     if attempt is None:
         return [*lines, *_waiting_lines(state, job)]
-    verb = "runs" if word == "running" else "was given"
-    lines.append(f"attempt {attempt.number} {verb} {'on' if word == 'running' else 'to'} {attempt.host}")
+    runs = job.states[index - job.first] == RUNNING
+    lines.append(f"attempt {attempt.number} {'runs on' if runs else 'was given to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
     if line := gang_line(job, index):
@@ -43,6 +43,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     host = state.hosts[attempt.host]
     if host.suspends(restartable=job.spec.restartable):
         lines.append(f"stands still: {host.shown_reason}")
+    if job.suspension is not None:
+        lines.append(f"stands still: its job is {suspended_reason(job)}")
     if job.cancelled:
         lines.append(_cancel_line(job))
     return lines
@@ -50,6 +52,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
 
 def waiting_reason(state: ClusterState, job: Job) -> str:
     """Returns in one line why tasks of a job wait; empty when there is nothing special to say."""
+    if job.suspension is not None:
+        return suspended_reason(job)
     if job.held:
         return "held until it is released"
     if job.asleep:
@@ -69,6 +73,15 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
         of_gang = f" is {limit}, and a gang of {size} starts at once" if len(job.running) < limit else ""
         return f"{len(job.running)} of its tasks run, its own limit{of_gang}"
     return "; ".join(limit_reasons(state, job))
+
+
+def suspended_reason(job: Job) -> str:
+    """Returns in one line who suspended the job, when and why; empty if it is not suspended."""
+    given = job.suspension
+    if given is None:
+        return ""
+    by = f" by {given.by}" if given.by else ""
+    return f"suspended{by} since {_moment(given.at)}{': ' + given.reason if given.reason else ''}"
 
 
 def next_attempt(job: Job) -> str:
@@ -97,7 +110,7 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
     lines = [f"{job.state()}: {counts.running} tasks on hosts, {counts.queued} queued"]
     if job.cancelled:
         lines.append(_cancel_line(job))
-    elif job.queued or job.open:
+    elif job.queued or job.open or job.suspension is not None:
         lines += _waiting_lines(state, job)
     return lines
 
@@ -105,13 +118,15 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
 def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     reason = waiting_reason(state, job)
     lines = [reason] if reason else []
+    if job.suspension is not None and job.held:
+        lines.append("held until it is released, too")
     if job.delayed and not job.held and next_attempt(job) != reason:
         lines.append(next_attempt(job))
     if ending_line(job) not in ("", reason) and not job.held:
         lines.append(ending_line(job))
     if job.unmet and not job.held and not reason:
         lines.append(f"{job.blocked} tasks: {waiting_for(job)}")
-    if job.queued == job.blocked or job.waits:
+    if job.queued == job.blocked or job.waits or job.suspension is not None:
         return lines
     if job.ready:
         lines += turn_lines(state, job)
@@ -184,7 +199,10 @@ def _final_lines(job: Job, index: int) -> list[str]:
         ending += f", signal {record.signal}"
     if record.error.strip():
         ending += f": {record.error.strip().splitlines()[-1]}"
-    return [ending, f"placed there: {record.reason}"] if record.reason else [ending]
+    lines = [ending, f"placed there: {record.reason}"] if record.reason else [ending]
+    if record.tail is not None and record.tail.lost:
+        lines.append(f"output not kept by the masters: {record.tail.lost}")
+    return lines
 
 
 def _cancel_line(job: Job) -> str:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from depalma.model import AttemptRef, Report
-from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job, PastAttempt
+from depalma.state.completions import shared
+from depalma.state.jobs import MAX_PAST_ERROR, Attempt, Job
 from depalma.state.retries import Verdict, hold_off
+from depalma.state.stories import PastAttempt
 from depalma.state.task_states import BLOCKED, LOST, QUEUED, SUCCEEDED, WORDS
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ def _put_back(job: Job, index: int, attempt: Attempt, report: Report, word: str,
     finished = at if report.finished_at is None else report.finished_at
     error = (report.error or why)[-MAX_PAST_ERROR:]
     del job.running[index]
-    _block(job, index - job.first, PastAttempt(attempt.number, attempt.host, word, started, finished, error))
+    past = PastAttempt(attempt.number, attempt.host, word, started, finished, error, shared(report.tail))
+    _block(job, index - job.first, past)
 
 
 def _withdraw(state: ClusterState, job: Job, number: int, why: str, at: float) -> None:
@@ -99,11 +102,8 @@ def _withdraw(state: ClusterState, job: Job, number: int, why: str, at: float) -
             continue
         job.done.withdraw(index)
         job.tally[SUCCEEDED] -= 1
-        _block(
-            job,
-            position,
-            PastAttempt(record.attempt, record.host, record.state, record.started_at, record.finished_at, why),
-        )
+        times = record.started_at, record.finished_at
+        _block(job, position, PastAttempt(record.attempt, record.host, record.state, *times, why, record.tail))
         ref = (job.id, index, record.attempt)
         state.events.add("task.requeued", at, refs=(ref,), words=bytes([SUCCEEDED]), detail={"reason": why})
 
@@ -119,7 +119,7 @@ def _give_up(job: Job, number: int, run: GangRun, at: float) -> None:
     run.again = False
     for position in members(job, number):
         if job.states[position] == BLOCKED:
-            job.cancel_blocked(position, at, run.ending)
+            job.cancel_waiting(position, at, run.ending)
 
 
 def _run_again(state: ClusterState, job: Job, number: int, run: GangRun, at: float) -> None:

@@ -22,11 +22,12 @@ from depalma.state.completions import CompletionsImage
 from depalma.state.event_log import EventRecord
 from depalma.state.images import HostImage, JobImage, host_image, host_of, job_image, job_of
 from depalma.state.invitations import Invitation
-from depalma.state.jobs import NOTHING_DONE, Chunk, Job, Story
+from depalma.state.jobs import NOTHING_DONE, Chunk, Job
 from depalma.state.order_image import OrderImage, order_image, recount, restore_order
 from depalma.state.outbox import Outgoing, Webhook
 from depalma.state.requests import Answer
 from depalma.state.schedule import Schedule
+from depalma.state.stories import Story
 from depalma.state.task_states import FINAL_CODES
 
 #: Raised when an older version could not read what this one writes.

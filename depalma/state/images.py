@@ -12,7 +12,9 @@ from depalma.ownership import OwnerPolicy
 from depalma.state.completions import Completions, CompletionsImage
 from depalma.state.gangs import GangRun
 from depalma.state.hosts import CodeLag, CodeRun, Drain, Host, Presence
-from depalma.state.jobs import Attempt, Chunk, Job, Story
+from depalma.state.jobs import NOTHING_ADDED, Attempt, Chunk, Job
+from depalma.state.stories import Story
+from depalma.state.suspension import Suspension
 from depalma.state.task_states import BLOCKED, FINAL_CODES
 
 
@@ -44,6 +46,8 @@ class JobImage(Struct, array_like=True, gc=False):
     delayed: list[tuple[int, float]] = []
     asleep: bool = False
     gangs: list[tuple[int, GangRun]] = []
+    suspension: Suspension | None = None
+    added: list[tuple[int, float]] = []
 
 
 class HostImage(Struct, array_like=True, gc=False):
@@ -105,6 +109,8 @@ def job_image(
         list(job.delayed.items()),
         job.asleep,
         list(job.gangs.items()),
+        job.suspension,
+        job.added,
     )
 
 
@@ -124,7 +130,7 @@ def job_of(image: JobImage, seen: dict[Payload, Payload]) -> Job:
         job.tally[code] = job.states.count(code)
     job.exit_code_seen, job.first_bad, job.chunks = image.exit_code_seen, image.first_bad, image.chunks
     job.unmet, job.masks, job.cancel_reason = image.unmet, bytearray(image.masks), image.cancel_reason
-    job.asleep = image.asleep
+    job.asleep, job.suspension, job.added = image.asleep, image.suspension, image.added or NOTHING_ADDED
     if image.gangs:
         job.gangs = dict(image.gangs)
     job.blocked, job.delayed = job.states.count(BLOCKED), dict(image.delayed)

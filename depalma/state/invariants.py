@@ -87,6 +87,7 @@ def _check_job(job: Job) -> None:
     _must(job.is_final != left, f"{name}: final {job.is_final}, with {queued} queued, {live} live, open {job.open}")
     _must(not job.cancelled or (not queued and not job.open), f"{name}: cancelled, yet {queued} queued or open")
     _must(not job.asleep or (not live and not job.cancelled), f"{name}: runs before its time")
+    _must(not (job.cancelled or job.is_final) or job.suspension is None, f"{name}: over, and suspended")
     limit = job.spec.max_running
     _must(not limit or live <= limit, f"{name}: {live} live, limit {limit}")
     for position, story in job.stories.items():

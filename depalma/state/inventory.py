@@ -19,11 +19,9 @@ def set_host(state: ClusterState, command: SetHost) -> Applied | Rejected:
     """Changes groups, labels, priority level, slots or GPUs; effective with the next placement."""
     if known := state.answers.find("set_host", command.request):
         return Applied(known.value, state.version)
-    host = state.hosts.get(command.host)
-    if host is None:
-        return unknown_host(command.host)
-    if host.removing:
-        return being_removed(host)
+    host = host_that_stays(state, command.host)
+    if isinstance(host, Rejected):
+        return host
     labels = {key: value for key, value in host.labels.items() if key not in command.drop_labels} | command.labels
     wrong = bad_groups(command.groups or ()) or bad_labels(labels)
     wrong = wrong or bad_numbers(command.slots, command.gpus, command.priority)
@@ -77,6 +75,11 @@ def remove_host(state: ClusterState, command: RemoveHost) -> Applied | Rejected:
     return Applied(live, state.version)
 
 
-def being_removed(host: Host) -> Rejected:
-    """Returns the refusal of a change of a host that goes."""
-    return Rejected("host_removed", f"host {host.name} is being removed: {host.removing}")
+def host_that_stays(state: ClusterState, name: str) -> Host | Rejected:
+    """Returns a host that may be changed, or the refusal: there is none of this name, or it is being removed."""
+    host = state.hosts.get(name)
+    if host is None:
+        return unknown_host(name)
+    if host.removing:
+        return Rejected("host_removed", f"host {host.name} is being removed: {host.removing}")
+    return host

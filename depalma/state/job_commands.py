@@ -34,6 +34,26 @@ class ReleaseJobs(Command, frozen=True, tag="job.release"):
     by: str = ""
 
 
+class SuspendJobs(Command, frozen=True, tag="job.suspend"):
+    """Nothing of them begins until ResumeJobs, and what is on a host stands still there. Answers Applied(jobs that are
+    suspended now and were not)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+    reason: str = ""
+
+
+class ResumeJobs(Command, frozen=True, tag="job.resume"):
+    """Ends SuspendJobs: what stood still goes on. Answers Applied(jobs that were suspended)."""
+
+    request: str
+    jobs: tuple[int, ...]
+    at: float
+    by: str = ""
+
+
 class RetryJobs(Command, frozen=True, tag="job.retry"):
     """Queues the tasks that failed, timed out or were lost again, with all of their retries. A job that had ended is
     live again. Refused for a cancelled job. Answers Applied(jobs that had such tasks)."""
@@ -98,3 +118,18 @@ class TickSchedule(Command, frozen=True, tag="schedule.tick"):
     next_at: float
     run: bool
     at: float
+
+
+JobCommand = (
+    HoldJobs
+    | ReleaseJobs
+    | RetryJobs
+    | SetJobs
+    | SubmitGraph
+    | PassTime
+    | AddSchedule
+    | RemoveSchedule
+    | TickSchedule
+    | SuspendJobs
+    | ResumeJobs
+)

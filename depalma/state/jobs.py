@@ -16,6 +16,8 @@ from msgspec import Struct
 from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
 from depalma.state.shapes import shape_of
+from depalma.state.stories import PastAttempt, Story
+from depalma.state.suspension import Suspension
 from depalma.state.task_states import (
     ASSIGNED,
     BLOCKED,
@@ -30,6 +32,7 @@ from depalma.state.task_states import (
     UNBLOCKED,
     WORDS,
 )
+from depalma.tails import OutputTail
 
 if TYPE_CHECKING:
     from depalma.state.gangs import GangRun
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 #: Longest error that is kept of a final attempt, and of one that was tried again; the end of it tells most.
 MAX_ERROR = 16_384
 MAX_PAST_ERROR = 1000
-#: Attempts that a story keeps; older ones are only counted.
-KEEP_ATTEMPTS = 20
 
 Chunk = tuple[int, int, Payload]  #: first position, count, packed arguments
 
@@ -56,32 +57,11 @@ class Attempt(Struct, gc=False, array_like=True):
     gpus: tuple[int, ...] = ()  #: those of its host that it has to itself
 
 
-class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
-    """An attempt after which the task went back to the queue. `state`: failed, timed_out, returned, moved or
-    lost."""
-
-    number: int
-    host: str
-    state: str
-    started_at: float | None
-    finished_at: float
-    reason: str
-
-
-class Story(Struct, gc=False, array_like=True):
-    """What happened to a task that went back to the queue at least once."""
-
-    last: int  #: number of the last attempt that ended so
-    failures: int  #: those that count against the job's retries
-    attempts: list[PastAttempt]  #: the latest ones
-    timeouts: int = 0  #: those that timed out, where these count apart
-    losses: int = 0  #: those whose host was lost
-
-
 class Job:
     """A job. Only commands change it; `index` is a task's index, `position` counts from 0."""
 
     __slots__ = (
+        "added",
         "asleep",
         "blocked",
         "cancel_reason",
@@ -112,6 +92,7 @@ class Job:
         "states",
         "stories",
         "submitted_at",
+        "suspension",
         "tally",
         "unmet",
     )
@@ -125,9 +106,12 @@ class Job:
         self.finished_at: float | None = None
         self.open = spec.open
         self.held = spec.hold
+        self.suspension: Suspension | None = None  #: nothing begins, and what is on a host stands still
         self.cancelled = False  #: intent: tasks that still live are to be killed
         self.cancelled_by = ""
         self.cancel_reason = ""  #: when nobody did, but what it waited for cannot come any more
+        #: first position and time of what was added together, if its tasks have start deadlines
+        self.added: list[tuple[int, float]] = NOTHING_ADDED
         self.asleep = spec.start_at > submitted_at  #: its time has not come
         self.unmet: tuple[Dependency, ...] = ()  #: of what it waits for, what has not ended
         self.masks = bytearray()  #: by position, a bit for each dependency between tasks that is unmet; empty = none
@@ -181,7 +165,9 @@ class Job:
     def wants_host(self) -> bool:
         """Returns whether a task of it may be handed out now."""
         limit = self.spec.max_running
-        if self.queued <= self.blocked or self.held or (limit and len(self.running) + (self.shape.gang or 1) > limit):
+        if self.queued <= self.blocked or self.held or self.suspension:
+            return False
+        if limit and len(self.running) + (self.shape.gang or 1) > limit:
             return False
         return not (self.asleep or (self.unmet and self.waits_for_jobs))
 
@@ -210,6 +196,8 @@ class Job:
     def state(self) -> TaskState:
         """Returns the state of the job as a whole: `running` while any task is on a host."""
         if self.finished_at is None:
+            if self.suspension is not None:
+                return "suspended"
             if self.running:
                 return "running"
             if self.held:
@@ -239,6 +227,10 @@ class Job:
         if position < 0:
             raise IndexError(index)
         code = self.states[position]
+        if code in FINAL_CODES:
+            return WORDS[code]
+        if self.suspension is not None:
+            return "suspended"
         if code not in (QUEUED, BLOCKED):
             return WORDS[code]
         if self.held:
@@ -262,6 +254,15 @@ class Job:
         if not 0 <= position < len(self.states) or self.states[position] not in FINAL_CODES:
             return None
         return self.done.find(index, WORDS[self.states[position]])
+
+    def end_of(self, index: int, number: int) -> tuple[str, OutputTail | None]:
+        """Returns how an attempt of a task that is over ended, and the end of what it wrote; empty: not known."""
+        done = self.outcome(index)
+        if done is not None and done.attempt == number:
+            return done.state, done.tail
+        story = self.stories.get(index - self.first)
+        past = story.attempt(number) if story is not None else None
+        return (past.state, past.tail) if past is not None else ("", None)
 
     def argument_of(self, index: int) -> tuple[Payload | None, int]:
         """Returns the packed arguments that hold the task's one and its place there; (None, -1) without argument."""
@@ -332,7 +333,8 @@ class Job:
             report.error_code,
             report.outputs,
         )
-        done.add(index, note, started, at if report.finished_at is None else report.finished_at, report.result)
+        finished = at if report.finished_at is None else report.finished_at
+        done.add(index, note, started, finished, report.result, report.tail)
         if self.started_at is None:
             self.started_at = attempt.assigned_at if started is None else started
         if code != SUCCEEDED:
@@ -353,13 +355,12 @@ class Job:
         if story is None:
             story = self.stories[position] = Story(0, 0, [])
         story.last = past.number
-        story.attempts.append(past)
-        del story.attempts[:-KEEP_ATTEMPTS]
+        story.add(past)
         return story
 
     def end(self, at: float) -> None:
         """Records that nothing is left to do, and gives back what only a live job needs."""
-        self.finished_at = at
+        self.finished_at, self.suspension = at, None
         self.running = {}
         self.done.seal()
 
@@ -411,12 +412,15 @@ class Job:
         self.blocked += 1
         self.delayed[position] = until
 
-    def cancel_blocked(self, position: int, at: float, reason: str) -> None:
-        """Cancels a blocked task: what it waits for cannot come any more."""
+    def cancel_waiting(self, position: int, at: float, reason: str) -> None:
+        """Cancels a task that waits: what it waits for cannot come any more, or has not come in time."""
         self._has_ended()
-        self.blocked -= 1
-        if self.masks:
-            self.masks[position] = 0
+        if self.states[position] == BLOCKED:
+            self.blocked -= 1
+            if self.masks:
+                self.masks[position] = 0
+        elif position < self.cursor:
+            del self.requeued[bisect_left(self.requeued, position)]
         self._cancel_one(position, at, reason)
 
     def _has_ended(self) -> None:
@@ -441,3 +445,5 @@ class Job:
 NO_GANGS: dict[int, GangRun] = {}
 #: Stands for "no task has ended yet", so that a queued job has no columns; never appended to.
 NOTHING_DONE = Completions(0)
+#: The same for jobs whose tasks have no start deadlines.
+NOTHING_ADDED: list[tuple[int, float]] = []

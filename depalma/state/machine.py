@@ -79,6 +79,8 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     commands.NoteOwner: owners.note_owner,
     job_commands.HoldJobs: steering.hold_jobs,
     job_commands.ReleaseJobs: steering.release_jobs,
+    job_commands.SuspendJobs: steering.suspend_jobs,
+    job_commands.ResumeJobs: steering.resume_jobs,
     job_commands.AddSchedule: schedules.add_schedule,
     job_commands.RemoveSchedule: schedules.remove_schedule,
     job_commands.TickSchedule: schedules.tick_schedule,

@@ -12,7 +12,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, NoteOwner, Rejected, SetOwner
 from depalma.state.event_log import Detail
 from depalma.state.hosts import Presence
-from depalma.state.inventory import being_removed
+from depalma.state.inventory import host_that_stays
 from depalma.state.membership import unknown_host
 
 _MAX_REASON = 500
@@ -22,11 +22,9 @@ def set_owner(state: ClusterState, command: SetOwner) -> Applied | Rejected:
     """Changes the policy of a host; its agent is told at once."""
     if known := state.answers.find("set_owner", command.request):
         return Applied(known.value, state.version)
-    host = state.hosts.get(command.host)
-    if host is None:
-        return unknown_host(command.host)
-    if host.removing:
-        return being_removed(host)
+    host = host_that_stays(state, command.host)
+    if isinstance(host, Rejected):
+        return host
     if command.from_file and host.owner_given:
         return Rejected("owner_given", f"what the owner of host {host.name} allows was said before")
     try:

@@ -74,6 +74,8 @@ def blobs_of_job(job: Job) -> Iterator[str]:
     for _, _, payload in job.chunks:
         yield payload.digest
     yield from job.done.blobs()
+    for story in list(job.stories.values()):  # whoever looks may let others have their turn meanwhile
+        yield from (past.tail.digest if past.tail is not None else "" for past in story.attempts)
 
 
 def blobs_of_schedules(state: ClusterState) -> Iterator[str]:
@@ -83,6 +85,6 @@ def blobs_of_schedules(state: ClusterState) -> Iterator[str]:
 
 
 def _blobs_of_spec(spec: JobSpec) -> Iterator[str]:
-    for payload in (spec.arguments, spec.function_pickle, spec.inputs):
+    for payload in (spec.arguments, spec.function_pickle, spec.inputs, spec.stdin):
         if payload is not None:
             yield payload.digest

@@ -8,8 +8,9 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
 from depalma.state.gangs import members
 from depalma.state.job_commands import RetryJobs
-from depalma.state.jobs import MAX_PAST_ERROR, Job, PastAttempt
+from depalma.state.jobs import MAX_PAST_ERROR, Job
 from depalma.state.steering import bad_jobs
+from depalma.state.stories import PastAttempt
 from depalma.state.task_states import FAILED, LOST, QUEUED, TIMED_OUT, WORDS
 
 _AGAIN = (FAILED, TIMED_OUT, LOST)
@@ -78,7 +79,6 @@ def _queue_one(job: Job, position: int, code: int) -> None:
         insort(job.requeued, position)
     if record is None or not record.host:
         return
-    past = PastAttempt(
-        record.attempt, record.host, record.state, record.started_at, record.finished_at, record.error[-MAX_PAST_ERROR:]
-    )
+    error, times = record.error[-MAX_PAST_ERROR:], (record.started_at, record.finished_at)
+    past = PastAttempt(record.attempt, record.host, record.state, *times, error, record.tail)
     job.remember(position, past).failures = 0

@@ -111,7 +111,11 @@ class Shares:
         return self.key_at(account, at) * account.weight / self.factor(at)
 
     def rebase(self, at: float, half_life_s: float | None = None) -> None:
-        """Begins the units anew at a time, with another half-life if one is given."""
+        """Begins the units anew at a time, with another half-life if one is given.
+
+        Never at an earlier one: a clock that was ahead and is right again would make all usage as large as can be.
+        """
+        at = max(at, self.base_at)
         factor = self.factor(at)
         for account in self.accounts.values():
             account.usage /= factor

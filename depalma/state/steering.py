@@ -1,4 +1,4 @@
-"""Commands that change how jobs go on: hold, release, set. [pure]"""
+"""Commands that change how jobs go on: hold, release, suspend, resume, set. [pure]"""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import msgspec
 from depalma.state.checks import MAX_PRIORITY, bad_field, bad_range, bad_tags, bad_text
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
-from depalma.state.job_commands import HoldJobs, ReleaseJobs, SetJobs
+from depalma.state.event_log import Detail
+from depalma.state.job_commands import HoldJobs, ReleaseJobs, ResumeJobs, SetJobs, SuspendJobs
 from depalma.state.jobs import Job
+from depalma.state.suspension import Suspension
 
 
 def hold_jobs(state: ClusterState, command: HoldJobs) -> Applied | Rejected:
@@ -37,6 +39,35 @@ def release_jobs(state: ClusterState, command: ReleaseJobs) -> Applied | Rejecte
         return True
 
     return steer(state, "release", command, release)
+
+
+def suspend_jobs(state: ClusterState, command: SuspendJobs) -> Applied | Rejected:
+    """Suspends jobs that live; of those that are suspended already nothing changes."""
+    if wrong := bad_text("reason", command.reason):
+        return wrong
+
+    def suspend(job: Job) -> bool:
+        if job.suspension is not None:
+            return False
+        job.suspension = Suspension(command.at, command.by, command.reason)
+        detail: Detail = {"by": command.by, "reason": command.reason, "running": len(job.running)}
+        state.events.add("job.suspended", command.at, job=job.id, detail=detail)
+        return True
+
+    return steer(state, "suspend", command, suspend)
+
+
+def resume_jobs(state: ClusterState, command: ResumeJobs) -> Applied | Rejected:
+    """Lets those that are suspended go on."""
+
+    def resume(job: Job) -> bool:
+        if job.suspension is None:
+            return False
+        job.suspension = None
+        state.events.add("job.resumed", command.at, job=job.id, detail={"by": command.by})
+        return True
+
+    return steer(state, "resume", command, resume)
 
 
 def set_jobs(state: ClusterState, command: SetJobs) -> Applied | Rejected:
@@ -74,7 +105,7 @@ def set_jobs(state: ClusterState, command: SetJobs) -> Applied | Rejected:
 def steer(
     state: ClusterState,
     kind: str,
-    command: HoldJobs | ReleaseJobs | SetJobs,
+    command: HoldJobs | ReleaseJobs | SuspendJobs | ResumeJobs | SetJobs,
     change: Callable[[Job], bool],
 ) -> Applied | Rejected:
     """Does `change` to each job of the command that lives, all or none, and answers those for which it said True."""

@@ -9,6 +9,7 @@ from depalma.model import MAX_TASKS, JobSpec
 from depalma.state.checks import bad_arguments, bad_field, bad_range, bad_spec
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AddTasks, Applied, CancelJobs, CloseJob, ForgetJobs, Rejected, SubmitJob
+from depalma.state.deadlines import note_added
 from depalma.state.dependencies import bad_jobs_after, begin
 from depalma.state.jobs import Job
 
@@ -37,6 +38,8 @@ def create(state: ClusterState, spec: JobSpec, at: float) -> Job:
     job = state.jobs[state.next_job] = Job(state.next_job, spec, code_index, at)
     state.next_job += 1
     state.due.add_job(job)
+    if job.total:
+        note_added(state, job, 0, at)
     state.events.add("job.submitted", at, job=job.id, detail={"tasks": job.total, "name": spec.name})
     return job
 
@@ -56,6 +59,7 @@ def add_tasks(state: ClusterState, command: AddTasks) -> Applied | Rejected:
     if wrong:
         return wrong
     index = job.add_tasks(command.count, command.arguments)
+    note_added(state, job, index - job.first, command.at)
     state.settle(job, command.at)
     state.answers.keep("add_tasks", command.request, index, command.at)
     return Applied(index, state.version)

@@ -1,7 +1,7 @@
 """States of a task: one byte each in the job, one word each for people, and the table of legal moves. [pure]
 
 `held` is no byte of its own: it is what `queued` is called while its job is held, so holding a job of a million
-tasks changes one flag.
+tasks changes one flag. `suspended` is what everything that has not ended is called while its job is suspended.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ WAITING_WORDS: Final = ("held", "blocked", "queued")
 #: Turns the bytes of blocked tasks into those of queued ones.
 UNBLOCKED: Final = bytes(QUEUED if code == BLOCKED else code for code in range(256))
 FINAL_CODES: Final = range(SUCCEEDED, BLOCKED)  #: bytes of final states
+#: Turns the bytes of everything that has not ended into those of queued tasks.
+UNENDED: Final = bytes(code if code in FINAL_CODES else QUEUED for code in range(256))
 #: Bytes that a final state may follow from an agent's report.
 OUTCOMES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED, "timed_out": TIMED_OUT}
 
@@ -50,6 +52,9 @@ _AGAIN_HELD = "as to queued, in a job that is held meanwhile"
 _RETRIED = "RetryJobs"
 _RETRIED_HELD = "RetryJobs, in a job that is held"
 _RETRIED_GANG = "RetryJobs, as another one of its gang failed"
+_RETRIED_SUSPENDED = "RetryJobs, in a job that is suspended"
+_SUSPENDED = "SuspendJobs"
+_RESUMED = "ResumeJobs"
 
 #: Every legal move of a task and what makes it. A pair that is not here never happens.
 TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
@@ -90,6 +95,24 @@ TRANSITIONS: Final[dict[tuple[TaskState, TaskState], str]] = {
     ("failed", "held"): _RETRIED_HELD,
     ("timed_out", "held"): _RETRIED_HELD,
     ("lost", "held"): _RETRIED_HELD,
+    ("held", "suspended"): _SUSPENDED,
+    ("blocked", "suspended"): _SUSPENDED,
+    ("queued", "suspended"): _SUSPENDED,
+    ("assigned", "suspended"): _SUSPENDED,
+    ("running", "suspended"): _SUSPENDED,
+    ("suspended", "held"): _RESUMED,
+    ("suspended", "blocked"): _RESUMED,
+    ("suspended", "queued"): _RESUMED,
+    ("suspended", "assigned"): "ResumeJobs; CancelJobs, until it is dead",
+    ("suspended", "running"): "ResumeJobs; CancelJobs, until it is dead",
+    ("suspended", "succeeded"): "FinishTasks",
+    ("suspended", "failed"): _NO_RETRY,
+    ("suspended", "timed_out"): _NO_RETRY,
+    ("suspended", "cancelled"): "as from what it is besides being suspended",
+    ("suspended", "lost"): _LOST,
+    ("failed", "suspended"): _RETRIED_SUSPENDED,
+    ("timed_out", "suspended"): _RETRIED_SUSPENDED,
+    ("lost", "suspended"): _RETRIED_SUSPENDED,
 }
 
 

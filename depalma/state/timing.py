@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from depalma.state.commands import Applied, Rejected
+from depalma.state.deadlines import TASKS, give_up_tasks
 from depalma.state.event_log import Detail
 from depalma.state.gangs import members
 from depalma.state.job_commands import PassTime
@@ -43,6 +44,8 @@ class Due:
         """Notes all that is due for a job."""
         if job.spec.start_within_s and never_started(job):
             self.add(job.submitted_at + job.spec.start_within_s, job.id, _WHOLE)
+        for _, added_at in () if job.is_final else job.added:
+            self.add(added_at + job.spec.task_start_within_s, job.id, TASKS)
         if job.asleep:
             self.add(job.spec.start_at, job.id, _WAKE)
         for position, until in job.delayed.items():
@@ -74,6 +77,8 @@ def pass_time(state: ClusterState, command: PassTime) -> Applied | Rejected:
                 job.unblock(each)
         elif position == _WHOLE and never_started(job):
             _give_up(state, job, command.at)
+        elif position == TASKS and (late := give_up_tasks(state, job, at, command.at)):
+            happened += late - 1
         else:
             continue
         happened += 1

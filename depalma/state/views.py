@@ -7,6 +7,7 @@ from itertools import islice
 
 from depalma.codetree import CodeEntry
 from depalma.model import (
+    FINAL_STATES,
     AttemptView,
     CodeView,
     HostView,
@@ -18,11 +19,12 @@ from depalma.model import (
 )
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Finished
-from depalma.state.explain import waiting_reason
+from depalma.state.explain import suspended_reason, waiting_reason
 from depalma.state.hosts import Host
-from depalma.state.jobs import Attempt, Job, Story
+from depalma.state.jobs import Attempt, Job
 from depalma.state.shapes import GPUS
-from depalma.state.task_states import QUEUED, UNBLOCKED, WAITING_WORDS, WORDS
+from depalma.state.stories import Story
+from depalma.state.task_states import QUEUED, UNBLOCKED, UNENDED, WAITING_WORDS, WORDS
 
 __all__ = [
     "code_view", "command_of", "host_view", "is_awaited", "job_reason", "job_view", "task_view", "task_views",
@@ -112,7 +114,7 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         finished_at=None,
         code_index=job.code_index,
         code_digest=state.tree_digest(job.code_index),
-        reason=attempt.reason,
+        reason=suspended_reason(job) or attempt.reason,
         attempts=_attempts(story, _live(attempt, word)),
         gpus=attempt.gpus,
     )
@@ -213,7 +215,9 @@ def _indices(job: Job, state_filter: TaskState | None, after: int) -> Iterator[i
         yield from range(job.first + start, job.first + job.total)
         return
     states, code = job.states, WORDS.index(state_filter) if state_filter in WORDS else -1
-    if state_filter in WAITING_WORDS:
+    if job.suspension is not None and state_filter not in FINAL_STATES:
+        states, code = states.translate(UNENDED), QUEUED if state_filter == "suspended" else -1
+    elif state_filter in WAITING_WORDS:
         # Of a held job all that waits is held, of one that waits for whole jobs all that waits is blocked.
         whole = "held" if job.held else "blocked" if job.waits else ""
         if whole:

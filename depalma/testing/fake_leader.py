@@ -158,6 +158,10 @@ class FakeLeader:
         """Orders attempts to be forgotten."""
         await self.send(wire.Forget(next(self._orders), self.term, tuple(refs)))
 
+    async def suspend(self, *jobs: int) -> None:
+        """Says which jobs are suspended."""
+        await self.send(wire.Suspended(next(self._orders), self.term, jobs))
+
     async def code(self, *entries: Any, again: bool = False) -> None:
         """Sends entries of the code log."""
         await self.send(wire.CodeLog(next(self._orders), self.term, entries, again))

@@ -14,6 +14,7 @@ from depalma import protocol
 from depalma.agent import events as ev
 from depalma.agent.core import AgentCore
 from depalma.model import AttemptRef, HostFacts, Load, Report
+from depalma.tails import OutputTail, not_kept
 from depalma.testing.cluster import Violation
 from depalma.testing.sim_masters import SLOTS, SimMaster, drifting
 from depalma.testing.sim_processes import KILLED_WITHIN_S, Processes
@@ -252,12 +253,18 @@ class SimAgent:
                 processes.send_tasks(action)
             case ev.StopWorker(worker):
                 processes.stop_worker(worker)
+            case ev.Suspend(int() as lane) | ev.Resume(int() as lane):
+                line = self.core.lanes.lanes[lane].queue if self.core is not None else ()
+                what = lane if processes.is_worker(lane) else line[0].ref if line else 0
+                monitor(partial(processes.stand, what, isinstance(action, ev.Suspend)))
             case ev.RenewLease(until_s):
                 monitor(partial(processes.renew, until_s))
             case ev.KeepReports(reports, send):
                 self._journal.update({(one.job, one.task, one.attempt): one for one in reports})
                 if send:
                     self._send(protocol.Reports(reports))
+            case ev.Upload(attempt=ref):
+                self._hand_over(ref)
             case ev.SendReports(reports):
                 self._send(protocol.Reports(reports))
             case ev.Announce(tasks):
@@ -271,6 +278,16 @@ class SimAgent:
                 self.kill("the agent left")
             case _:
                 raise AssertionError(f"not simulated: {action}")
+
+    def _hand_over(self, ref: AttemptRef) -> None:
+        """The end of its output is with the masters after a while, or it is given up."""
+        epoch, tail = self._epoch, not_kept("no majority took it") if ref[1] % 8 == 3 else OutputTail(b"end")
+
+        def done() -> None:
+            if self._epoch == epoch:
+                self._deliver(ev.Uploaded(ref, tail=tail))
+
+        self.hosts.timeline.after(0.05 * (ref[1] % 5), lambda: self._happens(done))
 
     def _cut_off(self, *, must_rejoin: bool) -> None:
         self._epoch += 1
@@ -307,7 +324,7 @@ class SimAgent:
         if now >= self._next_tick_s - 1e-6:  # it is looked at twice in a tick
             self._next_tick_s = now + _TICK_S
             self._deliver(ev.Tick())
-            self._journal = dict(self.core.pending) if self.core is not None else self._journal
+            self._journal = {**self.core.pending, **self.core.early} if self.core is not None else self._journal
         if self._whole and self.core is not None:
             self._look_after_connection(now)
 

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
+import msgspec
+
 from depalma.agent import events as ev
 from depalma.model import AttemptRef, JobSpec, Payload, Report
+from depalma.tails import OutputTail
 from depalma.testing.clock import SkewedClock, Timeline
 from depalma.testing.cluster import Violation
 
@@ -77,6 +80,8 @@ class Processes:
         self._workers: dict[int, deque[ev.Attempt]] = {}  #: what each has not read yet
         self._started: set[int] = set()  #: workers that are ready to read
         self._current: dict[int, ev.Attempt] = {}
+        self._still: set[int | AttemptRef] = set()  #: workers and commands that stand still
+        self._late: list[Callable[[], None]] = []  #: what they would have done meanwhile
 
     # ------------------------------------------------------------ the monitor
 
@@ -109,7 +114,7 @@ class Processes:
         for ref in list(self.live):
             del self.live[ref]
             self._witness.end(ref)
-        for known in (self._lines, self._slots, self._workers, self._started, self._current):
+        for known in (self._lines, self._slots, self._workers, self._started, self._current, self._still, self._late):
             known.clear()
         self._missed.clear()
         self._lease_until = 0.0
@@ -206,7 +211,9 @@ class Processes:
 
     def _read(self, worker: int, queue: deque[ev.Attempt]) -> None:
         """A worker reads one message at a time, and answers it before it reads the next."""
-        if self._workers.get(worker) is queue and worker not in self._current and queue:
+        if worker in self._still:
+            self._late.append(lambda: self._read(worker, queue))
+        elif self._workers.get(worker) is queue and worker not in self._current and queue:
             self._current[worker] = queue.popleft()
             self._start(self._current[worker], partial(self._function_ended, worker, queue))
 
@@ -230,6 +237,22 @@ class Processes:
             self._die(current.ref)
         self._tell(ev.WorkerEnded(worker, tuple(one.ref for one in queue), reason, None, 9, self._wall()))
 
+    # ------------------------------------------------------------ standing still
+
+    def stand(self, what: int | AttemptRef, still: bool) -> None:
+        """A worker, or a command, stands still from now on, or goes on with all that it is late with."""
+        if still:
+            self._still.add(what)
+            return
+        self._still.discard(what)
+        late, self._late = self._late, []
+        for happens in late:
+            self._timeline.after(0.001, happens)
+
+    def _stands(self, attempt: ev.Attempt) -> bool:
+        still = [self._current.get(worker) for worker in self._workers if worker in self._still]
+        return attempt.ref in self._still or attempt in still
+
     # ------------------------------------------------------------ tasks
 
     def _start(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
@@ -243,6 +266,9 @@ class Processes:
         spec = self.live.get(attempt.ref)
         if spec is None:
             return  # killed
+        if self._stands(attempt):
+            self._late.append(lambda: self._finish(attempt, ended))
+            return
         sure = spec.function == SURE
         outcome = "succeeded" if sure else self._random.choice(["succeeded"] * 8 + ["failed"] * 2)
         self._die(attempt.ref, succeeded=outcome == "succeeded")
@@ -257,7 +283,11 @@ class Processes:
 
     def _report(self, attempt: ev.Attempt, outcome: str) -> Report:
         wall = self._wall()
-        return Report(*attempt.ref, outcome, 0, result=result_of(attempt.ref), started_at=wall - 0.02, finished_at=wall)
+        tail = OutputTail() if attempt.ref[1] % 4 == 3 else None  # one in four writes more than fits into a report
+        report = Report(
+            *attempt.ref, outcome, 0, result=result_of(attempt.ref), started_at=wall - 0.02, finished_at=wall
+        )
+        return msgspec.structs.replace(report, tail=tail)
 
     def _wall(self) -> float:
         return self._timeline.clock.time()

@@ -6,34 +6,14 @@ import hashlib
 import hmac
 import pickle
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from depalma.archive import pack
 from depalma.codetree import CodeEntry, tree_at, tree_digest
 from depalma.model import JobSpec, Report
 from depalma.protocol import Assignment
 from depalma.testing.fake_leader import TOKEN, AgentProcess, FakeLeader, wait_until
-
-
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=2)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
 
 
 def function(target: str) -> JobSpec:

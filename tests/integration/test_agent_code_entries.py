@@ -7,7 +7,6 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,9 @@ from depalma.protocol import Assignment, CodeAcknowledged
 from depalma.testing.fake_leader import TOKEN, AgentProcess, FakeLeader, wait_until
 
 
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=2, environments_kept=1)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
+@pytest.fixture(scope="module")
+def agent_settings() -> dict[str, Any]:
+    return {"environments_kept": 1}
 
 
 def entry(leader: FakeLeader, index: int, path: Path, requirements: str = "") -> CodeEntry:

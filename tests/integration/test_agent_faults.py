@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -29,21 +29,9 @@ wait
 """
 
 
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=4)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
+@pytest.fixture(scope="module")
+def agent_settings() -> dict[str, Any]:
+    return {"slots": 4}
 
 
 _here: list[str] = []  #: where the tasks of this test run, which tells them from those of other runs

@@ -6,36 +6,17 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
 import psutil
-import pytest
 
 from depalma.model import JobSpec, Payload, Report
 from depalma.protocol import Assignment
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=2)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
 
 
 def function(target: Callable[..., Any], **fields: Any) -> JobSpec:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,21 +23,9 @@ while :; do sleep 0.05; done
 """
 
 
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=1)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
+@pytest.fixture(scope="module")
+def agent_settings() -> dict[str, Any]:
+    return {"slots": 1}
 
 
 def words(file: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -16,7 +16,7 @@ import pytest_asyncio
 from depalma.agent.store import empty_folder
 from depalma.model import JobSpec, Payload, Report
 from depalma.protocol import Assignment
-from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
+from depalma.testing.fake_leader import AgentProcess, FakeLeader
 
 # What these functions refer to must travel with them: no worker can import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -25,17 +25,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[FakeLeader, AgentProcess]]:
-    """One leader and one agent for all tests here: starting one takes longer than most of them."""
-    async with FakeLeader() as fake:
-        process = AgentProcess(tmp_path_factory.mktemp("agent"), [fake.url], slots=2, output_limit_bytes=100_000)
-        process.start()
-        try:
-            await wait_until(lambda: fake.connected, "connection")
-            yield fake, process
-        finally:
-            await process.stop()
+@pytest.fixture(scope="module")
+def agent_settings() -> dict[str, Any]:
+    return {"output_limit_bytes": 100_000}
 
 
 @pytest_asyncio.fixture(loop_scope="module")

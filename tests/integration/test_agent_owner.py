@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
-import pytest
 
 from depalma import pausing
 from depalma.model import JobSpec
@@ -26,23 +24,6 @@ while :; do sleep 0.02; done
 """
 FUNCTION = "import time\ndef wait(folder):\n    open(folder + '/began', 'w').close()\n    time.sleep(3201)\n"
 GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-
-
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=2)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
 
 
 def words(folder: Path) -> list[str]:

@@ -8,8 +8,8 @@ import os
 import pickle
 import sys
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -25,17 +25,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[FakeLeader, AgentProcess]]:
-    async with FakeLeader() as fake:
-        folder = tmp_path_factory.mktemp("agent")
-        process = AgentProcess(folder, [fake.url], slots=2, max_blob_bytes=2_000_000)
-        process.start()
-        try:
-            await wait_until(lambda: fake.connected, "connection")
-            yield fake, process
-        finally:
-            await process.stop()
+@pytest.fixture(scope="module")
+def agent_settings() -> dict[str, Any]:
+    return {"max_blob_bytes": 2_000_000}
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def test_exit_codes_that_are_worth_a_retry(ctl: Ctl, value: Callable[..., Any]) 
 
 
 def test_a_job_starts_at_its_time(ctl: Ctl, value: Callable[..., Any]) -> None:
+    began_at = time.time()
     job = ctl("submit", "-q", "--at", "+1", "--", "true").stdout.strip()
     ctl("wait", job)
-    view = value("show", job)
-    assert view["started_at"] - view["submitted_at"] >= 0.9
+    assert value("show", job)["started_at"] - began_at >= 1.0
     assert "is not a time" in ctl("submit", "--at", "tomorrow", "--", "true", code=2).stderr

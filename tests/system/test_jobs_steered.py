@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from depalma import Client, JobFailed
+from depalma import AsyncClient, Client, JobFailed, LocalCluster
 
 WaitUntil = Callable[..., Any]
 Ctl = Callable[..., Any]
@@ -52,8 +53,6 @@ flaky.__module__ = "__main__"
 
 def test_a_handle_waits_anew_after_a_retry(client: Client, tmp_path: Path) -> None:
     """Results of tasks that were retried come once: those that count."""
-    from functools import partial
-
     mended = tmp_path / "mended"
     job = client.map(partial(flaky, str(mended)), range(3))
     with pytest.raises(JobFailed):
@@ -93,6 +92,29 @@ def test_calls_are_added_to_an_open_map(client: Client) -> None:
     assert job.add([3, 4]) == 2
     job.close()
     assert list(job.results(timeout=30)) == [3, 6, 9, 12]
+
+
+async def test_asyncio_has_graphs_open_jobs_and_retries_too(cluster: LocalCluster, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    async with AsyncClient(cluster.masters, token_file=cluster.token_file) as client:
+        graph = client.graph()
+        graph.command("first", ["true"], array=2)
+        graph.map("then", partial(flaky, str(mended)), [0, 1], after="first", open=True)
+        jobs = await graph.submit()
+        then = jobs["then"]
+        assert await then.hold()
+        assert await then.add([2]) == 2
+        await then.close()
+        assert await then.release()
+        assert not await then.release()
+        with pytest.raises(JobFailed):
+            assert [value async for value in then.results()]
+        assert (await then.wait(30)).state == "failed"
+        mended.touch()
+        assert await then.retry()
+        assert [value async for value in then.results()] == [0, 10, 20]
+        assert not await then.retry()
+        assert (await jobs["first"].wait(30)).state == "succeeded"
 
 
 def triple(x: int) -> int:

@@ -13,18 +13,10 @@ import pytest
 import yaml
 
 from depalma import Client, LocalCluster
+from tests.system.lives import LIVES, Lives
 
 WaitUntil = Callable[..., Any]
 Ctl = Callable[..., subprocess.CompletedProcess[str]]
-
-#: Writes down each life: when it began, whether it was warned, and when it ended; ends once it may.
-LIVES = """
-say() { echo "$1 $DEPALMA_TASK_INDEX $DEPALMA_ATTEMPT $DEPALMA_HOST" >>lives; }
-trap 'say warned; say ended; exit 0' TERM
-say began
-while ! test -e release; do sleep 0.05; done
-say ended
-"""
 
 
 @pytest.fixture
@@ -36,13 +28,6 @@ def cluster(fresh_cluster: Callable[..., LocalCluster]) -> LocalCluster:
 def client(cluster: LocalCluster) -> Iterator[Client]:
     with cluster.client() as made:
         yield made
-
-
-def lives(folder: Path, what: str) -> list[tuple[int, int, str]]:
-    """Returns task, attempt and host of each line of a kind."""
-    file = folder / "lives"
-    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
-    return [(int(task), int(number), host) for kind, task, number, host in lines if kind == what]
 
 
 def switch(ctl: Ctl, cluster: LocalCluster, verb: str, *options: str) -> dict[str, Any]:
@@ -59,11 +44,11 @@ def test_what_makes_way_for_an_owner_runs_elsewhere_exactly_once_whoever_leads(
 ) -> None:
     job = client.command(["sh", "-c", LIVES], cwd=tmp_path, array=4, grace_s=20.0)
     kept = client.command(["sh", "-c", LIVES], cwd=tmp_path, on_host="h1", restartable=False, array="9-9")
-    wait_until(lambda: len(lives(tmp_path, "began")) == 4)
-    there = {task for task, _, host in lives(tmp_path, "began") if host == "h1"}
+    wait_until(lambda: len(Lives(tmp_path).of("began")) == 4)
+    there = {task for task, _, host in Lives(tmp_path).of("began") if host == "h1"}
     assert len(there) == 2
     ctl("host", "set", "h1", "--slots", "3")
-    wait_until(lambda: (9, 1, "h1") in lives(tmp_path, "began"))
+    wait_until(lambda: (9, 1, "h1") in Lives(tmp_path).of("began"))
     wait_until(lambda: client.job(kept.id).state == "running")
     ctl("host", "set", "h1", "--owner", "suspend_s=0", "--owner", "warn_s=1h", "--owner", "requeue_s=61m")
 
@@ -81,13 +66,13 @@ def test_what_makes_way_for_an_owner_runs_elsewhere_exactly_once_whoever_leads(
     ]
     waiting = client.command(["true"], on_host="h1")
     assert f"h1: owner: {seen['reason']}" in waiting.explain()
-    assert lives(tmp_path, "warned") == []
+    assert Lives(tmp_path).of("warned") == []
 
     ctl("host", "set", "h2", "--slots", "4")
     client.set_owner("h1", warn_s=0.0, requeue_s=30.0)
-    wait_until(lambda: len(lives(tmp_path, "began")) == 7)
-    assert {task for task, _, _ in lives(tmp_path, "warned")} == there
-    assert {(task, number) for task, number, host in lives(tmp_path, "began") if host == "h2"} == {
+    wait_until(lambda: len(Lives(tmp_path).of("began")) == 7)
+    assert {task for task, _, _ in Lives(tmp_path).of("warned")} == there
+    assert {(task, number) for task, number, host in Lives(tmp_path).of("began") if host == "h2"} == {
         *((task, 2) for task in there),
         *((task, 1) for task in range(4) if task not in there),
     }
@@ -102,7 +87,7 @@ def test_what_makes_way_for_an_owner_runs_elsewhere_exactly_once_whoever_leads(
     assert kept.wait(30).state == "succeeded"
     assert waiting.wait(30).state == "succeeded"
     assert client.host("h1").state == "up"
-    assert len(lives(tmp_path, "began")) == 7, "an attempt began twice, or one too many"
+    assert len(Lives(tmp_path).of("began")) == 7, "an attempt began twice, or one too many"
     moved = next(task for task in job.tasks() if task.index in there)
     assert [(attempt.state, attempt.host) for attempt in moved.attempts] == [("moved", "h1"), ("succeeded", "h2")]
     assert moved.attempts[0].reason.startswith("its owner uses the machine: paused")

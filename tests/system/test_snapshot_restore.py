@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +24,15 @@ def ctl(*words: str) -> str:
     return done.stdout
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as made:
+        return made.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.timeout(180)
-def test_jobs_live_on_in_a_cluster_that_is_restored_from_a_snapshot(tmp_path: Path) -> None:
+def test_jobs_live_on_in_a_cluster_that_is_restored_from_a_snapshot(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
     saved = tmp_path / "saved.snap"
     with LocalCluster(masters=3, agents=1, directory=tmp_path / "old") as cluster, cluster.client() as client:
         done = client.command(["true"], name="done").wait(30)
@@ -45,6 +55,7 @@ def test_jobs_live_on_in_a_cluster_that_is_restored_from_a_snapshot(tmp_path: Pa
     try:
         token = str(tmp_path / "secrets" / "token")
         url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: listens(port), timeout_s=60)  # depalmactl soon gives up where nobody listens
         jobs = ctl("--masters", url, "--token-file", token, "--timeout", "20", "jobs", "--all", "-o", "jsonl")
     finally:
         master.terminate()

@@ -11,7 +11,17 @@ import pytest
 from depalma.agent import events as ev
 from depalma.agent.core import AgentCore
 from depalma.model import AttemptRef, JobSpec, Report
-from depalma.protocol import Assign, Assignment, Forget, HeartbeatAnswer, JobTemplate, Kill, ReportsCommitted, Welcome
+from depalma.protocol import (
+    Assign,
+    Assignment,
+    Forget,
+    HeartbeatAnswer,
+    JobTemplate,
+    Kill,
+    ReportsCommitted,
+    Suspended,
+    Welcome,
+)
 
 KINDS = (
     JobSpec(kind="command", argv=("x",), timeout_s=3.0),
@@ -41,6 +51,7 @@ class World:
         self.current: dict[int, AttemptRef | None] = {}
         self.doomed_workers: set[int] = set()
         self.still = False  #: nothing moves, for the owner of the machine
+        self.standing: set[AttemptRef | int] = set()  #: commands, and workers, that stand still for their job
         self.cut = False
         self.term = 0
         self.incarnations = 0
@@ -57,6 +68,8 @@ class World:
 
     def act(self, action: Any) -> ev.AnyEvent | None:
         match action:
+            case ev.Suspend(int() as lane) | ev.Resume(int() as lane):
+                self.stand(lane, isinstance(action, ev.Suspend))
             case ev.Launch() | ev.StopCommand() | ev.Suspend() | ev.Resume():
                 self.inbox.append(action)
             case ev.StartWorker(worker):
@@ -85,6 +98,23 @@ class World:
                 pass
         return None
 
+    def stand(self, lane: int, still: bool) -> None:
+        """Has a worker, or the command that the agent believes to run on the lane, stand still, or not."""
+        if lane in self.workers:
+            (self.standing.add if still else self.standing.discard)(lane)
+        elif queue := self.core.lanes.lanes[lane].queue:
+            self.inbox.append(("stand", queue[0].ref, still))
+
+    def check_standing(self) -> None:
+        """Once everybody has heard everything, what stands still is what is of suspended jobs."""
+        for worker, ref in self.current.items():
+            if ref is not None and worker not in self.doomed_workers:
+                assert (worker in self.standing) == (ref[0] in self.core.suspended), f"{ref} on worker {worker}"
+        if not self.inbox and not self.outbox and not self.still:
+            for line in self.lines.values():
+                if line:
+                    assert (line[0] in self.standing) == (line[0][0] in self.core.suspended), f"{line[0]}"
+
     def start(self, ref: AttemptRef) -> None:
         assert not self.still, f"{ref} started while nothing may move"
         self.started[ref] += 1
@@ -103,10 +133,11 @@ class World:
     def cut_off(self) -> None:
         self.cut = True
         for order in self.inbox:
-            if isinstance(order, ev.Suspend | ev.Resume):
+            if isinstance(order, ev.Suspend | ev.Resume):  # for all: the others are of processes that are dead
                 self.still = isinstance(order, ev.Suspend)
         self.inbox.clear()
         self.outbox.clear()
+        self.standing.clear()
         self.lines.clear()
         self.lane_slots.clear()
         self.workers.clear()
@@ -121,7 +152,7 @@ class World:
         happenings = (
             [self.assign] * 6 + [self.work] * 12 + [self.end_command] * 6 + [self.tick] * 3 + [self.kill]
             + [self.commit] * 3 + [self.crash, self.disconnect, self.beat, self.beat, self.forget, self.repeat]
-            + [self.resize, self.outdo, self.owner]
+            + [self.resize, self.outdo, self.owner, self.suspend, self.suspend]
         )  # fmt: skip
         if self.cut:
             self.incarnations += 1
@@ -132,6 +163,7 @@ class World:
             self.give(ev.Connected(self.now))
             self.give(Welcome(max(self.term, self.core.term), "m", 5.0, 1.0, ()))
         self.random.choice(happenings)()
+        self.check_standing()
 
     def assign(self) -> None:
         if not self.core.connected:
@@ -167,7 +199,7 @@ class World:
     def work(self) -> None:
         """A worker reads, or answers and reads the next."""
         for worker in [] if self.still else list(self.workers):
-            if worker not in self.workers:
+            if worker not in self.workers or worker in self.standing:
                 continue  # cut off in between
             ref = self.current[worker]
             if ref is not None:
@@ -199,7 +231,7 @@ class World:
             if self.inbox:
                 self.monitor(self.inbox.popleft())
         for line in self.lines.values():
-            if line and not self.still and self.random.random() < 0.5:
+            if line and not self.still and line[0] not in self.standing and self.random.random() < 0.5:
                 self.end_first(line, "succeeded")
         for _ in range(self.random.choice([0, 1, 99])):
             if self.outbox:
@@ -220,6 +252,11 @@ class World:
                     line.append(attempt.ref)
                     if len(line) == 1 and not self.still:
                         self.start(attempt.ref)
+            case ("stand", ref, still):
+                if still and any(line and line[0] == ref and self.started[ref] for line in self.lines.values()):
+                    self.standing.add(ref)
+                elif not still:
+                    self.standing.discard(ref)
             case ev.Suspend(None):
                 self.still = True
             case ev.Resume(None):
@@ -240,6 +277,11 @@ class World:
                 for ref in back:
                     line.remove(ref)
                 self.outbox.append(ev.Recalled(lane, back))
+
+    def suspend(self) -> None:
+        """Some jobs are suspended, and no others."""
+        jobs = tuple(job for job in range(len(KINDS)) if self.random.random() < 0.3)
+        self.give(Suspended(1, self.core.term, jobs))
 
     def owner(self) -> None:
         """The owner of the machine comes, stays, or goes."""
@@ -285,6 +327,7 @@ class World:
             if not self.core.connected:
                 self.give(ev.Connected(self.now))
                 self.give(Welcome(self.core.term, "m", 1e9, 1.0, ()))
+            self.give(Suspended(1, self.core.term, ()))
             if self.cut:
                 self.cut = False
                 self.give(ev.Rejoined("last"))

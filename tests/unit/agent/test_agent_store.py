@@ -13,6 +13,7 @@ import pytest
 from depalma.agent.channel import Channel
 from depalma.agent.store import FolderInUse, OutputFiles, ReportJournal, cut, lock_folder, read_slice
 from depalma.model import Payload, Report
+from depalma.tails import Tail, unpack
 
 
 def report(task: int, **fields: Any) -> Report:
@@ -108,17 +109,22 @@ def test_output_is_read_in_pieces_and_cut(tmp_path: Path) -> None:
     assert not cut(tmp_path / "none", 4)
 
 
-def test_old_output_is_pruned(tmp_path: Path) -> None:
+def test_the_end_of_output_is_inline_when_it_is_short(tmp_path: Path) -> None:
+    """Both streams together; of a long one the end is read, and how long it was is told."""
     output = OutputFiles(tmp_path)
-    for job, age_s in ((1, 1000), (2, 10)):
-        (output.root / str(job)).mkdir()
-        (output.root / str(job) / "0.1.out").write_text("x")
-        at = (output.root / str(job)).stat().st_mtime - age_s
-        os.utime(output.root / str(job), (at, at))
+    ref = (1, 2, 3)
+    assert output.short_tail(ref).is_due  # nothing to be seen: whoever hands it over finds out
+    output.final(*ref, "stdout").parent.mkdir()
+    output.final(*ref, "stderr").write_bytes(b"e" * 50)
+    output.final(*ref, "stdout").write_bytes(b"o" * 200)
+    assert unpack(output.short_tail(ref).inline) == Tail(b"o" * 200, 200, b"e" * 50, 50)
 
-    output.prune(500)
+    output.final(*ref, "stdout").write_bytes(b"o" * 100_000 + b"end")
 
-    assert [path.name for path in output.root.iterdir()] == ["2"]
+    assert output.short_tail(ref).is_due
+    tail = output.tail(ref)
+    assert tail.of("stdout") == (b"o" * 65_533 + b"end", 34_467)
+    assert tail.of("stderr") == (b"e" * 50, 0)
 
 
 # ---------------------------------------------------------------- channel

@@ -225,6 +225,7 @@ class Agent:
     websocket: aiohttp.ClientWebSocketResponse
     output: bytes = b""
     ended: bool = False
+    error: str = ""
     processes: tuple[Any, ...] = ()
     history: LoadHistory | None = None
     asked: list[AskOutput | AskLoadHistory] = field(default_factory=list)
@@ -244,7 +245,7 @@ class Agent:
             elif isinstance(frame, AskOutput):
                 self.asked.append(frame)
                 data = self.output[frame.offset : frame.offset + frame.limit_bytes]
-                await self._say(Output(frame.request, data, len(self.output), self.ended))
+                await self._say(Output(frame.request, data, len(self.output), self.ended, self.error))
 
     async def _say(self, frame: Any) -> None:
         await self.websocket.send_bytes(protocol.encode(frame))

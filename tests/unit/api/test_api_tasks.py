@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from depalma import items
 from depalma.model import Payload, ProcessView
+from depalma.state.commands import HostLost
+from depalma.tails import OutputTail, Tail, pack
 
 if TYPE_CHECKING:
     from conftest import Agent, Bench  # type: ignore[import-not-found]
@@ -160,6 +164,81 @@ async def test_output_on_a_host_that_is_gone_names_the_host(bench: Bench) -> Non
     problem = await bench.get(f"/v1/tasks/{job}.0/logs", 404)
     assert problem["code"] == "log_unavailable"
     assert "is on host h7, which does not answer now" in problem["detail"]
+
+
+async def ended_elsewhere(bench: Bench, tail: OutputTail | None, host: str = "h7", **spec: Any) -> str:
+    """A task that ended on a host which was lost then."""
+    bench.host_up(host)
+    job = bench.submit(**spec)
+    bench.assign(job, 0, host=host)
+    bench.finish(job, 0, host=host, outcome="failed", tail=tail)
+    bench.master.apply(HostLost(host, f"{host}-1", "cut off", time.time()))
+    return f"{job}.0"
+
+
+async def test_the_kept_end_is_given_when_the_host_is_lost(bench: Bench) -> None:
+    """From the blob, item by item and piece by piece; a reader who had the rest already misses nothing."""
+    tail = Tail(b"0123456789", 1010, b"", 0)
+    digest = await bench.master.blobs.put_bytes(items.pack([b"other", pack(tail)]))
+    task = await ended_elsewhere(bench, OutputTail(digest=digest, item=1))
+
+    data, headers = await read(bench, f"{task}/logs?limit=4")
+    assert (data, headers["Depalma-Next-Offset"], headers["Depalma-Ended"]) == (b"0123", "1004", "false")
+    assert headers["Depalma-Kept"] == "1000"
+    note = f"stdout of task {task}, attempt 1: only the last 10 of 1010 bytes are kept: host h7 is lost"
+    assert headers["Depalma-Note"] == note
+    data, headers = await read(bench, f"{task}/logs?offset=1004")
+    assert (data, headers["Depalma-Next-Offset"], headers["Depalma-Ended"]) == (b"456789", "1010", "true")
+    assert "Depalma-Note" not in headers
+    data, headers = await read(bench, f"{task}/logs?stream=stderr")
+    assert (data, headers["Depalma-Ended"], "Depalma-Note" in headers) == (b"", "true", False)
+
+
+async def test_a_short_end_is_all_there_was(bench: Bench) -> None:
+    task = await ended_elsewhere(bench, OutputTail(pack(Tail(b"all", 3, b"", 0))))
+    data, headers = await read(bench, f"{task}/logs")
+    assert (data, headers["Depalma-Ended"], "Depalma-Note" in headers) == (b"all", "true", False)
+
+
+async def test_the_kept_end_of_an_earlier_attempt(bench: Bench) -> None:
+    task = await ended_elsewhere(bench, OutputTail(pack(Tail(b"first", 5, b"", 0))), retries=1)
+    bench.host_up("h8")
+    bench.assign(int(task.partition(".")[0]), 0, host="h8")
+    assert (await read(bench, f"{task}/logs?attempt=1"))[0] == b"first"
+    problem = await bench.get(f"/v1/tasks/{task}/logs", 404)
+    assert "attempt 2 is on host h8, which does not answer now" in problem["detail"]
+
+
+async def test_why_nothing_is_kept_is_said(bench: Bench) -> None:
+    task = await ended_elsewhere(bench, OutputTail(lost="no master was there"))
+    problem = await bench.get(f"/v1/tasks/{task}/logs", 404)
+    assert problem["detail"].endswith("host h7 is lost, and its end is not kept: no master was there")
+    task = await ended_elsewhere(bench, OutputTail(digest="f" * 64), "h8")
+    assert "cannot be had" in (await bench.get(f"/v1/tasks/{task}/logs", 404))["detail"]
+    data, headers = await read(bench, f"{await ended_elsewhere(bench, None, 'h9')}/logs")
+    assert (data, headers["Depalma-Ended"]) == (b"", "true")
+    assert headers["Depalma-Note"].endswith("host h9 is lost; the masters have nothing that it wrote")
+
+
+async def test_an_attempt_that_was_lost_kept_nothing(bench: Bench) -> None:
+    bench.host_up("h7")
+    job = bench.submit()
+    bench.assign(job, 0, host="h7")
+    bench.master.apply(HostLost("h7", "h7-1", "cut off", time.time()))
+    problem = await bench.get(f"/v1/tasks/{job}.0/logs?attempt=1", 404)
+    assert "host h7 is lost, and the attempt was lost before" in problem["detail"]
+
+
+async def test_what_its_host_keeps_no_longer_comes_from_the_masters(bench: Bench, agent: Agent) -> None:
+    job = bench.submit()
+    bench.assign(job, 0)
+    bench.finish(job, 0, tail=OutputTail(pack(Tail(b"end", 9, b"", 0))))
+    agent.ended, agent.error = True, "it is no longer kept: older than 7 days"
+    data, headers = await read(bench, f"{job}.0/logs")
+    assert data == b"end"
+    assert headers["Depalma-Note"].endswith(
+        "only the last 3 of 9 bytes are kept: host h1 says: it is no longer kept: older than 7 days"
+    )
 
 
 @pytest.mark.parametrize("query", ["stream=both", "offset=-1", "limit=9999999", "attempt=x"])

@@ -48,7 +48,7 @@ def test_names_become_places():
             {"jobs": {"a": {**PREPARE, "retrys": 1}}},
             "a: unknown option 'retrys'; allowed: after, after_each, backoff_s",
         ),
-        ({"jobs": {"a": {**PREPARE, "priority": "high"}}}, "a: Expected `int`, got `str` - at `$.priority`"),
+        ({"jobs": {"a": {**PREPARE, "priority": "high"}}}, "a: priority: expected `int`, got `str`; 'high' given"),
         ({"jobs": {"a": {**PREPARE, "array": "x"}}}, "a: array: 'x' given"),
     ],
 )

@@ -251,3 +251,14 @@ def test_a_gang_is_a_number_of_tasks_or_all_of_them() -> None:
     assert specs.command_work(["x"], indices=4, options={"gang": "all"}).spec.gang == -1
     with pytest.raises(ValueError, match="gang: 'both' given; allowed: a number of tasks, or 'all'"):
         specs.command_work(["x"], options={"gang": "both"})
+
+
+def test_stdin_is_bytes_or_a_file_and_only_for_commands(tmp_path: Path) -> None:
+    file = tmp_path / "in"
+    file.write_bytes(b"words")
+    assert specs.command_work(["cat"], options={"stdin": file}).stdin == b"words"
+    assert specs.command_work(["cat"], arguments=["a"], options={"stdin": b"more"}).stdin == b"more"
+    with pytest.raises(ValueError, match=r"stdin: .*/nowhere: No such file or directory"):
+        specs.command_work(["cat"], options={"stdin": tmp_path / "nowhere"})
+    with pytest.raises(ValueError, match="stdin: given for a function; allowed: for commands"):
+        specs.function_work("m:f", [b""], options={"stdin": b"words"})

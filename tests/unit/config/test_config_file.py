@@ -8,6 +8,7 @@ import pytest
 
 from depalma import config
 from depalma.errors import ConfigError
+from depalma.state import checks
 
 MASTER = "{id: m1, host: 10.0.0.1, dir: /var/lib/depalma}"
 ROOT = Path(__file__).parents[3]
@@ -21,6 +22,10 @@ def refusal_of(text: str) -> str:
 
 def with_settings(settings: str) -> str:
     return f"masters: [{MASTER}]\nsettings: {{{settings}}}"
+
+
+def with_host(words: str) -> str:
+    return f"masters: [{MASTER}]\nhosts: [{{name: h1, {words}}}]"
 
 
 def test_the_smallest_file_gets_every_default() -> None:
@@ -59,16 +64,47 @@ def test_a_home_folder_is_expanded() -> None:
         (with_settings("heartbeat_s: 9"), ["heartbeat_s: 9", "third of lease_s"]),
         (with_settings("election_s: [0.6, 0.3]"), ["election_s", "rising"]),
         (with_settings("election_s: [0.3]"), ["election_s"]),
+        (with_settings("output_keep_days: 0"), ["output_keep_days: 0", "more than 0"]),
+        (with_settings("output_keep_bytes: 9"), ["output_keep_bytes: 9", "1048576 to"]),
+        (with_settings("output_keep_tag_days: {audit: -1}"), ["output_keep_tag_days[audit]: -1", "more than 0"]),
+        (with_settings("output_keep_tag_days: [audit]"), ["output_keep_tag_days", "object"]),
         (with_settings("on_cut_off: panic"), ["'panic'", "exit, rejoin"]),
         (f"masters: [{MASTER}]\nhosts: [{{name: h1}}, {{name: h1}}]", ["hosts.name", "'h1' is given twice"]),
         (f"masters: [{MASTER}]\nhosts: [{{name: 'a b'}}]", ["hosts.name", "'a b'", "allowed"]),
         ("masters: [{id: m1, host: a, dir: b, port: 70000}]", ["70000", "1 to 65535"]),
         ("masters: [{id: m1, host: a, dir: b, port: 7071}]", ["a:7071", "twice"]),
+        ("masters: [{id: m1, host: '', dir: b}]", ["masters[m1].host: ''", "a name or an address"]),
+        ("masters: [{id: m1, host: -oProxyCommand=x, dir: b}]", ["host: '-oProxyCommand=x'", "leading '-'"]),
+        ("masters: [{id: m1, host: a, ssh: a b, dir: b}]", ["masters[m1].ssh: 'a b'", "no space"]),
+        ("masters: [{id: m1, host: a, dir: ''}]", ["masters[m1].dir: ''", "folder"]),
+        (f"masters: [{MASTER}]\ncluster: ''", ["cluster: ''", "not empty"]),
+        (f'masters: [{MASTER}]\nsecrets: "a\\0"', ["secrets: 'a\\x00'", "printable"]),
+        (with_host("slots: -1"), ["hosts[h1].slots: -1", "0 to 100000"]),
+        (with_host("gpus: 999999"), ["hosts[h1].gpus: 999999", "0 to 100000"]),
+        (with_host("priority: 9999999"), ["hosts[h1].priority: 9999999", "-1000000 to 1000000"]),
+        (with_host("groups: [a, a]"), ["hosts[h1].groups", "each once"]),
+        (with_host("groups: ['a b']"), ["hosts[h1].groups: 'a b'", "letters"]),
+        (with_host("resources: {cpus: 1}"), ["hosts[h1].resources: 'cpus'", "not cpus"]),
+        (with_host("resources: {tape: -1}"), ["hosts[h1].resources.tape: -1", "0 to"]),
+        (with_host(f"labels: {{a: {'x' * 1000}}}"), ["hosts[h1].labels", "1000 characters"]),
+        (with_host("labels: {a: 1}"), ["labels", "str", "int"]),
+        *(
+            (with_settings(f"{field}: {value}"), [f"settings.{field}: ", "given; allowed: "])
+            for field in (
+                "history_days", "history_jobs", "max_body_bytes", "max_blob_bytes", "snapshot_every_entries",
+                "output_limit_bytes", "open_job_idle_s", "code_lag_s", "code_kick_s", "blob_grace_s", "lease_s",
+                "lease_margin", "heartbeat_s", "environments_kept",
+            )
+            for value in (("-1", ".nan", ".inf") if isinstance(getattr(config.Settings(), field), float) else ("-1",))
+        ),
+        (with_settings("lease_s: 1") + "\nsettings: {}", ["not YAML", "'settings' is given twice"]),
+        ("cluster: 2024-13-45", ["not YAML", "month"]),
+        ("[" * 5000, ["not YAML", "nesting"]),
         ("masters: [", ["not YAML"]),
         ("", ["object"]),
         ("- a", ["object", "array"]),
     ],
-)
+)  # fmt: skip
 def test_a_refusal_names_the_field_and_what_is_allowed(text: str, words: list[str]) -> None:
     message = refusal_of(text)
 
@@ -79,6 +115,18 @@ def test_a_refusal_names_the_field_and_what_is_allowed(text: str, words: list[st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         config.load(tmp_path / "none.yaml")
+
+
+def test_bytes_that_are_no_text_are_told_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"cluster: \xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: not UTF-8: byte 0xe9 at 9"):
+        config.load(file)
+
+
+def test_resources_cannot_be_called_what_the_state_counts_anyway() -> None:
+    """The state refuses the same names; a file that it would not take is refused where it is read."""
+    assert checks._RESERVED == config.COUNTED_ANYWAY
 
 
 def test_a_yaml_tag_cannot_make_objects() -> None:

@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from depalma.client import master_verbs
 from depalma.ctl.main import COMMANDS, cli
 from depalma.ctl.reference import leaves, markdown
 
@@ -38,6 +39,8 @@ NEEDS_CLUSTER = {
     "cron show": (["n"], 4),
     "cron rm": (["n"], 4),
     "release": (["1"], 4),
+    "suspend": (["1"], 4),
+    "resume": (["1"], 4),
     "retry": (["1"], 4),
     "set": (["1", "--priority", "3"], 4),
     "ps": ([], 4),
@@ -93,7 +96,7 @@ WRITES = {
     "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
     "webhook replay", "webhook test",
     "order limit", "order quota", "order share", "order set",
-    "hold", "release", "retry", "set", "cron add", "cron rm", "add", "close",
+    "hold", "release", "suspend", "resume", "retry", "set", "cron add", "cron rm", "add", "close",
 }  # fmt: skip
 ALONE = {
     "dev",
@@ -273,6 +276,9 @@ def test_mistyped_command_gets_a_suggestion(words: list[str], near: str) -> None
         (["webhook", "set", "w", "--tag", "a", "--no-tags"], "--tag and --no-tags exclude each other"),
         (["webhook", "replay", "w"], "--from"),
         (["--timeout", "never", "jobs"], "never"),
+        (["submit", "--stdin", "/nowhere/x", "--", "cat"], "'--stdin': /nowhere/x: No such file or directory"),
+        (["run", "--stdin", "/", "--", "cat"], "'--stdin': /: Is a directory"),
+        (["map", "--stdin", "-", "cat {}"], "stdin has the arguments here"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(words: list[str], said: str) -> None:
@@ -290,6 +296,36 @@ def test_errors_for_programs_are_json_too(words: list[str]) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "--cpus", "nan", "--", "x"], "'--cpus': 'nan' is not a number"),
+        (["submit", "--cpus", "inf", "--", "x"], "'--cpus': 'inf' is not a number"),
+        (["--timeout", "nan", "jobs"], "'--timeout': 'nan' is not a number"),
+        (["submit", "--timeout", "9" * 30, "--", "x"], "'--timeout': '999999999999999999999999999999' is longer than"),
+        (["host", "pause", "--for", "99999999999"], "'--for': '99999999999' is longer than 1000000000 s"),
+        (["submit", "--at", "+99999999999", "--", "x"], "'--at': '99999999999' is longer than"),
+        (["order", "share", "ann", "nan"], "'nan' is not a number"),
+        (["submit", "--name", "a\udcff", "--", "x"], '"name": "a\\xff\': not UTF-8; allowed: text in UTF-8'),
+        (["submit", "--", "echo", "\udcff"], "\\xff': not UTF-8"),
+        (["jobs", "--tag", "\udcff"], "\\xff': not UTF-8"),
+        (["group", "set", "\udcff", "h1"], "\\xff': not UTF-8"),
+        (["submit", "-f", "no-such-file.yaml"], "no-such-file.yaml: No such file or directory"),
+        (["submit", "-f", "/"], "/: cannot be read: Is a directory"),
+    ],
+)
+def test_values_that_are_none_are_refused_before_anything_is_sent(words: list[str], said: str, closed: str) -> None:
+    result = ctl("--masters", closed, *words)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_arguments_of_a_map_are_bytes_as_names_of_files_are(closed: str) -> None:
+    result = ctl("--timeout", "0.2", "--masters", closed, "map", "cat {}", ":::", "a\udcff")
+    assert "no master that leads answered" in result.stderr
+
+
 def test_script_directive_error_names_its_line(tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\n#DEPALMA --name x\n#DEPALMA --bogus 1\n")
@@ -305,7 +341,8 @@ def test_script_directive_error_names_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS_CLUSTER)
-def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str) -> None:
+def test_without_any_master_it_ends_soon_and_says_why(name: str, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_verbs, "WAIT_S", 0.2)  # how long a change of the masters itself may take
     arguments, code = NEEDS_CLUSTER[name]
     result = ctl("--timeout", "0.2", "--masters", closed, *name.split(), *arguments)
     assert result.exit_code == code

@@ -42,6 +42,7 @@ def test_directives_are_read_from_the_leading_comments_only() -> None:
         ("--nice=100", ["--priority", "-100"]),
         ("--nodes=1 --ntasks=1", []),
         ("-N 1 -n1 --no-requeue -H", ["--not-restartable", "--hold"]),
+        ("-i in.txt", ["--stdin", "in.txt"]),
         ("--chdir=/data   # a comment", ["--cwd", "/data"]),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo
 
-from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings
+from depalma.config import LIMITS, ClusterConfig, HostConfig, MasterConfig, Settings
 from depalma.ownership import OwnerPolicy
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -50,3 +50,11 @@ def test_every_field_is_documented_with_its_default(section: str) -> None:
     expected = {field.name: default_of(field) for field in msgspec.structs.fields(SECTIONS[section])}
 
     assert rows_of(section) == expected
+
+
+def test_limits_of_settings_are_those_that_are_checked() -> None:
+    text = PAGE.read_text().split("\n## Settings\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*?) ?\|", text, re.MULTILINE))
+
+    for name, (low, high) in LIMITS.items():
+        assert told[name] == f"{low:.16g} to {high:.16g}", name

@@ -351,7 +351,7 @@ async def test_taking_large_jobs_leaves_the_loop_its_turns(tmp_path: Path) -> No
 
 
 def _story() -> type:
-    from depalma.state.jobs import Story
+    from depalma.state.stories import Story
 
     return Story
 

@@ -54,12 +54,11 @@ class Supervised:
     def lease(self, seconds: float = 60.0) -> None:
         self.say(("lease", boottime() + seconds))
 
-    def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", **extra: str) -> None:
+    def spawn(self, key: int, *argv: str, slot: int = 0, cwd: str = "", stdin: bytes | str = b"", **extra: str) -> None:
         files = (f"{self.root}/output/{key}.out", f"{self.root}/output/{key}.err")
         variables = {os.fsencode(name): os.fsencode(value) for name, value in extra.items()}
-        self.say(
-            ("spawn", key, [os.fsencode(word) for word in argv], 1, variables, cwd, files, slot, False, (), ("", ""))
-        )
+        words, rest = [os.fsencode(word) for word in argv], (slot, False, (), ("", ""), stdin)
+        self.say(("spawn", key, words, 1, variables, cwd, files, *rest))
 
     def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
         """Returns the first true value of `look` after each message. Errors: AssertionError."""

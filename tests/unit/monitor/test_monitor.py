@@ -248,6 +248,20 @@ def test_output_goes_to_its_place_and_is_cut(monitor) -> None:
     assert sorted(path.name for path in (monitor.root / "output").iterdir()) == ["1.err", "1.out"]
 
 
+def test_each_task_reads_what_it_is_given_from_its_beginning(monitor, tmp_path: Path) -> None:
+    monitor.lease()
+    file = tmp_path / "large"
+    file.write_bytes(b"x" * 300_000)
+    for key, stdin in ((1, b"few words"), (2, str(file)), (3, str(file)), (4, b""), (5, f"{tmp_path}/nowhere")):
+        monitor.spawn(key, "sh", "-c", "wc -c; readlink /proc/self/fd/0", stdin=stdin)
+    ended = [monitor.exit(key) for key in range(1, 6)]
+    outputs = [Path(f"{monitor.root}/output/{key}.out").read_text().split() for key in range(1, 5)]
+    assert [words[0] for words in outputs] == ["9", "300000", "300000", "0"]
+    assert outputs[3][1] == "/dev/null"
+    assert [status for status, *_ in ended] == [0, 0, 0, 0, 126]
+    assert "nowhere: No such file" in ended[4][1]
+
+
 def test_output_of_a_killed_task_is_kept(monitor) -> None:
     monitor.lease()
     monitor.spawn(1, "sh", "-c", "echo so far; exec sleep 3008")

@@ -97,6 +97,17 @@ def test_a_tree_stands_still_while_anybody_wants_it(monitor) -> None:
     monitor.listen(still(0), "both going")
 
 
+def test_one_task_stands_still_with_what_hides_and_can_only_be_its(monitor) -> None:
+    monitor.spawn(1, "sh", "-c", HIDES, slot=0)
+    monitor.listen(lambda: monitor.sleeping() >= 2 and len(monitor.below()) >= 4, "tree")
+    monitor.say(("suspend", 1, "user"))
+    monitor.listen(lambda: is_still(monitor), "stillness")
+    monitor.spawn(2, "sleep", "3101", slot=1)
+    monitor.listen(lambda: states(monitor).count(psutil.STATUS_SLEEPING) == 1, "the other task, going")
+    monitor.say(("resume", 1, "user"))
+    monitor.listen(lambda: moves(monitor), "movement")
+
+
 def test_what_a_task_has_stopped_itself_is_not_let_go(monitor) -> None:
     monitor.spawn(1, "sh", "-c", "sleep 3101 & kill -STOP $!; while :; do sleep 0.01; done")
     monitor.listen(lambda: states(monitor).count(psutil.STATUS_STOPPED) == 1, "its stopped child")

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
-import msgspec
 import pytest
 
 from depalma import items
-from depalma.codetree import command_digest
 from depalma.dispatcher import Assignment, HostRoom, parts, plan
 from depalma.model import AttemptRef, EventView, HostFacts, JobSpec, Load, MasterAddress, Payload, Report
 from depalma.state import commands as c
 from depalma.state.events import events_after
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
+from depalma.state.kinds import KINDS
 from depalma.state.machine import Machine, digest_of
 from depalma.state.task_states import TRANSITIONS
+from depalma.tails import OutputTail
 from depalma.testing.order_chance import BAD_SPECS, order_command, some_needs, some_resources
+from tests.unit.state.code_makers import CodeMakers
 from tests.unit.state.job_makers import JobMakers
+from tests.unit.state.join_makers import JoinMakers
+from tests.unit.state.kind_examples import ACCEPTED, REFUSED
 from tests.unit.state.webhook_makers import WebhookMakers
+from tests.unit.state.wild import wild
 
 #: Jobs above this size are not looked at task by task.
 WATCHED_TASKS = 300
@@ -50,12 +55,17 @@ class Bench:
     def state(self):  # type: ignore[no-untyped-def]
         return self.machine.state
 
+    @property
+    def term(self) -> int:
+        """Of a leader that may assign."""
+        return max(1, self.state.term)
+
     # ------------------------------------------------------------ applying
 
     def do(self, command: c.AnyCommand) -> c.Applied | c.Rejected:
         """Applies and checks: twins agree, invariants hold, moves are legal, a refusal changes nothing."""
         before = digest_of(self.state, version=False)
-        words, version = self._words(), self.state.version
+        words, version, event = self._words(), self.state.version, self.state.events.next_index
         data = c.encode(command)
         outcome = self.machine.apply(data, version + 1)
         assert self.twin.apply(data, version + 1) == outcome
@@ -68,6 +78,10 @@ class Bench:
             assert outcome.message
         else:
             assert outcome.version == self.state.version
+        fresh = {
+            record.kind for record in takewhile(lambda one: one.first >= event, reversed(self.state.events.records))
+        }
+        assert fresh <= set(KINDS), f"events of kinds that are not in state/kinds.py: {fresh}"
         self._check_moves(words)
         self._check_outcomes(command, outcome)
         return outcome
@@ -186,7 +200,7 @@ class Bench:
             if hosts is None or host.name in hosts
         }
         before = digest_of(self.state)
-        planned = plan(self.state, rooms, mean_s or {}, self.now, 1, limit)
+        planned = plan(self.state, rooms, mean_s or {}, self.now, self.term, limit)
         assert digest_of(self.state) == before
         return planned
 
@@ -214,7 +228,7 @@ def make_bench() -> type[Bench]:
     return Bench
 
 
-class Fuzzer(JobMakers, WebhookMakers):
+class Fuzzer(JobMakers, CodeMakers, JoinMakers, WebhookMakers):
     """Makes commands by chance: most of them plausible for the state as it is, some of them nonsense."""
 
     def __init__(self, bench: Bench, rng: random.Random) -> None:
@@ -223,9 +237,18 @@ class Fuzzer(JobMakers, WebhookMakers):
         self.serial = 0
 
     def step(self) -> c.AnyCommand:
-        """Returns one command; its time is the bench's."""
+        """Returns one command; its time is the bench's. A few are examples of any kind, or have a field gone wild."""
         rng = self.rng
         self.bench.tick(rng.choice([0.0, 0.5, 5.0, 400.0]))
+        command = self.example() if rng.random() < 0.03 else self.make()
+        return wild(command, rng) if rng.random() < 0.03 else command
+
+    def example(self) -> c.AnyCommand:
+        return self.rng.choice([*ACCEPTED.values(), *REFUSED.values()])(self.bench)
+
+    def make(self) -> c.AnyCommand:
+        """Returns what one of the makers makes; each stands there as often as it is to come."""
+        rng = self.rng
         makers = [
             self.submit, self.submit, self.add_tasks, self.close, self.cancel, self.assign, self.assign, self.assign,
             self.start, self.start, self.start, self.finish, self.finish, self.add_host, self.host_up, self.host_up,
@@ -233,7 +256,7 @@ class Fuzzer(JobMakers, WebhookMakers):
             self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
             rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
-            self.schedule, rng.choice([self.gang, self.assign_gang, self.finish]),
+            self.schedule, self.join, self.stand, rng.choice([self.gang, self.assign_gang, self.finish]),
         ]  # fmt: skip
         return rng.choice(makers)()
 
@@ -294,7 +317,8 @@ class Fuzzer(JobMakers, WebhookMakers):
                 return self.rng.choice(planned)
         host = self.host_name()
         refs = tuple(self.ref() for _ in range(self.rng.randint(0, 3)))
-        return c.AssignTasks(self.rng.choice([1, 1, 1, 0]), host, self.incarnation(host), refs, self.bench.now, "fuzz")
+        term = self.bench.term - self.rng.choice([0, 0, 0, 1])
+        return c.AssignTasks(term, host, self.incarnation(host), refs, self.bench.now, "fuzz")
 
     def ref(self) -> AttemptRef:
         """Any task, mostly with the attempt number that would be right."""
@@ -330,6 +354,7 @@ class Fuzzer(JobMakers, WebhookMakers):
                 error=rng.choice(["", "Boom\nline"]),
                 result=rng.choice([None, Payload(inline=b"v")]),
                 started_at=rng.choice([None, self.bench.now]),
+                tail=rng.choice([None, OutputTail(b"end"), OutputTail(digest="f" * 64, item=1)]),
             )
             for ref in self.live_refs(host)
         )
@@ -381,54 +406,10 @@ class Fuzzer(JobMakers, WebhookMakers):
             return c.RemoveGroup(request, group, hosts, rng.random() < 0.5, now)
         return rng.choice([c.SetGroup, c.AddToGroup])(request, group, hosts, now)
 
-    def add_code(self) -> c.AnyCommand:
-        digest = self.rng.choice(["a" * 64, "b" * 64, "c" * 64, "d" * 64, "short"])
-        kind = self.rng.choice(["module", "module", "module", "folder", "thing"])
-        request, name = self.request(), self.rng.choice(["pkg", "lib", "../x"])
-        return c.AddCode(request, name, kind, digest, 10, "ann", self.bench.now)
-
     def change_masters(self) -> c.AnyCommand:
         names = self.rng.sample(["m1", "m2", "m3"], self.rng.randint(1, 3))
         masters = tuple(MasterAddress(name, self.rng.choice(["a", "b"]), 1, 2) for name in names)
         return c.ChangeMasters(self.request(), masters, self.bench.now, "fuzz")
-
-    def ack_code(self) -> c.AnyCommand:
-        host, state = self.host_name(), self.bench.state
-        index = self.rng.randint(0, state.code_index + 1)
-        right = state.tree_digest(index) if index <= state.code_index else ""
-        digest = right if self.rng.random() < 0.9 else "f" * 64
-        code = self.rng.choice([None, None, 0, 3])
-        return c.AckCode(host, self.incarnation(host), index, digest, "sig", self.bench.now, code, "said" * (code or 0))
-
-    def append_code(self) -> c.AnyCommand:
-        rng, state = self.rng, self.bench.state
-        request, now = self.request(), self.bench.now
-        match rng.choice(["wheel", "needs", "rollback", "rollback", "command", "bad"]):
-            case "wheel":
-                return c.AppendCode(request, "tool", "wheel", rng.choice("ab") * 64, 10, "ann", now)
-            case "needs":
-                return c.AppendCode(request, "pkg", "folder", "a" * 64, 10, "ann", now, rng.choice("ef") * 64)
-            case "rollback":
-                index = rng.randint(0, state.code_index + 1)
-                return c.AppendCode(request, "", "", "", 0, "ann", now, rollback_of=index)
-            case "command":
-                argv, limit_s = ("true",), rng.choice([0.0, 5.0, -1.0])
-                digest = command_digest(argv, 5.0)
-                return c.AppendCode(request, "command", "command", digest, 0, "ann", now, "", argv, limit_s)
-        changes = rng.choice([{"argv": ("x",)}, {"requirements": "short"}, {"kind": "thing"}, {"digest": "x"}])
-        return msgspec.structs.replace(c.AppendCode(request, "pkg", "folder", "a" * 64, 10, "ann", now), **changes)
-
-    def fail_code(self) -> c.AnyCommand:
-        host, state = self.host_name(), self.bench.state
-        index, code = self.rng.randint(0, state.code_index + 1), self.rng.choice([None, 2])
-        reason = self.rng.choice(["no space", "no blob"])
-        return c.FailCode(host, self.incarnation(host), index, reason, self.bench.now, code, "out")
-
-    def lag_code(self) -> c.AnyCommand:
-        host = self.host_name()
-        known = self.bench.state.hosts.get(host)
-        index = known.code_index if known is not None and self.rng.random() < 0.8 else self.rng.randint(0, 5)
-        return c.LagCode(host, self.incarnation(host), index, "slow", self.rng.random() < 0.5, self.bench.now)
 
     def owner(self) -> c.AnyCommand:
         host, rng, now = self.host_name(), self.rng, self.bench.now

@@ -8,6 +8,7 @@ from typing import Any
 from depalma.model import Dependency, JobSpec
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
+from depalma.state.task_states import TIMED_OUT
 
 
 class JobMakers:
@@ -51,6 +52,7 @@ class JobMakers:
             "start_at": rng.choice([0.0, 0.0, 0.0, self.bench.now + 20.0]),
             "start_within_s": rng.choice([0.0, 0.0, 0.0, 500.0]),
             "gang": rng.choice([0] * 9 + [-1, 1, 4, -2]),
+            "task_start_within_s": rng.choice([0.0, 0.0, 0.0, 30.0]),
         }
 
     def step_of_gangs(self: Any) -> c.AnyCommand:
@@ -153,12 +155,31 @@ class JobMakers:
         )
         return jc.SetJobs(request, jobs, now, by, **changes)
 
+    def stand(self) -> c.AnyCommand:
+        """Mostly of jobs that have something on a host, which may not have begun."""
+        rng, request, now = self.rng, self.request(), self.bench.now
+        jobs = tuple(self.job_id() for _ in range(rng.randint(0, 1)))
+        by = rng.choice(["ann", "ann", "ann", "a" * 300])
+        known = self.bench.state.jobs.values()
+        standing = [job for job in known if job.suspension is not None]
+        if standing and rng.random() < 0.7:
+            picked = rng.choice([job for job in standing if job.running] or standing)
+            return jc.ResumeJobs(request, (*jobs, picked.id), now, by)
+        live = [job for job in known if job.running or (job.held and job.queued)]
+        given = [job for job in live if any(one.started_at is None for one in job.running.values())]
+        live = given if given and rng.random() < 0.7 else live
+        jobs = (*jobs, rng.choice(live).id) if live else jobs
+        return jc.SuspendJobs(request, jobs, now, by, rng.choice(["", "why", "a" * 5000]))
+
     def retry(self) -> c.AnyCommand:
         """Mostly of a job with something to retry, which is held now and then."""
         rng, live = self.rng, self.bench.state.jobs.values()
         bad = [job for job in live if not job.cancelled and (job.counts().failed or job.counts().lost)]
         if not bad or rng.random() < 0.2:
             return jc.RetryJobs(self.request(), tuple(self.job_id() for _ in range(2)), self.bench.now, "ann")
-        job = rng.choice([job for job in bad if job.held] or bad)
-        kind = jc.HoldJobs if not job.is_final and not job.held and rng.random() < 0.5 else jc.RetryJobs
+        late = [job for job in bad if job.tally[TIMED_OUT]]
+        bad = late if late and rng.random() < 0.5 else bad
+        job = rng.choice([job for job in bad if job.held or job.suspension] or bad)
+        steered = job.is_final or job.held or job.suspension is not None
+        kind = jc.RetryJobs if steered or rng.random() < 0.5 else rng.choice([jc.HoldJobs, jc.SuspendJobs])
         return kind(self.request(), (job.id,), self.bench.now, "ann")

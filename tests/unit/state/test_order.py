@@ -316,3 +316,19 @@ def test_a_user_at_his_limit_keeps_no_host_from_others(bench):
         ("h1", [before.id, before.id]),
         ("h1", [short.id]),
     ]
+
+
+def test_a_clock_that_was_ahead_does_not_make_usage_infinite(bench):
+    """Units begin anew where the clock was furthest; it found a half-life of a minute and a day too many."""
+    bench.host()
+    bench.ok(c.SetOrder("", bench.tick(), 60.0))
+    bench.submit(1, user="ann")
+    bench.assign((1, 0, 1))
+    now = bench.now
+    bench.now += 30 * 86_400.0
+    bench.finish((1, 0, 1))
+    bench.ok(c.SetOrder("", bench.tick(), 61.0))
+    bench.now = now
+    bench.ok(c.SetOrder("", bench.tick(), 60.0))
+
+    assert bench.state.shares.accounts["ann"].usage < 1e12

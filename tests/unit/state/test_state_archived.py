@@ -16,6 +16,7 @@ from depalma.jobarchive.record import BadRecord, Record
 from depalma.jobarchive.usage import host_uses, job_use
 from depalma.model import JobSpec, Payload, Report
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Completions
 from depalma.state.explain import explain
@@ -64,7 +65,7 @@ def use_of(job: Job, now: float = AT) -> JobUse:
 
 def test_whatever_happened_to_a_job_is_told_alike_from_the_archive(make_bench, make_fuzzer):
     jobs = []
-    for seed in range(4):
+    for seed in range(8):
         bench = make_bench()
         bench.now = AT
         fuzzer = make_fuzzer(bench, random.Random(seed))
@@ -104,7 +105,7 @@ def test_attempts_that_were_tried_again_are_told_and_counted_once(bench):
         bench.finish(ref, outcome="failed" if number == 2 else "succeeded")
         if number == 2:
             assert job.is_final
-            bench.ok(c.RetryJobs("again", (job.id,), bench.now))
+            bench.ok(jc.RetryJobs("again", (job.id,), bench.now))
     assert job.is_final
     assert len(job.stories[0].attempts) == 2
     use = assert_told_alike(bench.state, job)
@@ -152,7 +153,7 @@ def test_a_job_that_runs_again_while_it_is_taken_is_not_taken(bench):
     job = finished(bench, JobSpec(kind="command", argv=("false",)), outcome="failed", exit_code=1)
     taking = records.take(job)
     next(taking)
-    bench.ok(c.RetryJobs("again", (job.id,), bench.now))
+    bench.ok(jc.RetryJobs("again", (job.id,), bench.now))
     assert result_of(taking) is None
 
 

@@ -6,6 +6,11 @@ import pytest
 
 from depalma.model import Payload, Report
 from depalma.state import commands as c
+from depalma.state import job_commands as jc
+from depalma.state.explain import explain
+from depalma.state.restoring import blobs_of
+from depalma.state.stories import KEEP_TAILS
+from depalma.tails import OutputTail, not_kept
 
 
 def test_an_attempt_from_assignment_to_result(bench):
@@ -348,3 +353,39 @@ def test_results_that_are_equal_are_one_object(bench):
         bench.finish((1, index, 1), result=Payload(inline=b"N."))
 
     assert job.outcome(0).result is job.outcome(2).result
+
+
+def test_the_end_of_output_is_named_as_long_as_its_attempt_matters(bench):
+    """That of a task's last attempt and of some before it; nothing of a job that is forgotten."""
+    bench.host()
+    job = bench.submit(retries=KEEP_TAILS + 1)
+    tails = [OutputTail(digest=f"{number:064}", item=number) for number in range(KEEP_TAILS + 2)]
+    for number, tail in enumerate(tails, 1):
+        bench.assign((1, 0, number))
+        bench.finish((1, 0, number), outcome="failed", exit_code=1, tail=tail)
+
+    assert job.state() == "failed"
+    assert job.end_of(0, KEEP_TAILS + 2) == ("failed", tails[-1])
+    assert [job.end_of(0, number)[1] for number in range(2, KEEP_TAILS + 2)] == tails[1:-1]
+    assert job.end_of(0, 1)[1].lost.startswith("only that of the last attempt")
+    assert job.end_of(0, 99) == ("", None)
+    assert blobs_of(bench.state) == {tail.digest for tail in tails[1:]}
+
+    bench.ok(jc.RetryJobs("", (1,), bench.tick()))
+    assert job.end_of(0, KEEP_TAILS + 2) == ("failed", tails[-1])
+    bench.assign((1, 0, KEEP_TAILS + 3))
+    bench.finish((1, 0, KEEP_TAILS + 3))
+    assert job.end_of(0, KEEP_TAILS + 3) == ("succeeded", None)
+    bench.ok(c.ForgetJobs((1,), bench.tick()))
+    assert blobs_of(bench.state) == set()
+
+
+def test_why_the_end_of_output_is_not_kept_is_told(bench):
+    """The outcome stands all the same."""
+    bench.host()
+    job = bench.submit()
+    bench.assign((1, 0, 1))
+    bench.finish((1, 0, 1), tail=not_kept("no majority of masters took it"))
+
+    assert job.state_of(0) == "succeeded"
+    assert "output not kept by the masters: no majority of masters took it" in explain(bench.state, job, 0)

@@ -13,9 +13,14 @@ from depalma import items
 from depalma.model import FINAL_STATES, Dependency, Payload, Report
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
+from tests.unit.state.kind_examples import ACCEPTED, FACTS, REFUSED
+from tests.unit.state.test_state_fuzz import COMMANDS, SEED
+from tests.unit.state.wild import wild
 
 HOSTS = st.sampled_from(["h1", "h2"])
+STEPS = 40  #: commands an example, about: a rule may make none, or a few
 OUTCOMES = st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "returned"])
+STEERING = [jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs, jc.SuspendJobs, jc.ResumeJobs, jc.ResumeJobs]
 
 
 def machine_for(bench_class, fuzzer_class):
@@ -27,10 +32,15 @@ def machine_for(bench_class, fuzzer_class):
             self.bench = bench_class()
             for name in ("h1", "h2"):
                 self.bench.host(name, gpus=2)
-            self.ended: dict[int, str] = {}
+            self.lives = 1
 
         def live(self, host: str) -> list[tuple[int, int, int]]:
-            return sorted(self.bench.state.hosts[host].attempts)
+            known = self.bench.state.hosts.get(host)
+            return sorted(known.attempts) if known is not None else []
+
+        def incarnation(self, host: str) -> str:
+            known = self.bench.state.hosts.get(host)
+            return known.incarnation if known is not None else "none"
 
         @rule(
             count=st.integers(0, 4),
@@ -86,7 +96,7 @@ def machine_for(bench_class, fuzzer_class):
         def cancel(self, job) -> None:
             self.bench.do(c.CancelJobs("", (job,), self.bench.tick()))
 
-        @rule(job=st.integers(1, 5), kind=st.sampled_from([jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs]))
+        @rule(job=st.integers(1, 5), kind=st.sampled_from(STEERING))
         def steer(self, job, kind) -> None:
             self.bench.do(kind("", (job,), self.bench.tick()))
 
@@ -102,46 +112,53 @@ def machine_for(bench_class, fuzzer_class):
         @rule(host=HOSTS, pick=st.integers(0, 5))
         def start(self, host, pick) -> None:
             if live := self.live(host):
-                self.bench.start(live[pick % len(live)], host=host, life=self.life(host))
+                task = (*live[pick % len(live)], self.bench.now)
+                self.bench.ok(c.StartTasks(host, self.incarnation(host), (task,), self.bench.tick()))
 
         @rule(host=HOSTS, pick=st.integers(0, 5), outcome=OUTCOMES)
         def finish(self, host, pick, outcome) -> None:
             if live := self.live(host):
                 ref = live[pick % len(live)]
-                assert self.bench.finish(ref, outcome=outcome, host=host, life=self.life(host)).recorded == (ref,)
+                assert self.report(host, ref, outcome).recorded == (ref,)
 
         @rule(host=HOSTS, pick=st.integers(0, 5))
         def report_elsewhere(self, host, pick) -> None:
             """The other host's attempts are none of its business."""
             other = "h2" if host == "h1" else "h1"
-            if live := self.live(host):
-                report = Report(*live[pick % len(live)], "succeeded")
-                incarnation = self.bench.state.hosts[other].incarnation
-                value = self.bench.ok(c.FinishTasks(other, incarnation, (report,), self.bench.tick()))
-                assert value.recorded == ()
+            if (live := self.live(host)) and other in self.bench.state.hosts:
+                assert self.report(other, live[pick % len(live)], "succeeded").recorded == ()
 
-        def life(self, host: str) -> int:
-            return int(self.bench.state.hosts[host].incarnation.split("-")[1])
+        def report(self, host, ref, outcome) -> c.FinishOutcome:
+            report = Report(*ref, outcome)
+            return self.bench.ok(c.FinishTasks(host, self.incarnation(host), (report,), self.bench.tick()))
 
         @rule(host=HOSTS)
         def suspect(self, host) -> None:
-            self.bench.do(c.HostSuspect(host, f"{host}-{self.life(host)}", "quiet", self.bench.tick()))
+            self.bench.do(c.HostSuspect(host, self.incarnation(host), "quiet", self.bench.tick()))
 
         @rule(host=HOSTS)
         def recover(self, host) -> None:
-            self.bench.do(c.HostRecovered(host, f"{host}-{self.life(host)}", self.bench.tick()))
+            self.bench.do(c.HostRecovered(host, self.incarnation(host), self.bench.tick()))
 
         @rule(host=HOSTS)
         def lose(self, host) -> None:
-            self.bench.do(c.HostLost(host, f"{host}-{self.life(host)}", "silent", self.bench.tick()))
+            self.bench.do(c.HostLost(host, self.incarnation(host), "silent", self.bench.tick()))
 
         @rule(host=HOSTS)
         def come_back(self, host) -> None:
-            self.bench.up(host, life=self.life(host) + 1)
+            self.lives += 1
+            if host not in self.bench.state.hosts:
+                self.bench.do(c.AddHost("", host, (), {}, 0, 2, 2, self.bench.tick(), from_file=False))
+            self.bench.do(c.HostUp(host, f"{host}-{self.lives}", FACTS, self.bench.tick()))
 
-        @rule(seed=st.integers(0, 1000))
-        def something_wild(self, seed) -> None:
-            self.bench.do(fuzzer_class(self.bench, random.Random(seed)).step())
+        @rule(seed=st.integers(0, 1 << 32))
+        def something_plausible(self, seed) -> None:
+            self.bench.do(fuzzer_class(self.bench, random.Random(seed)).make())
+
+        @rule(make=st.sampled_from([*ACCEPTED.values(), *REFUSED.values()]), seed=st.none() | st.integers(0, 1 << 32))
+        def of_any_kind(self, make, seed) -> None:
+            command = make(self.bench)
+            self.bench.do(command if seed is None else wild(command, random.Random(seed)))
 
         @precondition(lambda self: self.bench.state.version % 3 == 0)
         @rule()
@@ -152,8 +169,8 @@ def machine_for(bench_class, fuzzer_class):
             """Any state can still come to an end: nothing is stuck."""
             if not hasattr(self, "bench"):
                 return
-            for host in ("h1", "h2"):
-                self.bench.up(host, life=self.life(host) + 1)
+            for host in list(self.bench.state.hosts):
+                self.lose(host)
             self.bench.do(c.CancelJobs("", tuple(self.bench.state.jobs), self.bench.tick()))
             assert all(job.state() in FINAL_STATES for job in self.bench.state.jobs.values())
 
@@ -166,11 +183,11 @@ def test_any_sequence_of_commands(make_bench, make_fuzzer):
     run_state_machine_as_test(
         machine_for(make_bench, make_fuzzer),
         settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
+            max_examples=max(1, COMMANDS // 4 // STEPS),
+            stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            derandomize=True,
+            derandomize=not SEED,
             database=None,
         ),
     )

@@ -9,7 +9,7 @@ import pytest
 from depalma.state import commands as c
 from depalma.state.gangs import GangRun, check_gangs
 from depalma.state.invariants import BrokenInvariant
-from depalma.state.jobs import Story
+from depalma.state.stories import Story
 from depalma.state.task_states import FAILED, QUEUED, RUNNING, SUCCEEDED
 
 

@@ -112,7 +112,9 @@ def test_by_chance_among_other_commands(make_bench, make_fuzzer, seed: int) -> N
         outcome = bench.do(command)
         if isinstance(command, c.JoinHost) and isinstance(outcome, c.Applied):
             joined += 1
-            which = secret, bench.state.invitations[secret].expires_at  # the same secret may be given again later
-            assert winners.setdefault(which, request) == request, f"step {step}: two machines used one invitation"
+            # The same secret may be given again later.
+            which = command.secret_hash, bench.state.invitations[command.secret_hash].expires_at
+            winner = winners.setdefault(which, command.request)
+            assert winner == command.request, f"step {step}: two machines used one invitation"
     assert joined > 3
     assert digest_of(bench.state) == digest_of(bench.twin.state)

@@ -13,6 +13,8 @@ from depalma.model import Payload, slots_of
 from depalma.state.completions import Completions
 from depalma.state.event_log import EventLog
 from depalma.state.ordered import OrderedKeys
+from depalma.state.stories import KEEP_ATTEMPTS, KEEP_TAILS, PastAttempt, Story
+from depalma.tails import OutputTail
 
 NOTE = (1, "h1", 0, None, "", 3, "digest", "because")
 
@@ -144,3 +146,50 @@ def test_the_event_log_keeps_whole_records():
 
     assert 50_000 <= sum(record.count for record in log.records) <= 70_000
     assert log.next_index == 200_001
+
+
+@given(st.lists(st.sampled_from([None, OutputTail(b"end"), OutputTail(digest="a" * 64, item=3)])), st.integers(1, 4))
+def test_tails_stay_with_their_tasks(tails, size):
+    """Also through a snapshot; a job without any has no column for them."""
+    made = Completions(0)
+    for index, tail in enumerate(tails):
+        made.add(index, NOTE, None, 1.0, None, tail)
+    restored = Completions(0)
+    for image in made.images(size):
+        restored.extend(image, {})
+
+    for done in (made, restored):
+        assert [done.find(index, "failed").tail for index in range(len(tails))] == tails
+        assert list(filter(None, done.blobs())) == [tail.digest for tail in tails if tail and tail.digest]
+    assert list(made.images(size)) == list(restored.images(size))
+    if not any(tails):
+        assert all(image.tails == [] for image in made.images(size))
+
+
+def test_tails_in_one_blob_share_its_digest():
+    """Or the name would cost a task as much as a short output."""
+    made = Completions(0)
+    for index in range(2):
+        made.add(index, NOTE, None, 1.0, None, OutputTail(digest="".join(["b"] * 64), item=index))
+
+    first, second = (made.find(index, "failed").tail for index in range(2))
+    assert first.digest is second.digest
+
+
+def test_a_story_keeps_the_output_of_its_latest_attempts_only():
+    """Of a task that is tried for ever, or it would fill the masters' disks."""
+    story = Story(0, 0, [])
+    for number in range(1, KEEP_ATTEMPTS + 4):
+        story.add(
+            PastAttempt(number, "h1", "failed", 1.0, 2.0, "", OutputTail(b"%d" % number) if number != 20 else None)
+        )
+
+    assert [past.number for past in story.attempts] == list(range(4, KEEP_ATTEMPTS + 4))
+    assert [past.tail and past.tail.inline for past in story.attempts[-KEEP_TAILS:]] == [
+        b"19",
+        None,
+        b"21",
+        b"22",
+        b"23",
+    ]
+    assert all("only that of the last attempt" in past.tail.lost for past in story.attempts[:-KEEP_TAILS])

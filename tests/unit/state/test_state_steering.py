@@ -1,4 +1,4 @@
-"""Hold, release, set, retry: what they change, what they refuse, and that a repeated request changes nothing."""
+"""Hold, release, suspend, resume, set, retry: what they change and refuse; a repeated request changes nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from depalma.state import commands as c
 from depalma.state import job_commands as jc
 from depalma.state.explain import explain
-from depalma.state.views import job_view, task_view
+from depalma.state.views import job_view, task_view, task_views
 
 
 def hold(bench, *jobs, request=""):
@@ -20,6 +20,14 @@ def release(bench, *jobs, request=""):
 
 def retry(bench, *jobs, request=""):
     return bench.ok(jc.RetryJobs(request, jobs, bench.tick(), "ann"))
+
+
+def suspend(bench, *jobs, request="", reason=""):
+    return bench.ok(jc.SuspendJobs(request, jobs, bench.tick(), "ann", reason))
+
+
+def resume(bench, *jobs, request=""):
+    return bench.ok(jc.ResumeJobs(request, jobs, bench.tick(), "ann"))
 
 
 def change(bench, *jobs, request="", **changes):
@@ -79,7 +87,117 @@ def test_only_jobs_that_change_are_answered(bench):
     assert release(bench, over.id, held.id) == (held.id,)
 
 
-@pytest.mark.parametrize("kind", [jc.HoldJobs, jc.ReleaseJobs, jc.RetryJobs])
+# ---------------------------------------------------------------- suspend, resume
+
+
+def test_nothing_of_a_suspended_job_begins_and_all_of_it_says_so(bench):
+    bench.host(slots=1)
+    job = bench.submit(3, first_index=5)
+    bench.dispatch()
+    bench.start((job.id, 5, 1))
+
+    assert suspend(bench, job.id, reason="disk full") == (job.id,)
+
+    at = job.suspension.at
+    words = f"suspended by ann since 1970-01-01 00:{int(at) // 60:02d}:{int(at) % 60:02d} UTC: disk full"
+    assert (job.state(), job_view(bench.state, job).reason) == ("suspended", words)
+    assert [view.state for view in task_views(bench.state, job)] == ["suspended"] * 3
+    assert [view.reason for view in task_views(bench.state, job, "suspended")] == [words] * 3
+    assert task_views(bench.state, job, "running") == task_views(bench.state, job, "queued") == []
+    assert explain(bench.state, job) == ["suspended: 1 tasks on hosts, 2 queued", words]
+    assert f"stands still: its job is {words}" in explain(bench.state, job, 5)
+    assert words in explain(bench.state, job, 6)
+    bench.host("h2")
+    assert bench.plan() == []
+    assert bench.assign((job.id, 6, 1), host="h2").refused == (((job.id, 6, 1), "suspended"),)
+    assert resume(bench, job.id) == (job.id,)
+    assert [job.state_of(index) for index in (5, 6, 7)] == ["running", "queued", "queued"]
+    assert bench.dispatch() == [("h2", (job.id, 6, 1)), ("h2", (job.id, 7, 1))]
+    assert [event.kind for event in bench.events() if event.kind.startswith("job.s")] == [
+        "job.submitted", "job.suspended",
+    ]  # fmt: skip
+    assert bench.kinds().count("job.resumed") == 1
+
+
+def test_what_comes_back_into_a_suspended_job_waits_there(bench):
+    """Its host may be lost, or it had not begun: neither runs it before it is resumed."""
+    bench.host()
+    bench.host("h2")
+    job = bench.submit(2)
+    bench.dispatch(hosts=["h1"])
+    bench.start((job.id, 0, 1))
+    suspend(bench, job.id)
+
+    bench.finish((job.id, 1, 1), outcome="returned")
+    bench.lose()
+
+    assert [job.state_of(index) for index in (0, 1)] == ["suspended", "suspended"]
+    assert (job.state(), job.queued, bench.plan()) == ("suspended", 2, [])
+    resume(bench, job.id)
+    assert bench.dispatch(hosts=["h2"]) == [("h2", (job.id, 0, 2)), ("h2", (job.id, 1, 2))]
+
+
+def test_a_suspended_job_that_is_cancelled_is_not_suspended_any_more(bench):
+    bench.host(slots=1)
+    job = bench.submit(2)
+    bench.dispatch()
+    bench.start((job.id, 0, 1))
+    suspend(bench, job.id)
+
+    bench.cancel(job.id)
+
+    assert (job.state(), job.suspension) == ("running", None)
+    assert [job.state_of(index) for index in (0, 1)] == ["running", "cancelled"]
+    bench.finish((job.id, 0, 1), outcome="cancelled")
+    assert job.state() == "cancelled"
+    assert suspend(bench, job.id) == ()
+
+
+def test_a_job_that_ends_while_it_is_suspended_runs_again_when_it_is_retried(bench):
+    bench.host()
+    job = bench.submit(restartable=False)
+    bench.dispatch()
+    suspend(bench, job.id)
+    bench.lose()
+    assert (job.state(), job.suspension) == ("lost", None)
+    bench.up(life=2)
+
+    retry(bench, job.id)
+
+    assert bench.dispatch() == [("h1", (job.id, 0, 2))]
+
+
+def test_suspended_and_held_needs_both_lifted(bench):
+    bench.host()
+    job = bench.submit(hold=True)
+    suspend(bench, job.id)
+
+    assert explain(bench.state, job)[2] == "held until it is released, too"
+    resume(bench, job.id)
+    assert (job.state(), bench.plan()) == ("held", [])
+    suspend(bench, job.id)
+    release(bench, job.id)
+    assert (job.state(), bench.plan()) == ("suspended", [])
+    resume(bench, job.id)
+    assert bench.dispatch() == [("h1", (job.id, 0, 1))]
+
+
+def test_the_same_request_suspends_once(bench):
+    job = bench.submit()
+    assert suspend(bench, job.id, request="r") == (job.id,)
+    assert suspend(bench, job.id) == ()
+    resume(bench, job.id)
+
+    assert suspend(bench, job.id, request="r") == (job.id,)
+
+    assert job.suspension is None
+    assert bench.refused(jc.SuspendJobs("", (job.id,), 5.0, "ann", "x" * 4097)).message.startswith("reason: ")
+
+
+# ---------------------------------------------------------------- all of these
+
+
+@pytest.mark.parametrize("kind", [jc.HoldJobs, jc.ReleaseJobs, jc.SuspendJobs, jc.ResumeJobs, jc.RetryJobs])
 def test_all_or_none(bench, kind):
     job = bench.submit(hold=kind is jc.ReleaseJobs)
 

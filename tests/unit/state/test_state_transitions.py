@@ -21,6 +21,7 @@ REACHABLE = (
     "queued",
     "assigned",
     "running",
+    "suspended",
     "succeeded",
     "failed",
     "cancelled",
@@ -29,6 +30,9 @@ REACHABLE = (
 )
 REF = (1, 0, 1)
 COMMAND = {"kind": "command", "argv": ("true",), "count": 2}
+
+
+LIVE = ("held", "blocked", "queued", "assigned", "running")
 
 
 def bring(bench, word: str, cancelled: bool, **spec: object) -> None:
@@ -73,6 +77,8 @@ def battery() -> dict[str, c.AnyCommand]:
         "add host": c.AddHost("", "h9", (), {}, 0, 1, 0, at),
         "hold": jc.HoldJobs("", (1,), at),
         "release": jc.ReleaseJobs("", (1,), at),
+        "suspend": jc.SuspendJobs("", (1,), at),
+        "resume": jc.ResumeJobs("", (1,), at),
         "retry": jc.RetryJobs("", (1,), at),
         "set": jc.SetJobs("", (1,), at, priority=3),
         "time": jc.PassTime(at),
@@ -89,9 +95,11 @@ def battery() -> dict[str, c.AnyCommand]:
     return made
 
 
-def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
-    """Returns all moves that any one command can make from a state."""
+def moves_from(make_bench, word: str, *, suspended: bool = False) -> set[tuple[str, str]]:
+    """Returns all moves that any one command can make from a state, or of what is in it in a suspended job."""
     found = set()
+    if word == "suspended":
+        return set().union(*(moves_from(make_bench, live, suspended=True) for live in LIVE))
     for retries, restartable, cancelled, held, backoff_s in product((0, 1), *[(True, False)] * 3, (0.0, 9.0)):
         if (word == "lost" and (restartable or cancelled)) or (word in ("failed", "timed_out") and retries):
             continue
@@ -102,10 +110,13 @@ def moves_from(make_bench, word: str) -> set[tuple[str, str]]:
             bring(bench, word, cancelled, retries=retries, restartable=restartable, backoff_s=backoff_s)
             if held and word not in ("held", "blocked", "queued"):
                 bench.do(jc.HoldJobs("", (1,), 4000.0))
-            assert bench.state.jobs[1].state_of(0) == word
+            if suspended:
+                bench.do(jc.SuspendJobs("", (1,), 4500.0))
+            before = bench.state.jobs[1].state_of(0)
+            assert before == word or (suspended and before == "suspended") or cancelled
             bench.do(command)
             if 1 in bench.state.jobs:
-                found.add((word, bench.state.jobs[1].state_of(0)))
+                found.add((before, bench.state.jobs[1].state_of(0)))
     return found
 
 
@@ -134,8 +145,11 @@ def test_moves(word, make_bench):
     """What happens from a state, over all commands and kinds of job, is exactly what the table says."""
     legal = {pair for pair in TRANSITIONS if pair[0] == word}
     in_gangs = {pair for pair in moves_in_a_gang(make_bench) if pair[0] == word}
+    found = moves_from(make_bench, word)
+    if word in ("failed", "timed_out", "lost"):
+        found |= moves_from(make_bench, word, suspended=True)
 
-    assert moves_from(make_bench, word) - {(word, word)} | in_gangs == legal
+    assert {pair for pair in found if pair[0] == word and pair[1] != word} | in_gangs == legal
 
 
 def test_the_table_speaks_of_known_states():
@@ -145,7 +159,7 @@ def test_the_table_speaks_of_known_states():
         assert {start, end} <= words
         if start in ("succeeded", "cancelled"):
             assert "gang" in cause or cause.startswith("as to queued")
-        elif start not in ("held", "blocked", "queued", "assigned", "running"):
+        elif start not in (*LIVE, "suspended"):
             assert start in ("failed", "timed_out", "lost")
             assert cause.startswith("RetryJobs")
 

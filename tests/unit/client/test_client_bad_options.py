@@ -1,0 +1,129 @@
+"""Options of the wrong kind, in a file of jobs and in Python: refused before anything is sent, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from depalma import LocalCluster
+from depalma.client import contexts, specs
+from depalma.client.graphs import GraphError, specs_of
+from depalma.errors import ConfigError
+
+#: option, its value in YAML, what the refusal says besides the option's name
+BAD = [
+    ("cpus", "x", "expected `float`, got `str`; 'x' given"),
+    ("priority", "high", "'high' given"),
+    ("priority", "1.5", "expected `int`, got `float`; 1.5 given"),
+    ("memory", "lots", "allowed: bytes, or a number with K, M, G or T"),
+    ("memory", "[1]", "allowed: bytes"),
+    ("memory", "true", "allowed: bytes"),
+    ("max_output", ".nan", "allowed: bytes"),
+    ("scratch", "1X", "'1X' given"),
+    ("tags", "[1]", "1 given; allowed: texts"),
+    ("tags", "{a: b}", "{'a': 'b'} given; allowed: a list of texts"),
+    ("labels", "3", "3 given; allowed: a list of texts"),
+    ("labels", "{os: x}", "a list of texts"),
+    ("prefer", "[null]", "None given; allowed: texts"),
+    ("outputs", "[[a]]", "['a'] given"),
+    ("resources", "[a]", "['a'] given; allowed: a mapping"),
+    ("limits", "t", "'t' given; allowed: a mapping"),
+    ("limits", "{t: x}", "expected `int`, got `str`"),
+    ("env", "[A=1]", "['A=1'] given; allowed: a mapping"),
+    ("env", "x", "'x' given; allowed: a mapping"),
+    ("retry_exit_codes", "3", "3 given; allowed: a list of whole numbers"),
+    ("retry_exit_codes", "[x]", "'x' given; allowed: whole numbers"),
+    ("array", "1.5", "1.5 given; allowed: a count, or like 0-99"),
+    ("array", "true", "True given"),
+    ("array", "5-1", "allowed: 1 to"),
+    ("array", "[1]", "[1] given"),
+    ("arguments", "x", "'x' given; allowed: a list of texts"),
+    ("arguments", "[1, 2]", "1 given; allowed: texts (in quotes"),
+    ("cwd", "3", "3 given; allowed: a text or a path"),
+    ("inputs", "3", "3 given; allowed: a list of paths"),
+    ("inputs", "[/no/such/file]", "/no/such/file"),
+    ("after", "{b: ok}", "allowed: a job's id"),
+    ("after", "b:sometimes", "NAME:any"),
+    ("hold", "maybe", "'maybe' given"),
+    ("restartable", "3", "3 given"),
+    ("start_at", "tomorrow", "'tomorrow' given"),
+    ("name", "3", "3 given"),
+    ("user", "[]", "[] given"),
+    ("comand", "1", "unknown option 'comand'; allowed: after, "),
+]
+
+
+@pytest.mark.parametrize(("option", "text", "words"), BAD)
+def test_in_a_file_of_jobs(option: str, text: str, words: str) -> None:
+    entry = {"command": ["true"], option: yaml.safe_load(text)}
+    with pytest.raises(GraphError) as caught:
+        specs_of({"jobs": {"first": {"command": "true"}, "bad": entry}})
+    message = str(caught.value)
+    assert message.startswith("bad: ")
+    assert option in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (None, "NoneType given; allowed: one key, jobs"),
+        ([], "list given"),
+        ({}, "nothing given"),
+        ({"jobs": {}, "job": {}}, "'jobs', 'job' given"),
+        ({"jobs": {}}, "jobs: none given; allowed: one or more"),
+        ({"jobs": {"a": 1}}, "'a': allowed: a name, and under it a mapping"),
+        ({"jobs": {1: {"command": "x"}}}, "1: allowed: a name"),
+        ({"jobs": {"a": {}}}, "a: command: None given"),
+        ({"jobs": {"a": {"command": [1]}}}, "a: command: [1] given"),
+    ],
+)
+def test_a_document_that_is_no_graph(document: Any, words: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        specs_of(document)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("argv", ["make", b"make", [], None, {"a": 1}, ["a", 3], ["a", b"b"], 7])
+def test_a_command_that_is_none(argv: Any) -> None:
+    with pytest.raises(ValueError, match=r"^argv: .* given; allowed: "):
+        specs.command_work(argv, options={})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"masters": 3}, "masters: 3 given"),
+        ({"masters": [None]}, "masters: [None] given"),
+        ({"masters": ["ftp://x"]}, "masters: 'ftp://x' given"),
+        ({"masters": "http://a:1", "token": 3}, "token: "),
+        ({"masters": "http://a:1", "token": "a\nb"}, "token: "),
+        ({"masters": "http://a:1", "token": "é"}, "token: "),
+    ],
+)
+def test_a_client_of_nothing(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        contexts.resolve(**given, environ={})
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"masters": 2}, "masters: 2 given; allowed: 1, 3 or 5"),
+        ({"masters": "3"}, "masters: '3' given"),
+        ({"masters": True}, "masters: True given"),
+        ({"agents": -1}, "agents: -1 given; allowed: 0 to 1000"),
+        ({"agents": 1.5}, "agents: 1.5 given"),
+        ({"slots": 0}, "slots: 0 given; allowed: 1 to 100000, or None"),
+        ({"slots": "x"}, "slots: 'x' given"),
+    ],
+)
+def test_a_local_cluster_that_cannot_be_is_not_begun(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LocalCluster(**given, directory=tmp_path / "new")
+    assert str(caught.value).startswith(words)
+    assert not (tmp_path / "new").exists()
