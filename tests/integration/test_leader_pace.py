@@ -10,6 +10,8 @@ import pytest
 
 from depalma import dispatcher
 from depalma.leader import dispatching
+from depalma.leader.rooms import Rooms
+from depalma.leader.session import AgentSession
 from depalma.protocol import Assign
 from depalma.testing.one_master import agent, beating_until, running_master, submit
 
@@ -52,3 +54,20 @@ async def test_short_rounds_follow_each_other_at_once(tmp_path: Path, rounds: li
         for number in range(20):
             await submit(master)
             assert len(rounds) >= number
+
+
+async def test_rooms_are_told_of_tasks_before_their_agent_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms are kept from round to round; a task may be over before they are made again."""
+    told: list[tuple[str, int]] = []
+    note_assigned = Rooms.note_assigned
+
+    def noted(rooms: Rooms, session: AgentSession) -> None:
+        told.append((session.host, len(master.state.hosts[session.host].attempts)))
+        note_assigned(rooms, session)
+
+    monkeypatch.setattr(Rooms, "note_assigned", noted)
+    async with running_master(tmp_path) as master:
+        await submit(master)
+        async with agent(master) as one:
+            await beating_until(one, Assign)
+            assert told == [("h1", 1)]
