@@ -12,6 +12,8 @@ from depalma.state.job_commands import ResumeJobs, SuspendJobs
 from depalma.testing.job_load import JobLoad
 from depalma.testing.simulation import STORM_S, Simulation
 
+#: runs of a second or two each, on machines that do other things too
+pytestmark = pytest.mark.timeout(600)
 PAUSE_S = 0.15
 
 
@@ -42,15 +44,18 @@ class User:
             self.cluster.propose(name, c.encode(SuspendJobs("", (job.id,), at, "user")))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_storm_with_suspensions(seed: int) -> None:
-    simulation = Simulation(seed, jobs=True)
-    assert isinstance(simulation.load, JobLoad)
-    user = User(simulation)
+def test_storms_with_suspensions() -> None:
+    """What is seen is counted over all of them: where hosts are away for most of a storm there is little to suspend."""
+    stood: Counter[str] = Counter()
+    for seed in range(4):
+        simulation = Simulation(seed, jobs=True)
+        assert isinstance(simulation.load, JobLoad)
+        user = User(simulation)
 
-    simulation.go()
+        simulation.go()
 
-    assert user.stood["running"] + user.stood["assigned"] > 5, f"nothing to see: {user.stood}"
-    for node in simulation.cluster.nodes.values():
-        assert node.machine is not None
-        assert not [job.id for job in node.machine.state.jobs.values() if job.suspension is not None]
+        stood += user.stood
+        for node in simulation.cluster.nodes.values():
+            assert node.machine is not None
+            assert not [job.id for job in node.machine.state.jobs.values() if job.suspension is not None]
+    assert stood["running"] + stood["assigned"] > 40, f"nothing to see: {stood}"
