@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Protocol
 from depalma.consensus.errors import DirectoryInUse, DiskFailed
 
 _LOCK_FILE = "lock"
+#: A child that was forked to write a snapshot holds the lock, too, until it has closed what it inherited: it dies with
+#: its parent, but a moment later.
+_LOCK_WAIT_S = 2.0
 #: a file of this size or more is freed by another thread
 LARGE_BYTES = 1 << 20
 
@@ -129,11 +133,16 @@ class FileDisk:
         """Make the directory (mode 0700) if need be and lock it. Raises DirectoryInUse, OSError."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._directory / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise DirectoryInUse(str(self._directory)) from None
+        give_up_at = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    os.close(lock)
+                    raise DirectoryInUse(str(self._directory)) from None
+            time.sleep(0.02)
         self._lock = lock
 
     def close(self) -> None:

@@ -205,6 +205,7 @@ class Mesh:
         self._told: dict[Reason, float] = {}
         self._connections: dict[str, Connection] = {}
         self._unproven: dict[Connection, None] = {}  # oldest first
+        self._accepted: set[Connection] = set()
         self._heard: dict[str, float] = {}
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -256,7 +257,8 @@ class Mesh:
     async def wait_closed(self) -> None:
         """Return when nothing of `close` is left to do."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        waiting = [connection.closed for connection in [*self._connections.values(), *self._unproven]]
+        await asyncio.sleep(0)  # what was accepted at the last moment is a connection only now; `admit` closes it
+        waiting = [connection.closed for connection in {*self._connections.values(), *self._unproven, *self._accepted}]
         await asyncio.gather(*waiting)
 
     def send(self, peer: str, frame: bytes) -> None:
@@ -325,7 +327,10 @@ class Mesh:
     # -- tasks ---------------------------------------------------------------------------------------------------
 
     def _accept(self) -> Connection:
-        return Connection(self, Channel(self._keyring.credentials, accepting=True), None)
+        connection = Connection(self, Channel(self._keyring.credentials, accepting=True), None)
+        self._accepted.add(connection)
+        connection.closed.add_done_callback(lambda _: self._accepted.discard(connection))
+        return connection
 
     async def _dial(self, member: Member) -> None:
         """Keep one connection with the member, for ever."""

@@ -180,7 +180,7 @@ async def test_a_fork_server_that_dies_or_hangs_is_done_without(leader: FakeLead
     assert server is not None
     server.suspend()
     await leader.assign(Assignment(1, 2000, 1, 1, cloudpickle.dumps((None, ("crash",), {}), 5)))
-    await leader.report((1, 2000, 1))
+    await leader.report((1, 2000, 1), for_s=60.0)  # a server that imports gets 20 s before it counts as hanging
 
     # Both slots' workers are needed: at least one of these waits for a new one.
     tasks = [Assignment(1, 2001 + n, 1, 1, cloudpickle.dumps((None, ("crash",), {}), 5)) for n in range(2)]

@@ -379,3 +379,14 @@ def test_a_directory_has_one_user(tmp_path: Path) -> None:
     first.close()
     second.open()
     second.close()
+
+
+def test_a_lock_that_is_given_back_in_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """The child of a master that was killed holds it until it has died, too."""
+    first, second = FileDisk(tmp_path), FileDisk(tmp_path)
+    first.open()
+    ending = threading.Timer(0.3, first.close)
+    ending.start()
+    second.open()
+    second.close()
+    ending.join()
