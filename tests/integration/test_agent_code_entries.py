@@ -96,6 +96,7 @@ async def test_every_entry_is_acknowledged_and_signed(leader: FakeLeader, agent:
     assert [said.index for said in leader.acknowledged] == [3, 4, 5]
 
 
+@pytest.mark.long
 async def test_an_entry_that_cannot_be_had_holds_up_only_what_comes_after(
     leader: FakeLeader, agent: AgentProcess, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ async def test_requirements_make_an_environment(leader: FakeLeader, agent: Agent
     assert (await value_of(leader, 4, "mine:f", 1))[0] == "1.0"
 
 
+@pytest.mark.long
 async def test_requirements_that_cannot_be_had_are_a_problem_of_the_host(
     leader: FakeLeader, agent: AgentProcess, tmp_path: Path
 ) -> None:

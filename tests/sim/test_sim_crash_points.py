@@ -62,6 +62,7 @@ def _survive(point: int, second_point: int, kills_only: bool) -> None:
     assert not lost, f"crash points {point} and {second_point}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 def test_a_cluster_survives_every_crash_point_of_one(victim: str) -> None:
     for point in range(POINTS):

@@ -84,6 +84,7 @@ def test_a_seed_that_fails_fails_the_same_way_ten_times_out_of_ten() -> None:
 NEAR = {"joined-ignored": 61, "lease-read": 15, "vote-not-stored": 11, "moved-at-lease": 4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bug", [*sorted(BUGS), *sorted(AGENT_BUGS)])
 def test_a_known_bug_is_found_within_200_seeds(bug: str) -> None:
     """A simulation that cannot fail proves nothing."""

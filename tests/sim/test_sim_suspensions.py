@@ -44,6 +44,7 @@ class User:
             self.cluster.propose(name, c.encode(SuspendJobs("", (job.id,), at, "user")))
 
 
+@pytest.mark.long
 def test_storms_with_suspensions() -> None:
     """What is seen is counted over all of them: where hosts are away for most of a storm there is little to suspend."""
     stood: Counter[str] = Counter()

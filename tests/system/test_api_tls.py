@@ -70,6 +70,7 @@ class Caller:
         return self.done
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_cluster_moves_to_tls_without_a_stop(fresh_cluster: Fresh, wait_until: WaitUntil, tmp_path: Path) -> None:
     """allow, prefer, on, as docs/operations.md says: no call fails, no agent is restarted or lost."""

@@ -158,6 +158,7 @@ class Faults:
         assert starts
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_hosts_end_with_the_leaders_tree(fresh_cluster: Fresh, wait_until: WaitUntil, tmp_path: Path) -> None:
     """F23: agents killed while they sync, bytes flipped on masters and agents, lags of 1 to 10 entries."""

@@ -80,6 +80,7 @@ def test_failures_reach_the_program_as_what_they_are(tmp_path: Path) -> None:
     assert [word for word in words if word not in done.stdout] == [], done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "depalmactl").exists(), reason="the tour needs the checkout's .venv")
 def test_the_tour_of_the_command_line(tmp_path: Path) -> None:
     done = run_example(home=tmp_path, example=EXAMPLE.with_name("cli.sh"))

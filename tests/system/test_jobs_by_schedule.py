@@ -28,6 +28,7 @@ def test_cron_on_the_command_line(ctl: Ctl, value: Callable[..., Any], client: C
     ctl("cron", "show", "nightly", code=3)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_one_job_a_tick_across_fail_overs(
     fresh_cluster: Callable[..., LocalCluster], tmp_path: Path, wait_until: WaitUntil

@@ -67,6 +67,7 @@ def invite(cluster: LocalCluster, host: str, *words: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["allow", "on"])
 def test_a_string_lets_one_machine_in_once_also_across_a_fail_over(
     fresh_cluster: Callable[..., LocalCluster], wait_until: Callable[..., Any], tmp_path: Path, mode: str

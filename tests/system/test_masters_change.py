@@ -78,6 +78,7 @@ def equal(client: Client) -> set[tuple[int, str]]:
     return {(master.applied_index, master.state_hash) for master in client.masters()}
 
 
+@pytest.mark.long
 def test_all_masters_are_restarted_one_after_the_other(
     fresh_cluster: Fresh, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_leader_that_is_told_to_stop_hands_over_first(fresh_cluster: Fresh) ->
     assert cluster.leader() != leader
 
 
+@pytest.mark.long
 def test_one_master_grows_to_three_under_load(fresh_cluster: Fresh, tmp_path: Path, wait_until: WaitUntil) -> None:
     cluster = fresh_cluster(masters=1, agents=2)
     work = Work(cluster, tmp_path / "witness")

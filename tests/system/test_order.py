@@ -19,6 +19,7 @@ def cluster(fresh_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     return fresh_cluster(masters=3, agents=2, slots=2)
 
 
+@pytest.mark.long
 def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_until: Callable[..., Any]) -> None:
     """What runs is counted by the next leader, too; what is over the limit waits and says so."""
     ctl("order", "limit", "tag", "db", "1")

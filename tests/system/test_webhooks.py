@@ -153,6 +153,7 @@ def survive(cluster: LocalCluster, client: Client, receiver: Receiver, wait_unti
         assert sorted(told) == sorted(jobs)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_every_id_arrives_although_the_receiver_is_down_and_leaders_are_killed(
     fresh_cluster: Callable[..., LocalCluster], receiver: Receiver, wait_until: WaitUntil
@@ -162,6 +163,7 @@ def test_every_id_arrives_although_the_receiver_is_down_and_leaders_are_killed(
         survive(cluster, client, receiver, wait_until, down_s=6.0)
 
 
+@pytest.mark.long
 def test_a_webhook_from_the_command_line(
     ctl: Callable[..., subprocess.CompletedProcess[str]], value: Callable[..., Any], receiver: Receiver
 ) -> None:
