@@ -63,9 +63,12 @@ class ArchiveFile:
 
     async def close(self) -> None:
         """Ends the threads after what they are at."""
-        await self._close_connections()
         for lane in (self._writing, self._reading):
             await asyncio.to_thread(lane.shutdown)
+        for database in (self._reader, self._writer):
+            if database is not None:
+                await asyncio.to_thread(database.close)
+        self._writer = self._reader = None
 
     # ------------------------------------------------------------ inside
 
@@ -105,8 +108,8 @@ class ArchiveFile:
                 raise ArchivePaused(self.problem)
             loop = asyncio.get_running_loop()
             try:
-                self._writer = await loop.run_in_executor(self._writing, Database, self.path)
-                self._reader = await loop.run_in_executor(self._reading, lambda: Database(self.path, read_only=True))
+                await loop.run_in_executor(self._writing, self._open_writer)
+                await loop.run_in_executor(self._reading, self._open_reader)
                 self.problem = ""
                 return
             except sqlite3.Error as error:
@@ -118,6 +121,14 @@ class ArchiveFile:
                 await self._close_connections()
                 raise self._pause(error) from error
         await self._open()
+
+    # Noted by the threads themselves: whoever waited for them may be gone, and `close` has to know.
+
+    def _open_writer(self) -> None:
+        self._writer = Database(self.path)
+
+    def _open_reader(self) -> None:
+        self._reader = Database(self.path, read_only=True)
 
     async def _failed(self, error: sqlite3.Error | OSError) -> ArchivePaused:
         """Follows up an error; returns what to raise."""

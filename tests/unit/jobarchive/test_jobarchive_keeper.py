@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from depalma.jobarchive import files
 from depalma.jobarchive.database import Database
 from depalma.jobarchive.files import FILE
 from depalma.jobarchive.keeper import ArchivePaused, JobArchive, Limits
@@ -363,3 +365,34 @@ def test_a_file_that_was_being_made_is_made_again(tmp_path: Path) -> None:
     database = Database(path)
     assert database.count() == 0
     database.close()
+
+
+async def test_what_was_being_opened_for_somebody_who_is_gone_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    opened: list[Database] = []
+    closed: list[Database] = []
+
+    class Slow(Database):
+        def __init__(self, path: Path, *, read_only: bool = False) -> None:
+            begun.set()
+            assert goes_on.wait(10)
+            super().__init__(path, read_only=read_only)
+            opened.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr(files, "Database", Slow)
+    file = files.ArchiveFile(tmp_path, on_new=lambda: None)
+    using = asyncio.create_task(file.read(lambda database: None))
+    await asyncio.to_thread(begun.wait, 10)
+    using.cancel()
+    await asyncio.gather(using, return_exceptions=True)
+    goes_on.set()
+    await file.close()
+
+    assert opened
+    assert closed == opened
