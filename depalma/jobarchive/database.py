@@ -198,11 +198,11 @@ class Database:
         """Returns the ranges of ids from `first` to `last` that are not here."""
         sql = """
             SELECT before + 1, id - 1 FROM (
-                SELECT id, lag(id, 1, ?1 - 1) OVER (ORDER BY id) AS before
-                FROM (SELECT id FROM jobs WHERE id BETWEEN ?1 AND ?2 UNION ALL SELECT ?2 + 1)
+                SELECT id, lag(id, 1, :first - 1) OVER (ORDER BY id) AS before
+                FROM (SELECT id FROM jobs WHERE id BETWEEN :first AND :last UNION ALL SELECT :last + 1)
             ) WHERE id > before + 1
         """
-        return self._db.execute(sql, (first, last)).fetchall()
+        return self._db.execute(sql, {"first": first, "last": last}).fetchall()
 
     def detail(self, job: int) -> bytes | None:
         """Returns the detail of a job."""

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -58,9 +58,14 @@ class Masters:
         self.tasks[name] = asyncio.create_task(self.archives[name].run())
 
     async def stop(self, name: str) -> None:
-        if name in self.tasks:
-            self.tasks.pop(name).cancel()
-        await self.archives.pop(name).close()
+        archive = self.archives.pop(name)
+        try:
+            if task := self.tasks.pop(name, None):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task  # raises what it had died of
+        finally:
+            await archive.close()
 
     def apply(self, command: c.AnyCommand) -> None:
         for name, machine in self.machines.items():
