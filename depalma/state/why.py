@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from depalma.model import AttemptRef
 from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import EventRecord
 from depalma.state.explain import explain
@@ -17,12 +18,12 @@ from depalma.state.shapes import described
 
 #: The latest changes are told.
 MOST = 20
-#: Of the cluster: what may let a waiting job start, or keep it from starting.
-_ORDER = ("limit.changed", "quota.changed", "share.changed", "order.changed")
-_HOSTS = (
+#: Of hosts and of the cluster: what may let a waiting job start, or keep it from starting.
+_AROUND = frozenset((
     "host.added", "host.up", "host.lost", "host.removed", "host.changed", "host.draining", "host.undrained",
     "host.owner_returned", "host.owner_left", "code.kicked", "code.caught_up",
-)  # fmt: skip
+    "limit.changed", "quota.changed", "share.changed", "order.changed",
+))  # fmt: skip
 #: What is said elsewhere, or says nothing to people.
 _SILENT = frozenset({"fence", "incarnation", "attempt", "address"})
 
@@ -51,35 +52,39 @@ def needs_line(job: Job) -> str:
 def changes(state: ClusterState, job: Job, index: int | None) -> Iterator[str]:
     """Yields what happened to it, the latest first; while it waits also what happened to hosts and to the order."""
     waits = not job.is_final and (job.queued > 0 if index is None else index not in job.running)
-    told = 0
-    for record in reversed(state.events.records):
-        if told >= MOST or record.at < job.submitted_at:
+    around = _AROUND if waits else frozenset[str]()
+    told, since, own = 0, job.submitted_at, job.id
+    for record in reversed(state.events.records):  # up to 50,000 while a leader works: hardly anything for most of them
+        if record.at < since:
             return
-        line = _own(record, job, index) or (_around(record) if waits else "")
-        if line:
-            told += 1
-            yield f"{datetime.fromtimestamp(record.at, UTC):%Y-%m-%d %H:%M:%S} UTC {line}"
+        if record.job == own:
+            line = f"{record.kind}{_details(record)}"
+        elif record.kind in around:
+            line = f"{record.kind}{': ' + record.host if record.host else ''}{_details(record)}"
+        elif index is None or (place := _place_of(record.refs, own, index)) < 0:
+            continue
+        else:
+            line = _of_task(record, place)
+        yield f"{datetime.fromtimestamp(record.at, UTC):%Y-%m-%d %H:%M:%S} UTC {line}"
+        told += 1
+        if told == MOST:
+            return
 
 
-def _own(record: EventRecord, job: Job, index: int | None) -> str:
-    """Returns what an event says of the job or the task; empty if it says nothing."""
-    if record.job == job.id:
-        return f"{record.kind}{_details(record)}"
-    if index is None or not record.refs:
-        return ""
-    place = next((at for at, ref in enumerate(record.refs) if ref[0] == job.id and ref[1] == index), None)
-    if place is None:
-        return ""
+def _place_of(refs: tuple[AttemptRef, ...], job: int, index: int) -> int:
+    """Returns where a task is among these; -1 if it is not."""
+    for place, ref in enumerate(refs):
+        if ref[1] == index and ref[0] == job:
+            return place
+    return -1
+
+
+def _of_task(record: EventRecord, place: int) -> str:
+    """Returns what an event says of one of its tasks."""
     event = record.event(place, 0)
     state = f" {event.detail['state']}" if "state" in event.detail else ""
     where = f" on {record.host}" if record.host else ""
     return f"{record.kind}{state}: attempt {record.refs[place][2]}{where}{_details(record)}"
-
-
-def _around(record: EventRecord) -> str:
-    if record.kind in _HOSTS:
-        return f"{record.kind}: {record.host}{_details(record)}"
-    return f"{record.kind}{_details(record)}" if record.kind in _ORDER else ""
 
 
 def _details(record: EventRecord) -> str:
