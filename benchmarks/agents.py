@@ -3,8 +3,9 @@
 
 Used by `scale.py`; by itself: `benchmarks/agents.py URL TOKEN_FILE COUNT --run-s 10`. Each says hello as a host `s0`,
 `s1`, …, sends heartbeats as often as its welcome says, each with another load, says which tasks have started, and
-reports each as succeeded after `--run-s` seconds. Prints a JSON line a second: connections, tasks, and how long
-heartbeats waited for their answers. Ends when its standard input does.
+reports each as succeeded after `--run-s` seconds, give or take that times `--spread` (0: all that began together end
+together). Prints a JSON line a second: connections, tasks, and how long heartbeats waited for their answers. Ends when
+its standard input does.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ STARTED_S = 1.0
 class Agents:
     """All of them, on one loop."""
 
-    def __init__(self, url: str, token: str, run_s: float) -> None:
+    def __init__(self, url: str, token: str, run_s: float, spread: float) -> None:
         self.url = url
         self.token = token
         self.run_s = run_s
+        self.spread = spread
         self.connected = 0
         self.started = 0
         self.finished = 0
@@ -128,7 +130,8 @@ class Agent:
         started = time.time()
         if self._all.run_s > STARTED_S:
             self._later(STARTED_S, self._say_started, ref, started)
-        self._later(self._all.run_s, self._finish, ref, started)
+        run_s = self._all.run_s * random.uniform(1 - self._all.spread, 1 + self._all.spread)
+        self._later(run_s, self._finish, ref, started)
 
     def _say_started(self, ref: tuple[int, int, int], started: float) -> None:
         self._all.started += 1
@@ -175,8 +178,9 @@ def main() -> int:
     parser.add_argument("token_file", type=Path, help="the agents' token")
     parser.add_argument("count", type=int)
     parser.add_argument("--run-s", type=float, default=10.0, help="how long each task takes")
+    parser.add_argument("--spread", type=float, default=0.5, help="by how much of that it may be more or less")
     options = parser.parse_args()
-    agents = Agents(options.url, options.token_file.read_text().strip(), options.run_s)
+    agents = Agents(options.url, options.token_file.read_text().strip(), options.run_s, options.spread)
     asyncio.run(run(agents, options.count))
     return 0
 

@@ -10,8 +10,8 @@ Three real masters as processes, each write synced to disk. Prints a JSON line a
 describes the machine. Two cores are not enough for a cluster and those who use it, so what is not measured gives way:
 
 - `queue`, `submits`: everything shares the cores, clients included, as in `run.py`.
-- `hosts`: the leader has core 0 to itself, as far as the machine lets it; agents, followers and clients share core 1.
-  The agents are one process (`agents.py`) that speaks their protocol over a thousand real WebSockets.
+- `hosts`: the leader has core 0, in the end with those who ask it; agents, followers and who submits share core 1. The
+  agents are one process (`agents.py`) that speaks their protocol over a thousand real WebSockets.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 import psutil
 import run as whole
 from run import say, wait_for
+from snapshots import metrics, stall
 
 from depalma import LocalCluster
 
@@ -113,10 +114,12 @@ class Caller:
 
 
 class Looker(threading.Thread):
-    """Asks for `jobs`, `show` and `explain` all the time, as a few users would who are curious."""
+    """Asks for `jobs`, `show` and `explain` all the time, as a few users would who are curious. `cores`: where it runs,
+    if not where the rest of this process does."""
 
-    def __init__(self, cluster: LocalCluster, job: int) -> None:
+    def __init__(self, cluster: LocalCluster, job: int, cores: frozenset[int] | None = None) -> None:
         super().__init__()
+        self._cores = cores
         self._caller = Caller(cluster)
         self._paths = {"jobs": "/v1/jobs", "show": f"/v1/jobs/{job}", "explain": f"/v1/jobs/{job}/explain"}
         self._over = threading.Event()
@@ -125,6 +128,8 @@ class Looker(threading.Thread):
 
     def run(self) -> None:
         """Asks, with a little pause, until it is stopped."""
+        if self._cores is not None:
+            os.sched_setaffinity(0, self._cores)  # of this thread
         while not self._over.wait(0.02):
             for name, path in self._paths.items():
                 self.took_s[name].append(self._caller.ask(path)[0])
@@ -296,10 +301,13 @@ def hosts(directory: Path) -> None:
             time.sleep(5)
             agents.look("idle", pid_of(cluster, leader), 15)
             job = client.command(["/bin/true"], array=30_000, name="long").id
-            looker = Looker(cluster, job)
             time.sleep(12)
-            agents.look("busy", pid_of(cluster, leader), 20)
+            agents.look("busy", pid_of(cluster, leader), 15)
+            before = metrics(cluster, leader)
+            looker = Looker(cluster, job, frozenset({0}))
+            agents.look("asked", pid_of(cluster, leader), 15)
             looker.stop("with_a_thousand_hosts")
+            say("leader_loop_stall_at_most", 1000 * stall(before, metrics(cluster, leader)), "ms")
             say("memory_thousand_hosts", memory(cluster)[0], "MiB", masters=memory(cluster))
         finally:
             agents.stop()
