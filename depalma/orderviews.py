@@ -42,5 +42,7 @@ class TrialView(Struct, frozen=True, kw_only=True):
     tasks: int
     starting: dict[str, int]  #: host → tasks that would start there at once
     waiting: int  #: tasks that would wait
-    starts_by: float | None  #: by when a task would start; None = that cannot be said
+    starts_by: float | None  #: by when a task would start at the latest; None = that cannot be said
     lines: list[str]  #: what it would wait for, host by host
+    starts_about: float | None = None  #: when a task would start, by how long tasks have taken; None = nobody knows
+    forecast: str = ""  #: what that is by, or why nobody knows

@@ -26,6 +26,7 @@ from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
+from depalma.state.dependencies import bad_jobs_after
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.views import job_view
@@ -73,6 +74,8 @@ async def would(api: Api, request: web.Request) -> web.StreamResponse:
         raise bad_field("code_index", spec.code_index, f"-1 (newest) to {api.state.code_index}")
     services = api.services
     await services.barrier()
+    if wrong := bad_jobs_after(api.state, spec):
+        raise Problem(wrong.code, wrong.message)
     return api.reply(request, trial(api.state, services.rooms(), services.rates.mean_s, spec, now()))
 
 

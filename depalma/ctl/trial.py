@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
-from depalma.ctl.wording import count, moment
+from depalma.ctl.wording import count, duration, moment
 
 
 def show_trial(session: Session, spec: dict[str, Any]) -> None:
@@ -17,7 +18,17 @@ def show_trial(session: Session, spec: dict[str, Any]) -> None:
     if view["waiting"]:
         lines.append(("Waiting", count(view["waiting"], "task")))
     if not view["starting"]:
-        when = view["starts_by"]
-        lines.append(("Starts", f"{moment(when)} at the latest" if when is not None else "nobody can say when"))
+        lines.append(("Starts", _when(view)))
     lines += [("", line) for line in view["lines"]]
     show_value(session, view, lines, key="tasks")
+
+
+def _when(view: dict[str, Any]) -> str:
+    """Returns when the job would start, in words."""
+    about, latest = view["starts_about"], view["starts_by"]
+    words = f"{moment(latest)} at the latest" if latest is not None else ""
+    if about is None:
+        return words or f"nobody can say when: {view['forecast']}"
+    left_s = about - time.time()
+    soon = f"in about {duration(left_s)} ({moment(about)})" if left_s > 1 else "any moment"
+    return f"{soon}: {view['forecast']}{'; ' + words if words else ''}"

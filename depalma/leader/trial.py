@@ -10,10 +10,12 @@ from depalma.dispatcher import HostRoom, parts, plan
 from depalma.model import JobSpec
 from depalma.orderviews import TrialView
 from depalma.policies.busy import least
+from depalma.policies.forecast import Forecast, Forecaster
 from depalma.policies.gangs import could_start, starts
 from depalma.policies.places import Place
 from depalma.policies.reserve import latest_start
 from depalma.state.cluster_state import ClusterState
+from depalma.state.dependencies import doomed
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
@@ -26,10 +28,14 @@ ROUND = 2_000
 def trial(
     state: ClusterState, hosts: Mapping[str, HostRoom], mean_s: Mapping[int, float], spec: JobSpec, now: float
 ) -> TrialView:
-    """Returns what the dispatcher would do with the job; the state is as before."""
+    """Returns what the dispatcher would do with the job; the state is as before. What it waits for must be there."""
+    if never := doomed(state, spec):
+        why = f"{never}, so it would be cancelled at once"
+        return TrialView(tasks=spec.count, starting={}, waiting=0, starts_by=None, lines=[], forecast=why)
     code_index = state.code_index if spec.code_index < 0 else spec.code_index
     job = Job(state.next_job, spec, code_index, now)
     known = spec.user in state.shares.accounts
+    _wait(state, job)
     state.jobs[job.id] = job
     try:
         state.ready.refresh(job, now)
@@ -41,6 +47,7 @@ def trial(
                     starting[host] += count
         waiting = job.queued - sum(starting.values())
         starts_by = now if starting else _starts_by(state, hosts, job, now)
+        about = Forecast(now, "") if starting else Forecaster(state, hosts, mean_s, now).start(job)
         lines = explain(state, job, None) if waiting else []
         return TrialView(
             tasks=job.total,
@@ -48,6 +55,8 @@ def trial(
             waiting=waiting,
             starts_by=starts_by,
             lines=lines[1:],
+            starts_about=about.at,
+            forecast=about.why,
         )
     finally:
         job.held = True  # so it is taken out of the order again
@@ -55,6 +64,19 @@ def trial(
         del state.jobs[job.id]
         if not known:
             state.shares.forget(spec.user)
+
+
+def _wait(state: ClusterState, job: Job) -> None:
+    """Lets the job wait for what has not ended of what it names; what has counts as met."""
+    job.unmet = tuple(one for one in job.spec.after if not state.jobs[one.job].is_final)
+    sources = [state.jobs[one.job] for one in job.unmet if one.each]
+    if not sources or not job.total:
+        return
+    job.block(1)
+    for position in range(job.total):
+        index = job.first + position
+        if all(not source.has(index) or source.outcome(index) is not None for source in sources):
+            job.unblock(position)
 
 
 def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now: float) -> float | None:

@@ -129,6 +129,12 @@ class Completions(Sequence[int]):
         """Returns how many tasks have a record that counts."""
         return len(self._tasks) + self.bulk_count - self._withdrawn
 
+    def lately_s(self, most: int) -> float | None:
+        """Returns how long the latest tasks took on average, so many at most; None if none has run."""
+        times = zip(self._started[-most:], self._finished[-most:], strict=True)
+        took_s = [max(0.0, finished - started) for started, finished in times if started == started]  # NaN: unknown
+        return sum(took_s) / len(took_s) if took_s else None
+
     @overload
     def __getitem__(self, place: int) -> int: ...
     @overload

@@ -81,6 +81,15 @@ def bad_each(spec: JobSpec, named: Callable[[int], JobSpec]) -> Rejected | None:
     return bad_field("after.each", True, f"false for job {gang}, whose tasks are in gangs") if gang else None
 
 
+def doomed(state: ClusterState, spec: JobSpec) -> str:
+    """Returns why a job that is submitted now would be cancelled at once; empty if it would not."""
+    for one in spec.after:
+        source = state.jobs[one.job]
+        if not one.each and source.is_final and source.state() not in _MEETS[one.when]:
+            return f"it would wait for job {one.job} to {_HOPED[one.when]}, which {_was(source.state())}"
+    return ""
+
+
 def begin(state: ClusterState, job: Job, at: float) -> None:
     """Lets a new job wait for what its spec names; what has ended already counts at once. Settle it afterwards."""
     after = job.spec.after
