@@ -24,6 +24,7 @@ from depalma.leader.trial import trial
 from depalma.model import JobSpec, JobView
 from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
+from depalma.policies.forecast import start_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
 from depalma.state.dependencies import bad_jobs_after
@@ -134,8 +135,10 @@ async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a job is as it is."""
     job = find_job(api, request.match_info["job"])
     lines = whole_answer(api.state, job)
-    if job.ready:
-        lines += busy_lines(api.services.rooms())  # what only the leader knows
+    services = api.services
+    if (rooms := services.rooms()) and job.queued and not job.is_final:  # what only the leader knows
+        lines += busy_lines(rooms) if job.ready else ()
+        lines[1:1] = start_lines(api.state, rooms, services.rates.mean_s, job, now())
     return api.reply(request, Lines(lines))
 
 

@@ -11,6 +11,7 @@ An estimate, never a promise: nothing that decides looks at it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from math import inf
 
 from msgspec import Struct
@@ -37,6 +38,19 @@ class Forecast(Struct, frozen=True):
 
     at: float | None
     why: str
+
+
+def start_lines(
+    state: ClusterState, hosts: Mapping[str, HostRoom], mean_s: Mapping[int, float], job: Job, now: float
+) -> Iterator[str]:
+    """Yields in words when a job starts of which nothing runs yet; nothing for others."""
+    if job.running or not job.queued or job.held or job.suspension is not None:
+        return
+    found = Forecaster(state, hosts, mean_s, now).start(job)
+    if found.at is None:
+        yield f"nobody can say when it starts: {found.why}"
+    else:
+        yield f"starts about {datetime.fromtimestamp(found.at, UTC):%Y-%m-%d %H:%M:%S} UTC: {found.why}"
 
 
 class Forecaster:

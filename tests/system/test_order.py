@@ -78,7 +78,9 @@ def test_a_job_that_preempts_is_made_room_for(cluster: LocalCluster, ctl: Ctl, w
     ctl("submit", "--array", "0-3", "--cwd", ".", "--", *work)
     wait_until(lambda: [ctl("logs", f"1.{task}").stdout for task in range(4)], lambda seen: seen == ["began\n"] * 4)
     ctl("submit", "--priority", "5", "--", "true")
-    assert "fits, but 2 of 2 slots are taken" in ctl("explain", "2").stdout
+    why = ctl("explain", "2").stdout
+    assert "fits, but 2 of 2 slots are taken" in why
+    assert "nobody can say when it starts: no task of job 1 has ended yet, and there is no time limit" in why
     ctl("cancel", "2")
 
     ctl("run", "--priority", "5", "--preempt", "--", "true")

@@ -12,7 +12,9 @@ from depalma.leader.trial import trial
 from depalma.model import Dependency, HostFacts, JobSpec, Report
 from depalma.orderviews import TrialView
 from depalma.policies.basins import Basin, level
+from depalma.policies.forecast import start_lines
 from depalma.state import commands as c
+from depalma.state.job_commands import HoldJobs
 from depalma.state.machine import Machine, digest_of
 
 FACTS = HostFacts(2, 2, 8 << 30, 0, "0.1.0", "3.11", "10.0.0.1")
@@ -217,6 +219,29 @@ def test_it_waits_for_jobs() -> None:
     assert lab.trial(start_at=500.0).starts_about == 500.0
     assert lab.trial(hold=True).forecast == "it is held until it is released"
     assert lab.trial(group="none").forecast == "no host that is connected fits it"
+
+
+def test_in_words() -> None:
+    """Of a job of which nothing runs yet."""
+
+    def lines(job: int) -> list[str]:
+        state = lab.machine.state
+        return list(start_lines(state, lab.rooms, lab.known, state.jobs[job], lab.now))
+
+    lab = Lab()
+    runs = lab.submit(30.0, 4)
+    waits = lab.submit(30.0)
+    lab.pass_time(20.0)
+    assert lines(runs) == []
+    assert lines(waits) == [
+        f"nobody can say when it starts: no task of job {runs} has ended yet, and there is no time limit"
+    ]
+    lab.known = {runs: 30.0}
+    assert lines(waits) == [
+        "starts about 1970-01-01 00:00:40 UTC: nothing that waits comes before it; by how long tasks have taken"
+    ]
+    lab.do(HoldJobs("", (waits,), lab.now, ""))
+    assert lines(waits) == []
 
 
 def one(seed: int) -> float:
