@@ -90,6 +90,12 @@ async def test_an_absolute_url_is_not_followed(bench: Bench) -> None:
     assert status == 200
 
 
+async def test_a_host_that_is_no_text_is_a_stranger(bench: Bench) -> None:
+    request = head(b"POST", b"/v1/agent/gone", b"Depalma-Host: \xff", b"Content-Length: 2").replace(TOKEN, b"x" * 40)
+    status, answer = await send(bench, request + b"{}")
+    assert status == 401, answer
+
+
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000"', '"a\\nb"'])
 async def test_strange_characters_in_a_name(bench: Bench, text: str) -> None:
     body = b'{"kind":"command","argv":["true"],"name":' + text.encode() + b"}"
