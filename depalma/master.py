@@ -24,6 +24,7 @@ from aiohttp import web
 
 from depalma import config as config_module
 from depalma.api.app import make_app
+from depalma.api.connection import connections
 from depalma.api.listener import Listener, ServerKeys
 from depalma.blobkeeping import BlobKeeper
 from depalma.blobs import Blobs, BlobStore
@@ -233,7 +234,7 @@ class Master:
         assert self._runner.server is not None
         keys = None if self.trust is None else ServerKeys(self._files, self.trust)
         plain = self.config.settings.api_tls != "on"
-        self._listener = Listener(self._runner.server, keys, plain=plain)
+        self._listener = Listener(connections(self._runner.server), keys, plain=plain)
         await self._listener.start(self._own.host, self._own.port)
         self._keeping = asyncio.create_task(self._keeper.run(), name="blobs")
         self._keeping.add_done_callback(self._keeping_ended)

@@ -92,7 +92,7 @@ class Authorisation:
 
     def _has_own_token(self, request: web.Request, given: bytes) -> bool:
         host = request.headers.get(HOST_HEADER, "")
-        if not host or not self._is_known(request, host):
+        if not host.isprintable() or not host or not self._is_known(request, host):  # bytes that are no text are none
             return False
         return hmac.compare_digest(host_token(self._raft_secret, host).encode(), given)
 

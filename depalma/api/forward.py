@@ -13,6 +13,7 @@ from yarl import URL
 from depalma.api.inputs import query_wait_s, read_body
 from depalma.api.problems import Problem
 from depalma.api.services import Services
+from depalma.client.sent import Sent, noting
 from depalma.masters import urls
 from depalma.protocol import HOST_HEADER
 from depalma.trust import verifying
@@ -64,7 +65,7 @@ class Forwarder:
         """Returns the shared client session."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trace_configs=[noting()])
         return self._session
 
     async def forward(self, request: web.Request, leader: str, *, write: bool) -> web.StreamResponse:
@@ -84,6 +85,7 @@ class Forwarder:
         headers[FORWARDED] = "1"
         timeout = aiohttp.ClientTimeout(sock_connect=1.0, sock_read=query_wait_s(request) + _ANSWER_S)
         response: web.StreamResponse | None = None
+        sent = Sent()
         try:
             async with asyncio.timeout(None) as until:
                 self._watch(until, leader)
@@ -96,6 +98,7 @@ class Forwarder:
                         timeout=timeout,
                         allow_redirects=False,
                         ssl=verifying(services.trust),
+                        trace_request_ctx=sent,
                     )
                     async with send as answer:
                         response = _shell(request, answer)
@@ -105,7 +108,7 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             if response is not None and response.prepared:
                 raise ConnectionResetError("the leader went away within its answer") from error
-            raise _problem(error, leader, write=write) from error
+            raise _problem(error, leader, maybe_done=write and sent.begun) from error
 
     def _watch(self, until: asyncio.Timeout, leader: str) -> None:
         """Ends the request when its leader leads no more: a frozen master answers nobody."""
@@ -136,9 +139,9 @@ def _sendable(body: bytes) -> bytes | io.BytesIO | None:
     return body or None
 
 
-def _problem(error: Exception, leader: str, *, write: bool) -> Problem:
+def _problem(error: Exception, leader: str, *, maybe_done: bool) -> Problem:
     why = "it was replaced" if isinstance(error, TimeoutError) and not str(error) else str(error)
-    if write and not isinstance(error, aiohttp.ClientConnectorError):
+    if maybe_done:
         return Problem(
             "outcome_unknown",
             f"leader {leader} did not answer ({why}); ask again with the same Idempotency-Key to learn the outcome",

@@ -125,7 +125,7 @@ def _find(api: Api, request: web.Request) -> MasterAddress:
 
 
 def _checked(master: MasterAddress) -> MasterAddress:
-    if not 1 <= len(master.host) <= 255 or not master.host.isprintable() or " " in master.host:
+    if not _is_place(master.host):
         raise bad_field("host", master.host, "a name or an address")
     for field, port in (("port", master.port), ("raft_port", master.raft_port)):
         if not 1 <= port <= 65535:
@@ -133,6 +133,15 @@ def _checked(master: MasterAddress) -> MasterAddress:
     if master.port == master.raft_port:
         raise bad_field("raft_port", master.raft_port, "another port than `port`")
     return master
+
+
+def _is_place(host: str) -> bool:
+    """Returns whether it can be looked up, and is nothing but the host in a URL."""
+    try:
+        host.encode("idna")  # what every look-up begins with
+    except UnicodeError:
+        return False
+    return 1 <= len(host) <= 255 and host.isprintable() and not set(" /?#@[]\\%") & set(host)
 
 
 def _places(api: Api) -> MasterPlaces:

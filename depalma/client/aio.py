@@ -28,6 +28,7 @@ from depalma.client.graphs import AsyncGraph
 from depalma.client.job import TaskOutcome
 from depalma.client.outcome import error_of, unpack_outputs, value_of
 from depalma.client.record import Record
+from depalma.client.sent import Sent, noting
 from depalma.client.specs import JobOptions
 from depalma.client.steering import AsyncSteering, ids_of
 from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
@@ -257,9 +258,12 @@ class AsyncClient(AsyncCluster, AsyncSteering):
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
+            sent = Sent()
             try:
-                answer = await self._send(step, request, exchange.headers)
+                answer = await self._send(step, request, exchange.headers, sent)
             except (OSError, aiohttp.ClientError) as error:  # TimeoutError is an OSError
+                if sent.begun:
+                    exchange.unanswered()
                 exchange.failed(step, error, clock())
                 if (trust := self._sync._connections.trust) is not None:
                     await asyncio.to_thread(trust.refresh)  # its files may have been replaced
@@ -267,11 +271,13 @@ class AsyncClient(AsyncCluster, AsyncSteering):
             if exchange.answered(step, answer, clock()):
                 return answer
 
-    async def _send(self, attempt: Attempt, request: Request, headers: Sequence[tuple[str, str]]) -> Answer:
+    async def _send(self, attempt: Attempt, request: Request, headers: Sequence[tuple[str, str]], sent: Sent) -> Answer:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
             self._session = aiohttp.ClientSession(
-                connector=connector, headers={"Authorization": f"Bearer {self._sync._connections.token}"}
+                connector=connector,
+                headers={"Authorization": f"Bearer {self._sync._connections.token}"},
+                trace_configs=[noting()],
             )
         async with self._session.request(
             request.method,
@@ -281,6 +287,7 @@ class AsyncClient(AsyncCluster, AsyncSteering):
             timeout=aiohttp.ClientTimeout(total=attempt.timeout_s),
             allow_redirects=False,
             ssl=verifying(self._sync._connections.trust),
+            trace_request_ctx=sent,
             skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding"),
         ) as response:
             lowered = {name.lower(): value for name, value in response.headers.items()}

@@ -19,7 +19,7 @@ NEEDS_AUTHORITY = "https needs the certificate of the cluster's authority: give 
 KEPT_PER_MASTER = 8
 #: Bodies up to this size leave in one send with their headers (one packet, one wake-up of the master).
 _JOIN_BYTES = 256 * 1024
-#: What a server that closed an idle connection looks like from here: the request was not processed.
+#: What a server that closed an idle connection looks like from here: most likely the request was not processed.
 _STALE = (
     http.client.RemoteDisconnected,
     ConnectionResetError,
@@ -150,7 +150,7 @@ class Connections:
                 time.sleep(step.seconds)
                 continue
             try:
-                result = self._send(step, request, headers)
+                result = self._send(step, request, headers, exchange)
             except FAILURES as error:
                 exchange.failed(step, error, time.monotonic())
                 continue
@@ -158,7 +158,7 @@ class Connections:
             if exchange.answered(step, answer, time.monotonic()):
                 return result
 
-    def _send(self, attempt: Attempt, request: Request, headers: dict[str, str]) -> Answer | Stream:
+    def _send(self, attempt: Attempt, request: Request, headers: dict[str, str], exchange: Exchange) -> Answer | Stream:
         connection = self._take(attempt.url)
         reused = connection is not None
         while True:
@@ -172,6 +172,7 @@ class Connections:
                 connection.close()
                 if not reused:
                     raise
+                exchange.unanswered()  # or the master did it, and died before it could answer
                 connection, reused = None, False
             except BaseException:
                 connection.close()

@@ -68,6 +68,7 @@ class ResultStream:
         if job not in self.book:  # it ended before it was claimed
             return
         with self._changed:
+            closed = self._closed
             self._used_at = time.monotonic()
             if in_step and session and session == self._session and master == self._master:
                 self._in_doubt[job] = self._used_at
@@ -75,6 +76,8 @@ class ResultStream:
                 self._ask_again()
             self._start()
             self._changed.notify_all()
+        if closed:  # whoever waited was told before this one came
+            self.book.fail(DepalmaError("the client is closed"))
 
     def _start(self) -> None:
         if self._thread is None and not self._closed:

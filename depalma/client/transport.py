@@ -228,6 +228,10 @@ class Exchange:
         if leader and not self._endpoints.avoided(leader, now):
             self._tried.discard(leader)
 
+    def unanswered(self) -> None:
+        """Notes that the request was sent, and will be sent again: a later failure to connect says nothing of it."""
+        self._maybe_done = True
+
     def _look_elsewhere(self, attempt: Attempt, now: float) -> None:
         """A new leader is asked at once; otherwise the next master, and after all of them a pause."""
         leader = self._endpoints.leader

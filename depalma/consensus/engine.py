@@ -358,7 +358,7 @@ class Engine:
             match = self.commit_index
             self._snapshots.discard_received()
         else:
-            offset = self._snapshots.receive_chunk(message.index, message.offset, message.data)
+            offset = self._snapshots.receive_chunk(message.index, message.size, message.offset, message.data)
             if offset == message.size:
                 offset, match = 0, self._finish_install()
         joined = self._journal.joined

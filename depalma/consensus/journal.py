@@ -304,7 +304,10 @@ class Journal:
             raise JournalDamaged(path, "its head cannot be read")
         later = data.find(MAGIC, offset + 1)
         while later != -1:
-            if read_group(data, later) is not None:
+            found = read_group(data, later)
+            # What was written afterwards has a number above that of the bad one. Others are content: a user's command
+            # may hold a piece of a journal.
+            if found is not None and found[1] > self._group + 1:
                 raise JournalDamaged(path, f"bad group at byte {offset}, but a good one at byte {later}")
             later = data.find(MAGIC, later + 1)
         logger.warning(

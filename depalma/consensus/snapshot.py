@@ -42,7 +42,7 @@ class SnapshotStore:
         self.newest: Snapshot | None = None
         self._disk = disk
         self._receiving: AppendFile | None = None
-        self._received_index = 0
+        self._received = (0, 0)
         self._received_bytes = 0
         self._unsynced_bytes = 0
 
@@ -94,15 +94,16 @@ class SnapshotStore:
         with disk_errors("reading", self._disk.path(snapshot.name)):
             return self._disk.read_at(snapshot.name, offset, size)
 
-    def receive_chunk(self, index: int, offset: int, data: bytes) -> int:
-        """Take a piece of a leader's snapshot; returns the offset that is wanted next. Raises DiskFailed."""
+    def receive_chunk(self, index: int, size: int, offset: int, data: bytes) -> int:
+        """Take a piece of a leader's snapshot of `size` bytes; returns the offset wanted next. Raises DiskFailed."""
         with disk_errors("writing", self._disk.path(_RECEIVED)):
-            if self._receiving is None or index != self._received_index:
+            # Another size is another file: an earlier leader's, of which there may be more here than there is of this.
+            if self._receiving is None or (index, size) != self._received:
                 self.discard_received()
                 if offset:
                     return 0
                 self._receiving = self._disk.create(_RECEIVED)
-                self._received_index = index
+                self._received = (index, size)
             if offset == self._received_bytes and data:
                 self._receiving.write(data)
                 self._received_bytes += len(data)

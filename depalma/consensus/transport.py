@@ -342,7 +342,7 @@ class Mesh:
                 async with asyncio.timeout(DIAL_S):
                     await loop.create_connection(partial(_itself, connection), member.host, member.raft_port)
                 await asyncio.shield(connection.closed)  # who stops dialling does not end what stands
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, UnicodeError) as error:  # the last: of a name that cannot be looked up
                 logger.debug("cannot reach %s: %s", member.id, error)
             pause = RETRY_S[0] if connection.proven else min(pause * 2, RETRY_S[1])
             await asyncio.sleep(pause)

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from depalma.consensus import tls
+from depalma.consensus import Member, Replica, tls
 from depalma.consensus.messages import MAX_FRAME_BYTES
+from depalma.testing.ledger import Ledger
 from depalma.testing.replicas import Replicas, wait_until
 
 
@@ -189,3 +190,15 @@ async def test_a_silent_peer_is_noticed_by_its_silence(tmp_path: Path) -> None:
 
         assert await gets_closed(reader, writer, within_s=4.0)
         await wait_until(lambda: cluster.leader() is not None, what=cluster.describe)
+
+
+async def test_a_name_that_no_look_up_takes_ends_no_dialling(tmp_path: Path) -> None:
+    """A task that ended by it would be told to the loop when it is freed, and that stops a master."""
+    async with Replicas(tmp_path) as cluster:
+        mesh = Replica(
+            cluster.settings("m1"), Ledger(), certificates=cluster.certificates("m1"), on_fatal=lambda _: None
+        )._mesh
+        mesh._keyring.load()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await mesh._dial(Member(id="m2", host="a..b", raft_port=7071))

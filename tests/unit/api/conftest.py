@@ -22,6 +22,7 @@ from aiohttp import web
 
 from depalma import protocol
 from depalma.api.app import make_app
+from depalma.api.connection import connections
 from depalma.blobs import Blobs, BlobStore
 from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
 from depalma.consensus import Member, NotLeader, recovery
@@ -270,12 +271,14 @@ async def bench(tmp_path: Path, settings: Settings, others: tuple[MasterConfig, 
     app = make_app(master)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
-    await web.SockSite(runner, listener).start()
+    assert runner.server is not None
+    site = await asyncio.get_running_loop().create_server(connections(runner.server), sock=listener)
     headers = {"Authorization": f"Bearer {SECRETS.token}"}
     archiving = asyncio.create_task(master.archive.run())
     async with aiohttp.ClientSession(headers=headers) as http:
         yield Bench(master, http, f"http://127.0.0.1:{port}", app)
     archiving.cancel()
+    site.close()
     await runner.cleanup()
     await master.archive.close()
     await master.blobs.close()

@@ -178,6 +178,27 @@ async def test_a_leader_that_hangs_up(follower: Bench, leader: Leader, method: s
     assert (await follower.call(method, "/v1/jobs", 503, **body))["code"] == code
 
 
+async def test_a_leader_that_dies_over_a_kept_connection_may_have_done_it(follower: Bench, leader: Leader) -> None:
+    """aiohttp sends a DELETE again by itself, and then finds nobody who listens: that says nothing of the first."""
+
+    async def fine(request: web.Request) -> web.StreamResponse:
+        return web.json_response({})
+
+    async def dies(request: web.Request) -> web.StreamResponse:
+        for site in list(leader.runner.sites):
+            await site.stop()
+        assert request.transport is not None
+        request.transport.abort()
+        raise ConnectionResetError
+
+    leader.answer = fine
+    await follower.call("DELETE", "/v1/hosts/h1", 200)
+    leader.answer = dies
+    problem = await follower.call("DELETE", "/v1/hosts/h2", 503)
+    assert problem["code"] == "outcome_unknown"
+    assert [request.path for request in leader.requests] == ["/v1/hosts/h1", "/v1/hosts/h2"]
+
+
 async def test_an_answer_that_breaks_off_is_not_passed_as_whole(follower: Bench, leader: Leader) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

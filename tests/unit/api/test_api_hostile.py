@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import hashlib
 import io
 import random
@@ -64,10 +65,35 @@ async def test_bytes_that_are_no_text_in_a_header(bench: Bench, header: bytes) -
     assert status < 500, answer
 
 
+@pytest.mark.parametrize(
+    "address", [b"http://[::1]:80@/a", b"http://xn--\xc2\x80/", b"http://xn--a/", b"http://xn--zz--/"]
+)
+async def test_an_address_that_the_parser_falls_over_ends_its_connection_only(bench: Bench, address: bytes) -> None:
+    """The loop's handler stops the master: nothing that a stranger sends may reach it."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.url.rpartition(":")[2]))
+    try:
+        writer.write(b"GET " + address + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(10):  # it does not stay open either
+            await reader.read()
+    finally:
+        writer.close()
+    await bench.get("/v1/jobs")
+    gc.collect()  # a task that failed is told about when it goes
+    assert told == []
+
+
 async def test_an_absolute_url_is_not_followed(bench: Bench) -> None:
     bench.master.replica.is_leader, bench.master.replica.leader_id = False, "m1"
     status, _ = await send(bench, head(b"GET", b"http://127.0.0.1:9/v1/jobs?consistency=stale"))
     assert status == 200
+
+
+async def test_a_host_that_is_no_text_is_a_stranger(bench: Bench) -> None:
+    request = head(b"POST", b"/v1/agent/gone", b"Depalma-Host: \xff", b"Content-Length: 2").replace(TOKEN, b"x" * 40)
+    status, answer = await send(bench, request + b"{}")
+    assert status == 401, answer
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000"', '"a\\nb"'])

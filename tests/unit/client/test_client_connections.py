@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from depalma.client import verbs
+from depalma.client.aio import AsyncClient
 from depalma.client.connections import Connections
 from depalma.client.transport import Endpoints, Request
 from depalma.errors import DepalmaError, NoLeader, Rejected
@@ -83,6 +85,44 @@ def test_a_lost_answer_is_asked_for_again_elsewhere_with_the_same_key(play: Any,
     keys = [seen.headers["idempotency-key"] for seen in [*first.seen, *second.seen]]
     assert len(keys) == 2
     assert len(set(keys)) == 1
+
+
+@pytest.fixture
+def dying() -> Iterator[tuple[str, list[bytes]]]:
+    """A master that answers one request, and dies over the next one of the same connection: its URL, what it got."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    got: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            got.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            got.append(connection.recv(65536))
+            listener.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", got
+    thread.join()
+
+
+def test_a_master_that_died_over_a_kept_connection_may_have_done_it(dying: tuple[str, list[bytes]]) -> None:
+    """It looks like an idle connection that was closed; the next attempt finds nobody who listens."""
+    connections = Connections(Endpoints([dying[0]]), "t", deadline_s=0.5)
+    connections.call(Request("DELETE", "/a"))
+    with pytest.raises(NoLeader, match="whether it was done is not known"):
+        connections.call(Request("DELETE", "/b"))
+    connections.close()
+    assert dying[1][1].startswith(b"DELETE /b")
+
+
+async def test_the_same_by_asyncio(dying: tuple[str, list[bytes]]) -> None:
+    async with AsyncClient([dying[0]], token="t", deadline_s=0.5) as client:
+        await client._run(verbs.send("DELETE", "/a", None))
+        with pytest.raises(NoLeader, match="whether it was done is not known"):
+            await client._run(verbs.send("DELETE", "/b", None))
+    assert dying[1][1].startswith(b"DELETE /b")
 
 
 def test_the_call_follows_the_leader_through_its_death(play: Any, connect: Connect) -> None:

@@ -209,6 +209,14 @@ def test_closing_ends_the_thread_and_tells_those_who_wait(play: Any, feeds: Feed
         record.at_index(0)
 
 
+def test_who_comes_after_the_close_is_told_too(play: Any, feeds: Feeds, stream_of: Any) -> None:
+    """A submission that got its answer while another thread closed the client."""
+    stream, record = stream_of(play.master(feeds.script)), Record(7)
+    stream.close()
+    stream.watch(7, record)
+    assert isinstance(record.error, DepalmaError)
+
+
 def test_an_idle_stream_is_closed_and_comes_back(
     play: Any, feeds: Feeds, stream_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from depalma.consensus.disk import LARGE_BYTES, FileDisk
 from depalma.consensus.errors import DirectoryInUse, DiskFailed, JournalDamaged
-from depalma.consensus.journal import Journal
+from depalma.consensus.journal import MAGIC, Journal
 from depalma.testing import PowerCut, SimDisk
 
 
@@ -100,6 +100,19 @@ def test_a_torn_tail_is_cut_and_reported(disk: SimDisk, cut: int, caplog: pytest
     journal.append(b"goes on", journal.log.last_index + 1, 2)
     journal.flush()
     assert content(opened(disk))[-1][2] == b"goes on"
+
+
+def test_a_torn_write_of_a_command_that_holds_a_journal_is_no_damage(disk: SimDisk) -> None:
+    """A piece of some journal that a user gave as input: it is older than what was being written."""
+    filled(disk, 4)
+    group = disk.read(disk.names()[0])[-60:]
+    journal = opened(disk)
+    journal.append(group[group.index(MAGIC) :] + bytes(50), journal.log.last_index + 1, 1)
+    journal.flush()
+    name = disk.names()[0]
+    disk.truncate(name, disk.size(name) - 10)
+
+    assert len(content(opened(disk))) == 4
 
 
 def test_every_bit_flip_before_the_tail_is_found(disk: SimDisk) -> None:

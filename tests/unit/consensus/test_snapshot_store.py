@@ -100,11 +100,11 @@ def test_a_power_cut_leaves_the_old_or_the_new(operations: int) -> None:
 def test_a_received_snapshot_is_put_together_from_its_pieces(disk: SimDisk) -> None:
     data = encode(Header(30, 2, 29), [STATE, STATE])
     store = SnapshotStore(disk)
-    assert store.receive_chunk(30, 100, data[100:]) == 0, "the beginning is wanted first"
-    assert store.receive_chunk(30, 0, data[:100]) == 100
-    assert store.receive_chunk(30, 0, data[:100]) == 100, "a repeated piece is not appended"
-    assert store.receive_chunk(30, 100, b"") == 100
-    assert store.receive_chunk(30, 100, data[100:]) == len(data)
+    assert store.receive_chunk(30, len(data), 100, data[100:]) == 0, "the beginning is wanted first"
+    assert store.receive_chunk(30, len(data), 0, data[:100]) == 100
+    assert store.receive_chunk(30, len(data), 0, data[:100]) == 100, "a repeated piece is not appended"
+    assert store.receive_chunk(30, len(data), 100, b"") == 100
+    assert store.receive_chunk(30, len(data), 100, data[100:]) == len(data)
 
     snapshot, pieces = store.finish_received()
 
@@ -123,12 +123,26 @@ def test_a_received_snapshot_that_is_bad_is_thrown_away(disk: SimDisk, damage: s
         del data[-1]
     store = SnapshotStore(disk)
     put(store, OLD, b"old")
-    store.receive_chunk(30, 0, bytes(data))
+    store.receive_chunk(30, len(data), 0, bytes(data))
     with pytest.raises(SnapshotDamaged):
         store.finish_received()
 
-    assert store.receive_chunk(30, 100, b"") == 0
+    assert store.receive_chunk(30, len(data), 100, b"") == 0
     assert opened(disk) == b"old"
+
+
+def test_another_leaders_snapshot_of_the_same_entry_is_another_file(disk: SimDisk) -> None:
+    """Its release, and so its size, may differ: what came of the first must not be more than all of the second."""
+    long = encode(Header(30, 2, 29, release="1.10.0"), [os.urandom(1000)])
+    short = encode(Header(30, 2, 29), [STATE])
+    assert len(short) < 900
+    store = SnapshotStore(disk)
+    assert store.receive_chunk(30, len(long), 0, long[:900]) == 900
+    assert store.receive_chunk(30, len(short), 0, short) == len(short)
+
+    snapshot, pieces = store.finish_received()
+
+    assert (snapshot.size_bytes, list(pieces)) == (len(short), [STATE])
 
 
 def wait_for(writer: ForkedSnapshots, within_s: float = 20.0) -> bool:
