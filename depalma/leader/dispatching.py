@@ -114,26 +114,28 @@ class DispatchLoop:
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
-            any_accepted |= await self._send(command, outcome.value)
+            any_accepted |= self._send(command, outcome.value)
         return any_accepted
 
-    async def _send(self, command: dispatcher.Assignment, value: object) -> bool:
+    def _send(self, command: dispatcher.Assignment, value: object) -> bool:
         if not isinstance(value, AssignOutcome):
             raise TypeError(f"{type(command).__name__} answered {value!r}")
         if value.refused:
             log.info("refused: %s", value.refused[:3])
         if isinstance(command, AssignTasks):
-            await self._order(command.host, command.incarnation, value.accepted)
+            self._order(command.host, command.incarnation, value.accepted)
         elif value.accepted:
-            # To all hosts together: no member is to wait until the arguments of another one were read.
-            await asyncio.gather(*(self._order(*part) for part in command.parts))
+            for part in command.parts:
+                self._order(*part)
         return bool(value.accepted)
 
-    async def _order(self, host: str, incarnation: str, refs: tuple[AttemptRef, ...]) -> None:
+    def _order(self, host: str, incarnation: str, refs: tuple[AttemptRef, ...]) -> None:
+        """Sends, behind this round: arguments may have to come from a master that hangs, and neither other jobs nor the
+        other members of a gang are to wait for that."""
         session = self._sessions.by_host.get(host)
         if session is not None and session.incarnation == incarnation:
             self._rooms.note_assigned(session)
-            await self._sessions.orders.assign(session, refs)
+            self._sessions.assign(session, refs)
 
     def _reconnect(self, host: str) -> None:
         """An assignment may have been committed without our knowing: a new hello makes both sides agree."""

@@ -48,7 +48,8 @@ class Orders:
         size_bytes = 0
         for ref in refs:
             assignment = await self._assignment(session, ref)
-            if assignment is None:
+            # Its argument was awaited: it may be over since, and its job forgotten.
+            if assignment is None or self._live(session, ref) is None:
                 continue
             job = ref[0]
             if job not in session.known_jobs and job not in templates:

@@ -25,7 +25,7 @@ from depalma.leader.session import AgentSession, Goodbye
 from depalma.leader.suspensions import Suspensions
 from depalma.lease import RENEWALS
 from depalma.masters import urls
-from depalma.model import Load, Report
+from depalma.model import AttemptRef, Load, Report
 from depalma.protocol import (
     CodeAcknowledged,
     CodeLog,
@@ -247,7 +247,7 @@ class Sessions:
         if stray:
             session.send(Forget(self.orders.next_order(), self._context.term, tuple(sorted(stray))))
         self.suspensions.begin(session)
-        self._spawn(self.orders.assign(session, sorted(counted - running - ended)))
+        self.assign(session, sorted(counted - running - ended))
         doomed = [ref for ref in counted if state.jobs[ref[0]].cancelled]
         self.orders.kill(session, sorted(doomed), outcome="cancelled", reason="job cancelled")
         for job in {ref[0] for ref in counted if state.jobs[ref[0]].gangs}:
@@ -257,6 +257,10 @@ class Sessions:
         # What the agent has and did not manage to say is sent again: it is acknowledged again.
         session.code_sent = min(hello.code_index, state.hosts[session.host].code_index)
         self.send_code(session)
+
+    def assign(self, session: AgentSession, refs: Iterable[AttemptRef]) -> None:
+        """Sends what was committed as soon as the arguments are there; who calls does not wait for that."""
+        self._spawn(self.orders.assign(session, refs))
 
     def tell_masters(self) -> None:
         """Tells the agents which masters there are now, so that they find the next leader."""

@@ -27,8 +27,9 @@ from depalma.state.limits import counted
 from depalma.state.placement import misfit
 from depalma.state.quotas import Holder, amount, holders_of
 
-#: How far a chain of jobs that wait for each other is followed.
+#: How far a chain of jobs that wait for each other is followed, and how many of them are looked at in all.
 _MOST_LINKS = 20
+_MOST_SOURCES = 40
 #: Jobs that are named one by one.
 _NAMED = 3
 
@@ -74,6 +75,7 @@ class Forecaster:
             for place in self._places
         }
         self._known: dict[int, tuple[list[Work], list[Held]]] = {}  #: what comes before a job
+        self._ends: dict[tuple[int, bool], float] = {}  #: of jobs that are waited for, see `_end`
         state.fits.begin(state.hosts)
 
     def start(self, job: Job) -> Forecast:
@@ -121,7 +123,19 @@ class Forecaster:
         return max(at, min((self._room_on(job, place) for place in fitting), default=inf))
 
     def _end(self, job: Job, links: int, *, first: bool) -> float:
-        """Returns when a job has ended that another one waits for; `first`: when one of its tasks has."""
+        """Returns when a job has ended that another one waits for; `first`: when one of its tasks has.
+
+        Each is looked at once: of paths through a graph there are more than anybody can follow.
+        """
+        key = job.id, first
+        if key not in self._ends:
+            if len(self._ends) >= _MOST_SOURCES:
+                return inf
+            self._ends[key] = inf
+            self._ends[key] = self._look_at_end(job, links, first=first)
+        return self._ends[key]
+
+    def _look_at_end(self, job: Job, links: int, *, first: bool) -> float:
         if job.is_final or (first and len(job.done)):
             return self._now
         ends = [

@@ -7,7 +7,7 @@ was never handed out) and a sorted list of those that came back.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from depalma.model import Dependency, JobSpec, Payload, Report, TaskCounts, TaskState
 from depalma.state.completions import Completions, Finished
+from depalma.state.requeueing import put_back
 from depalma.state.shapes import shape_of
 from depalma.state.stories import PastAttempt, Story
 from depalma.state.suspension import Suspension
@@ -345,8 +346,7 @@ class Job:
         position = index - self.first
         self.states[position] = QUEUED
         del self.running[index]
-        if position < self.cursor:
-            insort(self.requeued, position)
+        put_back(self, position)
         self.remember(position, past).failures += counts
 
     def remember(self, position: int, past: PastAttempt) -> Story:
@@ -401,8 +401,7 @@ class Job:
         """Queues a blocked task."""
         self.states[position] = QUEUED
         self.blocked -= 1
-        if position < self.cursor:
-            insort(self.requeued, position)
+        put_back(self, position)
 
     def delay(self, position: int, until: float) -> None:
         """Takes a task that came back out of the queue again until a time."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import insort
-
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
 from depalma.state.gangs import members
 from depalma.state.job_commands import RetryJobs
 from depalma.state.jobs import MAX_PAST_ERROR, Job
+from depalma.state.requeueing import put_back
 from depalma.state.steering import bad_jobs
 from depalma.state.stories import PastAttempt
 from depalma.state.task_states import FAILED, LOST, QUEUED, TIMED_OUT, WORDS
@@ -75,8 +74,7 @@ def _queue_one(job: Job, position: int, code: int) -> None:
     record = job.done.find(index, WORDS[code])
     job.done.withdraw(index)
     job.states[position] = QUEUED
-    if position < job.cursor:
-        insort(job.requeued, position)
+    put_back(job, position)
     if record is None or not record.host:
         return
     error, times = record.error[-MAX_PAST_ERROR:], (record.started_at, record.finished_at)

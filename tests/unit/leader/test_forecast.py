@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from math import inf
 
 import pytest
@@ -268,3 +269,17 @@ def test_it_comes_about_so() -> None:
     off = sorted(one(seed) for seed in range(60))
     assert 0.8 < off[30] < 1.25
     assert sum(0.5 <= each <= 2 for each in off) >= 48
+
+
+def test_a_graph_of_many_paths_is_looked_at_once() -> None:
+    """Each layer waits for all of the layer before it: 4 to the 12th paths, and the leader has one loop."""
+    lab = Lab()
+    layer = [lab.submit(10.0, count=4)]
+    lab.pass_time(lab.now + 5)
+    for _ in range(12):
+        layer = [lab.submit(1.0, after=tuple(Dependency(job) for job in layer)) for _ in range(4)]
+    began_s = time.thread_time()
+    view = lab.trial(after=tuple(Dependency(job) for job in layer))
+    assert time.thread_time() - began_s < 5
+    assert view.starts_about is None  # no task of these has ended yet
+    assert view.forecast.startswith("no task of job")

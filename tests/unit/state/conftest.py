@@ -129,6 +129,7 @@ class Bench:
 
     def check_snapshot(self) -> None:
         """A machine restored from a snapshot is equal, and goes on equally (the twin is replaced by it)."""
+        assert digest_of(self.twin.state) == digest_of(self.state), "one that was restored has gone another way since"
         data = list(self.machine.snapshot())
         restored = Machine()
         restored.restore(data)

@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from depalma.state import commands
+from depalma.state import commands, requeueing
 from depalma.state.machine import Machine, UnknownCommand, digest_of
 from depalma.state.restoring import blobs_of_job
+from depalma.state.task_states import QUEUED
 
 #: How many commands `test_random_commands` makes; the state machine of test_state_hypothesis.py makes a quarter more.
 COMMANDS = int(os.environ.get("DEPALMA_FUZZ_COMMANDS", "10000"))
@@ -38,6 +39,22 @@ def test_random_commands(seed, make_bench, make_fuzzer):
 
     assert outcomes["Applied"] > 100, "the fuzzer is too wild to reach anything"
     assert outcomes["Rejected"] > 20, "the fuzzer is too tame"
+
+
+@pytest.mark.parametrize("seed", range(SEED + 900, SEED + 904))
+def test_random_commands_where_much_comes_back(seed, make_bench, make_fuzzer, monkeypatch):
+    """A cursor that goes back again and again leaves the order as it is; the invariants know what stands where."""
+    monkeypatch.setattr(requeueing, "MOST", 1)
+    bench = make_bench()
+    fuzzer = make_fuzzer(bench, random.Random(seed))
+    for step in range(RUN):
+        bench.do(fuzzer.step())
+        for job in bench.state.jobs.values():
+            positions = list(job.queued_positions())
+            assert positions == [place for place, code in enumerate(job.states) if code == QUEUED]
+            assert len(job.requeued) <= 1
+        if step % 97 == 0:
+            bench.check_snapshot()
 
 
 def test_what_names_another_blob_has_changed(make_bench, make_fuzzer):

@@ -431,3 +431,20 @@ def test_one_that_is_retried_and_cancelled_while_it_holds_off_is_restored_as_can
     bench.cancel(job.id)
 
     bench.check_snapshot()
+
+
+def test_a_replica_that_was_restored_stores_what_follows_a_retry_alike(bench):
+    """A job that had ended has given back what it knew of its records; one from a snapshot knows it."""
+    bench.host()
+    job = bench.submit(2, retries=1, retry_exit_codes=(7,))
+    bench.assign((job.id, 0, 1), (job.id, 1, 1))
+    bench.finish((job.id, 0, 1), outcome="failed", exit_code=7)
+    bench.finish((job.id, 1, 1), outcome="failed", exit_code=1)
+    bench.assign((job.id, 0, 2))
+    bench.finish((job.id, 0, 2), exit_code=0)
+    retry(bench, job.id)
+    bench.check_snapshot()
+
+    bench.assign((job.id, 1, 2))
+    bench.finish((job.id, 1, 2), exit_code=0)
+    bench.check_snapshot()
