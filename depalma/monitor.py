@@ -171,7 +171,7 @@ class Monitor:
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
             self._unwatch(spawned)
-            self.slots.renew_scratch(slot)  # its inputs may be there already
+            self.slots.kept(spawned)  # its inputs may be there already
             now = time.time()
             self._note_exit(key, error.exit_code << 8, now, now, str(error))
             return
@@ -300,7 +300,7 @@ class Monitor:
             for other in self.by_key.values():
                 other.orphans.discard(pid)
             return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # of another user, by `sudo`
             os.killpg(pid, signal.SIGKILL)  # the zombie holds the number of its group: this can reach no one else
         _, spawned.status, usage = os.wait4(pid, 0)
         spawned.ended = time.time()
@@ -361,13 +361,12 @@ class Monitor:
             self._prompt = True
 
     def _expire(self) -> None:
-        late = boottime() - self.lease_until
-        count = len(self.by_key)
+        late, count = boottime() - self.lease_until, len(self.by_key)
         self.lease_until = 0.0
         self.channel.queue(("expired", late))
         if count or self.unknown:
-            say(f"lease over ({late:.2f} s ago): killing {count} process trees")
             self.kill_everything()
+            say(f"lease over ({late:.2f} s ago): killed {count} process trees")
 
     def kill_everything(self) -> None:
         """Kills every descendant and comes back when none is left; what they wrote is kept."""
@@ -385,9 +384,10 @@ class Monitor:
 
 
 def say(text: str) -> None:
-    """Writes one line to the agent's log."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    os.write(2, f"{stamp} WARNING depalma.monitor: {text}\n".encode())
+    """Writes one line to the agent's log, unless it would have to wait: then nobody would hold the lease."""
+    with contextlib.suppress(OSError):
+        if select.select((), (2,), (), 0)[1]:
+            os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING depalma.monitor: {text}\n".encode())
 
 
 def serve(monitor: Monitor, wakeup: socket.socket) -> str:

@@ -93,7 +93,7 @@ class Spawned:
         own = os.getpid()
         if self.status is None:
             below = list(proctree.descendants(self.pid))
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # `sudo` has made it another user's
                 os.killpg(self.pid, number)
             for pid, parent in below:
                 now = proctree.stat(pid)
@@ -122,12 +122,20 @@ class Slots:
         """Returns the two open spool files of a slot, empty."""
         pair = self._open.get(slot)
         if pair is None:
-            pair = self._open[slot] = [self._new_spool(slot, name) for name in ("out", "err")]
+            pair = [self._new_spool(slot, "out")]
+            try:
+                pair.append(self._new_spool(slot, "err"))
+            except OSError:
+                os.close(pair[0])
+                raise
+            self._open[slot] = pair
         return pair
 
     def scratch_of(self, slot: int, inputs: str = "") -> str:
         """Returns the scratch folder of a slot, existing and empty; `inputs`: that folder, which it becomes."""
         path = f"{self.scratch}/{slot}"
+        if slot not in self._scratches:
+            self._move_away(path)  # a monitor that was killed has left it, or it could not be moved before
         if inputs:
             os.rename(inputs, path)  # over the empty one, if there is one
             self._scratches.add(slot)
@@ -140,14 +148,16 @@ class Slots:
         """Moves what a task wrote to its place, and readies the slot for the next one."""
         slot = spawned.slot
         pair = self._open.get(slot)
-        if pair is not None:
-            sizes_bytes = [os.fstat(fd).st_size for fd in pair]
-            spawned.wrote = any(sizes_bytes)
-            if spawned.dirty or spawned.wrote:
-                # Out of use first: whatever fails below, the next task gets new files.
-                del self._open[slot]
-                self._keep(slot, pair, sizes_bytes, spawned.finals)
-        self.renew_scratch(slot, spawned.keep)
+        try:
+            if pair is not None:
+                sizes_bytes = [os.fstat(fd).st_size for fd in pair]
+                spawned.wrote = any(sizes_bytes)
+                if spawned.dirty or spawned.wrote:
+                    # Out of use first: whatever fails below, the next task gets new files.
+                    del self._open[slot]
+                    self._keep(slot, pair, sizes_bytes, spawned.finals)
+        finally:
+            self._renew_scratch(slot, spawned.keep)
 
     def kept(self, spawned: Spawned) -> str:
         """Does the same; returns what went wrong."""
@@ -176,22 +186,30 @@ class Slots:
             os.unlink(path)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def renew_scratch(self, slot: int, keep: str = "") -> None:
+    def _renew_scratch(self, slot: int, keep: str) -> None:
         """Makes the scratch folder of a slot a new one; what is in it goes to `keep`, or to the trash."""
-        if slot not in self._scratches:
-            return
-        path = f"{self.scratch}/{slot}"
+        if slot in self._scratches:
+            self._scratches.discard(slot)  # whatever fails below: who gets it next looks at it first
+            if not self._move_away(f"{self.scratch}/{slot}", keep):
+                self._scratches.add(slot)
+
+    def _move_away(self, path: str, keep: str = "") -> bool:
+        """Moves what is there, unless it is an empty folder. Returns whether it is not there any more."""
         try:
-            if not os.listdir(path):
-                return
-            self._discarded += 1
-            os.rename(path, keep or f"{self.trash}/{os.getpid()}.{self._discarded}")
+            if not os.path.islink(path) and not os.listdir(path):
+                return False
         except FileNotFoundError:
-            pass
-        except OSError:
-            # The task took its own folder's permissions away; the next one gets them back or a clear error.
-            os.chmod(path, 0o700)
-        self._scratches.discard(slot)
+            return True
+        except (NotADirectoryError, PermissionError):
+            pass  # the task put something else in its place, or took the permissions away
+        self._discarded += 1
+        target = keep or f"{self.trash}/{os.getpid()}.{self._discarded}"
+        try:
+            os.rename(path, target)
+        except PermissionError:
+            os.chmod(path, 0o700)  # a folder that must not be written cannot be moved either
+            os.rename(path, target)
+        return True
 
 
 class Spawner:

@@ -71,9 +71,9 @@ def of_another_user() -> Iterator[int]:
 def test_a_task_of_another_user_is_nothing_to_fail_on(of_another_user: int) -> None:
     """`sudo` as a task: its group cannot be signalled, and that must not end the monitor, and with it everything."""
     program = (
-        "import os, signal, sys\n"
-        f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+        "import os, signal\n"
         "from depalma.agent.spawning import Spawned\n"
+        f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
         "task = Spawned(1, 0, ('', ''))\n"
         f"task.pid = {of_another_user}\n"
         "task.signal(signal.SIGTERM)\n"
@@ -86,7 +86,7 @@ def test_a_task_of_another_user_is_nothing_to_fail_on(of_another_user: int) -> N
 def test_the_end_of_a_task_of_another_user_is_told_as_any_other(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     program = (
-        "import os, signal, sys, subprocess, time\n"
+        "import os, subprocess, time\n"
         "from depalma.monitor import Monitor\n"
         "from depalma.agent.channel import Channel\n"
         "from depalma.agent.cgroups import ControlGroups\n"
@@ -96,7 +96,7 @@ def test_the_end_of_a_task_of_another_user_is_told_as_any_other(tmp_path: Path) 
         "os.environ['DEPALMA_NO_CGROUPS'] = '1'\n"
         "task = subprocess.Popen(['true'], start_new_session=True)\n"  # it stays root, and is a zombie
         f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
-        f"monitor = Monitor(Channel(near), {str(tmp_path / 'agent')!r}, 1000, ControlGroups())\n"
+        "monitor = Monitor(Channel(near), '.', 1000, ControlGroups())\n"
         "spawned = Spawned(1, 0, ('', ''))\n"
         "spawned.pid = task.pid\n"
         "monitor.by_pid[task.pid] = monitor.by_key[1] = spawned\n"
@@ -105,7 +105,9 @@ def test_the_end_of_a_task_of_another_user_is_told_as_any_other(tmp_path: Path) 
         "    time.sleep(0.01)\n"
         "print(monitor._exits[0][:2])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout, done.stderr[-300:]) == (0, "(1, 0)\n", "")
 
 
@@ -164,10 +166,10 @@ def test_a_task_that_locks_its_scratch_folder_keeps_its_outputs_and_leaves_nothi
     tmp_path.chmod(0o777)
     program = (
         "import os\n"
-        f"if os.geteuid() == 0: os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
         "from pathlib import Path\n"
         "from depalma.agent.spawning import Slots, Spawned\n"
-        f"root = Path({str(tmp_path / 'agent')!r})\n"
+        f"if os.geteuid() == 0: os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+        "root = Path('agent')\n"
         "slots = Slots(str(root), 1000)\n"
         "for count in range(2):\n"
         "    scratch = Path(slots.scratch_of(0))\n"
@@ -179,7 +181,7 @@ def test_a_task_that_locks_its_scratch_folder_keeps_its_outputs_and_leaves_nothi
         "    assert slots.kept(spawned) == ''\n"
         "    assert (root / f'kept{count}/result').read_text() == 'value'\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
