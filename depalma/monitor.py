@@ -385,10 +385,9 @@ class Monitor:
 
 def say(text: str) -> None:
     """Writes one line to the agent's log, unless it would have to wait: then nobody would hold the lease."""
-    line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING depalma.monitor: {text}\n".encode()
     with contextlib.suppress(OSError):
         if select.select((), (2,), (), 0)[1]:
-            os.write(2, line)
+            os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING depalma.monitor: {text}\n".encode())
 
 
 def serve(monitor: Monitor, wakeup: socket.socket) -> str:

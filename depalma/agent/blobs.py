@@ -46,6 +46,7 @@ class Blobs:
         self._trust = trust
         self._masters = masters
         self._limit_bytes = limit_bytes
+        self._fetching: dict[Path, asyncio.Future[str | None]] = {}  #: what was in the way; empty = it came
         self._uploading: dict[str, asyncio.Lock] = {}
         self._uploaded: dict[str, None] = {}
         self._doubted: dict[tuple[str, str], None] = {}  #: (master, digest) that came with another SHA-256
@@ -66,17 +67,38 @@ class Blobs:
 
     async def fetch(self, digest: str, target: Path, for_s: float) -> None:
         """Brings a blob to `target`, verified. Errors: BlobUnavailable after `for_s` seconds."""
+        while (under_way := self._fetching.get(target)) is not None:
+            # Two that write into one file would mix it, and each would find right what it has heard.
+            await asyncio.wait([under_way])
+            if under_way.result() is not None:
+                return self._brought(under_way.result())
+        mine = self._fetching[target] = asyncio.get_running_loop().create_future()
+        problem: str | None = None  # and stays so if this is cancelled: then the next one tries
+        try:
+            problem = await self._fetch(digest, target, for_s)
+        finally:
+            del self._fetching[target]
+            mine.set_result(problem)
+        return self._brought(problem)
+
+    @staticmethod
+    def _brought(problem: str | None) -> None:
+        if problem:
+            raise BlobUnavailable(problem)
+
+    async def _fetch(self, digest: str, target: Path, for_s: float) -> str:
+        """Returns what was in the way for so long; empty when it came."""
         end = asyncio.get_running_loop().time() + for_s
         pause_s, problem = _FIRST_PAUSE_S, "no master is known"
         while True:
             for url in self._masters():
                 try:
                     await self._fetch_from(url, digest, target)
-                    return
+                    return ""
                 except (aiohttp.ClientError, OSError, TimeoutError, BlobUnavailable) as error:
                     problem = f"{url}: {error or type(error).__name__}"
             if asyncio.get_running_loop().time() + pause_s > end:
-                raise BlobUnavailable(f"blob {digest[:12]} cannot be fetched: {problem}")
+                return f"blob {digest[:12]} cannot be fetched: {problem}"
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import struct
@@ -28,6 +29,8 @@ import msgspec
 from depalma.errors import DepalmaError
 from depalma.model import AttemptRef, Report
 from depalma.tails import INLINE_TAIL_BYTES, TAIL_BYTES, OutputTail, Tail, pack
+
+log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("<I")
 _COMPACT_BYTES = 8 * 1024 * 1024
@@ -77,29 +80,63 @@ class ReportJournal:
                 (size,) = _HEAD.unpack_from(data, at)
                 reports.extend(decoder.decode(data[at + _HEAD.size : at + _HEAD.size + size]))
                 at += _HEAD.size + size
+        self._cut(at)
         return reports
 
     def keep(self, reports: tuple[Report, ...]) -> None:
-        """Appends reports."""
+        """Appends reports. Errors: OSError, and then none of them is in it."""
         body = self._encoder.encode(reports)
-        os.write(self._fd, _HEAD.pack(len(body)) + body)
-        self._size_bytes += _HEAD.size + len(body)
+        record = _HEAD.pack(len(body)) + body
+        try:
+            _write_whole(self._fd, record)
+        except OSError:
+            self._cut(self._size_bytes)
+            raise
+        self._size_bytes += len(record)
+
+    def _cut(self, size_bytes: int) -> None:
+        """Takes away half a record: nobody would find those behind it."""
+        os.ftruncate(self._fd, size_bytes)
+        self._size_bytes = size_bytes
 
     def committed(self, left: Iterable[Report]) -> None:
         """Takes note that only `left` are still needed; the file is emptied or rewritten when that pays."""
         if not self._size_bytes:
             return
-        rest = tuple(left) if self._size_bytes > _COMPACT_BYTES else None
-        if rest is None and any(True for _ in left):
+        if self._size_bytes > _COMPACT_BYTES:
+            rest = tuple(left)
+            if rest:
+                self._rewrite(rest)
+                return
+        elif any(True for _ in left):
             return
-        os.ftruncate(self._fd, 0)
-        self._size_bytes = 0
-        if rest:
-            self.keep(rest)
+        self._cut(0)
+
+    def _rewrite(self, rest: tuple[Report, ...]) -> None:
+        """Puts another file in its place: whoever reads it meanwhile, or after a crash, finds all that is needed."""
+        new = self._path.with_name(f"{self._path.name}.new")
+        body = self._encoder.encode(rest)
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _write_whole(fd, _HEAD.pack(len(body)) + body)
+            os.rename(new, self._path)
+        except OSError:
+            os.close(fd)  # no room: it stays long
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            return
+        os.close(self._fd)
+        self._fd, self._size_bytes = fd, _HEAD.size + len(body)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    """Errors: OSError, also when there was room for a part only."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 class OutputFiles:
@@ -139,17 +176,30 @@ class OutputFiles:
         wrote = False
         for stream in ("stdout", "stderr"):
             source = self.live(slot, stream)
-            if ref is None or not read_slice(source, 0, 1)[0]:
+            try:
+                if ref is not None and read_slice(source, 0, 1)[0]:
+                    target = self.final(*ref, stream)
+                    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    source.rename(target)
+                    wrote = True
+            except OSError as error:
+                log.warning("output of a worker that died cannot be kept: %s", error)
+            with contextlib.suppress(OSError):
                 source.unlink(missing_ok=True)
-                continue
-            target = self.final(*ref, stream)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            source.rename(target)
-            wrote = True
-        scratch = self.root.parent / "scratch" / slot
-        if scratch.exists():
-            scratch.rename(trash)
+        self.clear_scratch(slot, trash)
         return self.short_tail(ref) if ref is not None and wrote else None
+
+    def clear_scratch(self, slot: str, trash: Path) -> None:
+        """Moves away the scratch folder that a worker has left, if there is one."""
+        scratch = self.root.parent / "scratch" / slot
+        try:
+            if not os.path.lexists(scratch):
+                return
+            with contextlib.suppress(OSError):
+                scratch.chmod(0o700)  # what must not be written cannot be moved either
+            scratch.rename(trash)
+        except OSError as error:
+            log.warning("the scratch folder of a worker that died cannot be moved: %s", error)
 
 
 def _size(path: Path) -> int:
@@ -186,9 +236,29 @@ def cut(path: Path, limit_bytes: int) -> bool:
 
 
 def empty_folder(folder: Path) -> None:
-    """Removes what is in a folder (blocks)."""
-    for entry in folder.iterdir() if folder.exists() else ():
+    """Removes what is in a folder (blocks); what cannot be removed stays."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
+            remove_tree(entry)
         else:
-            entry.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                entry.unlink(missing_ok=True)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder, also one that its owner has locked, with all below it (blocks)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not os.path.lexists(folder):
+        return
+    pending = [str(folder)]
+    while pending:
+        here = pending.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(here, 0o700)
+            with os.scandir(here) as entries:
+                pending += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    shutil.rmtree(folder, ignore_errors=True)

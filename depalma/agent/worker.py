@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -247,15 +248,31 @@ class Worker:
                 os.rename(f"{self.spool}.{name}", f"{target}.{name}")
                 wrote = True
             except (OSError, ValueError, AttributeError):
-                pass  # the function closed or replaced it: from here on there is a new one
+                # The function closed or replaced it, or the disk is full: from here on there is a new one.
+                with suppress(OSError):
+                    os.unlink(f"{self.spool}.{name}")
             fd = os.open(f"{self.spool}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.dup2(fd, number)
             os.close(fd)
-        if os.listdir(self.scratch):
-            self._trashed += 1
-            os.rename(self.scratch, keep or f"{self.root}/trash/{self.pid}.{self._trashed}")
-            os.mkdir(self.scratch, 0o700)
+        self._renew_scratch(keep)
         return wrote
+
+    def _renew_scratch(self, keep: str) -> None:
+        """Gives the next task an empty folder; what is in this one goes to `keep`, or to the trash."""
+        try:
+            if not os.path.islink(self.scratch) and not os.listdir(self.scratch):
+                return
+        except OSError:
+            pass  # the function did away with it, or locked it
+        self._trashed += 1
+        target = keep or f"{self.root}/trash/{self.pid}.{self._trashed}"
+        with suppress(FileNotFoundError):
+            try:
+                os.rename(self.scratch, target)
+            except PermissionError:
+                os.chmod(self.scratch, 0o700)  # what must not be written cannot be moved either
+                os.rename(self.scratch, target)
+        os.mkdir(self.scratch, 0o700)
 
 
 def describe(problem: BaseException) -> str:
