@@ -194,7 +194,7 @@ def close_job(job: int) -> Verb[None]:
 
 def cancel(jobs: list[int]) -> Verb[list[int]]:
     """Cancels jobs and returns those that were live."""
-    answer = yield from send("POST", "/v1/jobs/cancel", {"jobs": jobs})
+    answer = yield from send("POST", "/v1/jobs/cancel", {"jobs": jobs, "by": login_name()})
     return [int(job) for job in answer["cancelled"]]
 
 

@@ -11,6 +11,7 @@ import yaml
 from depalma import LocalCluster
 from depalma.client import contexts, specs
 from depalma.client.graphs import GraphError, specs_of
+from depalma.client.steering import ids_of
 from depalma.errors import ConfigError
 
 #: option, its value in YAML, what the refusal says besides the option's name
@@ -43,6 +44,11 @@ BAD = [
     ("arguments", "x", "'x' given; allowed: a list of texts"),
     ("arguments", "[1, 2]", "1 given; allowed: texts (in quotes"),
     ("cwd", "3", "3 given; allowed: a text or a path"),
+    ("stdin", "3", "3 given; allowed: a text or a path"),
+    ("priority", str(2**70), "allowed: a number of at most 64 bits"),
+    ("limits", f"{{t: {2**70}}}", "allowed: a number of at most 64 bits"),
+    ("name", '"\\ud800"', "allowed: text that can be written as UTF-8"),
+    ("arguments", '["\\ud800"]', "allowed: text that can be written as UTF-8"),
     ("inputs", "3", "3 given; allowed: a list of paths"),
     ("inputs", "[/no/such/file]", "/no/such/file"),
     ("after", "{b: ok}", "allowed: a job's id"),
@@ -53,6 +59,9 @@ BAD = [
     ("name", "3", "3 given"),
     ("user", "[]", "[] given"),
     ("comand", "1", "unknown option 'comand'; allowed: after, "),
+    ("comand", "1", " arguments, array, "),
+    ("comand", "1", " command, "),
+    ("comand", "1", " cwd, "),
 ]
 
 
@@ -87,7 +96,24 @@ def test_a_document_that_is_no_graph(document: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("argv", ["make", b"make", [], None, {"a": 1}, ["a", 3], ["a", b"b"], 7])
+def test_words_about_texts_are_said_once():
+    with pytest.raises(ValueError, match=r"^tags: 1 given; allowed: texts \(in quotes, [^(]*\)$"):
+        specs.fields({"tags": [1]})
+
+
+@pytest.mark.parametrize("array", [2, "5-6%1", 3])
+def test_an_array_beside_arguments_is_refused_and_not_forgotten(array: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^array: {array!r} given; allowed: no array beside arguments"):
+        specs.command_work(["echo", "{}"], indices=array, arguments=["a", "b", "c"], options={})
+
+
+@pytest.mark.parametrize("given", ["x", "42", [1, 2], None, True, 1.5])
+def test_what_is_no_job_is_refused_by_name(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"^job: .* given; allowed: ids \(whole numbers\) or handles of jobs"):
+        ids_of([1, given])
+
+
+@pytest.mark.parametrize("argv", ["make", b"make", [], None, {"a": 1}, ["a", 3], ["a", b"b"], ["\ud800"], 7])
 def test_a_command_that_is_none(argv: Any) -> None:
     with pytest.raises(ValueError, match=r"^argv: .* given; allowed: "):
         specs.command_work(argv, options={})
