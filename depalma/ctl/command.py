@@ -135,7 +135,7 @@ class Root(LazyGroup):
 
 def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:
     """Returns the decorator that makes a `Command`."""
-    return click.command(name, cls=Command, examples=examples, **settings)
+    return click.command(name, cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from depalma.ctl.failures import Failure
 from depalma.ctl.follow import Chunk, follow_task, read_attempt
 from depalma.ctl.output import print_json, print_yaml
 from depalma.ctl.session import Session
+from depalma.ctl.values import Whole
 from depalma.ctl.wording import clean, count
 from depalma.errors import Rejected
 
@@ -31,7 +32,7 @@ _PAGE = 1000
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on as it is written, until the task is over.")
 @click.option("--stderr", is_flag=True, help="What was written to stderr, instead of stdout.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of this attempt (the latest).")
+@click.option("--attempt", type=Whole(1), metavar="N", help="Of this attempt (the latest).")
 @click.argument("target", type=ids.TARGET, metavar="JOB[.TASK]")
 @click.pass_obj
 def logs(session: Session, target: ids.Target, follow: bool, stderr: bool, attempt: int | None) -> None:

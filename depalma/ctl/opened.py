@@ -5,16 +5,24 @@ from __future__ import annotations
 import click
 
 from depalma.ctl import ids
-from depalma.ctl.command import command
+from depalma.ctl.command import Command, command
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
 from depalma.ctl.submit import arguments_of, payload_of
 from depalma.ctl.wording import count
 
 
+class _Add(Command):
+    """Options count up to `:::`, wherever they stand; what is behind it are words."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index(":::") if ":::" in args else len(args)
+        return super().parse_args(ctx, [*args[:at], *(["--"] if at < len(args) else []), *args[at:]])
+
+
 @command(
     "add",
-    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    cls=_Add,
     examples=(
         "depalmactl add 42 ::: c.png d.png",
         "find /data -name '*.png' | depalmactl add --close 42",
