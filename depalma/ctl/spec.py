@@ -109,6 +109,7 @@ _COMMON = (
     click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
     ),
+    click.option("--grace", type=DURATION, metavar="TIME", help="Between SIGTERM and SIGKILL, when it is ended (5s)."),
     click.option("--env", multiple=True, metavar="K=V", help="A variable; a bare K copies yours. May be repeated."),
     click.option("--cwd", metavar="DIR", help="Folder to run in, on the host (default: a scratch folder)."),
     click.option("--user", metavar="USER", help="Whose job it is (your login name)."),
@@ -173,6 +174,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "memory_bytes": options.get("memory"),
         "retries": options.get("retries"),
         "timeout_s": options.get("time_limit"),
+        "grace_s": options.get("grace"),
         "backoff_s": options.get("backoff"),
         "retry_exit_codes": list(options.get("retry_exit_codes") or ()),
         "timeout_retries": options.get("timeout_retries"),
