@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,9 @@ def test_a_local_cluster_that_cannot_be_is_not_begun(given: dict[str, Any], word
         LocalCluster(**given, directory=tmp_path / "new")
     assert str(caught.value).startswith(words)
     assert not (tmp_path / "new").exists()
+
+
+def test_every_option_of_a_job_is_in_the_page_about_python():
+    page = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    words = set(re.findall(r"\w+", page))
+    assert set(specs.JobOptions.__annotations__) - words == set()
