@@ -54,7 +54,7 @@ class JobOptions(TypedDict, total=False):
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
     backoff_s: float  #: before the next attempt; doubles each time, up to an hour
-    retry_exit_codes: Sequence[int]  #: of a command: only after these; empty = any
+    retry_exit_codes: Sequence[int]  #: of a command: only after these (128+n: signal n); empty = any
     timeout_retries: int  #: further attempts after a timeout, if these count apart
     lost_retries: int  #: further attempts after a lost host (no limit)
     start_within_s: float  #: the job is cancelled if nothing of it has started by then

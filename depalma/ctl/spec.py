@@ -88,7 +88,7 @@ _COMMON = (
         multiple=True,
         type=Whole(1, 255),
         metavar="CODE",
-        help="Try again only after this exit code. May be repeated.",
+        help="Try again only after this exit code (128+n: signal n). May be repeated.",
     ),
     click.option(
         "--timeout-retries",
