@@ -440,3 +440,27 @@ def test_options_may_stand_behind_the_job_that_gets_tasks(closed: str) -> None:
         assert ctl(*base, "add", *words, stdin="line\n").exit_code == 4, words
     assert "put ::: before the arguments" in ctl(*base, "add", "7", "x").stderr
     assert "no such option" in ctl(*base, "add", "7", "--nosuch", ":::", "x").stderr
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES))
+def test_every_option_has_its_twin_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the option, as people know it: DEPALMA_SUBMIT_TIMEOUT for `submit --timeout`."""
+    context = click.Context(cli, info_name="depalmactl", auto_envvar_prefix="DEPALMA")
+    command: click.Command = cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, word)
+        assert found is not None
+        command, context = found, click.Context(found, info_name=word, parent=context)
+    for option in command.get_params(context):
+        if isinstance(option, click.Option) and option.expose_value and option.allow_from_autoenv:  # not -o and -q
+            long = next(text for text in option.opts if text.startswith("--"))
+            twin = "_".join(["DEPALMA", *name.split(), long[2:]]).replace("-", "_").upper()
+            monkeypatch.setenv(twin, "17")
+            assert option.resolve_envvar_value(context) == "17", twin
+
+
+def test_a_bad_value_in_the_environment_is_refused_as_the_option() -> None:
+    result = CliRunner().invoke(cli, ["submit", "--", "true"], env={"DEPALMA_SUBMIT_TIMEOUT": "x"})
+    assert result.exit_code == 2
+    assert "'x' is not a duration" in result.stderr
