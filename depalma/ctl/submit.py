@@ -25,7 +25,8 @@ PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": Fals
 SEPARATORS = (":::", "::::")
 #: Options whose values add up instead of replacing each other.
 _REPEATED = (
-    "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes",
+    "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes", "resources",
+    "limits",
 )  # fmt: skip
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
@@ -177,8 +178,11 @@ def _read_script(
 
 
 def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the script's directives, under those of the command line and the environment (as in Slurm)."""
-    merged = dict(options)
+    """Options of the script's directives, under those of the command line and the environment (as in Slurm).
+
+    Of the directives the later one wins. What adds up does so in this order, too: the last of several values counts.
+    """
+    script: dict[str, Any] = {}
     for directive in directives(text):
         try:
             inner = submit.make_context("submit", [*directive.arguments, "--", "-"], parent=ctx.parent)
@@ -189,12 +193,18 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
         if params["words"] != ("-",) or params["wait"] or params["dry_run"] or params["graph"]:
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
-            if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-                if name in _REPEATED:
-                    merged[name] = (*value, *merged[name])
-                elif not _given(ctx, name):
-                    merged[name] = value
-    return merged
+            if name in options and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                script[name] = _added(name, script[name], value) if name in script else value
+    return options | {
+        name: _added(name, value, options[name]) if _given(ctx, name) else value for name, value in script.items()
+    }
+
+
+def _added(name: str, first: Any, then: Any) -> Any:
+    """Returns what two of the same option mean: the later one, or both of those that may be repeated."""
+    if name not in _REPEATED:
+        return then
+    return {**first, **then} if isinstance(first, dict) else (*first, *then)
 
 
 def _given(ctx: click.Context, name: str) -> bool:
