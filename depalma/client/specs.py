@@ -90,7 +90,7 @@ def fields(options: Mapping[str, Any], also: Iterable[str] = ()) -> dict[str, An
             values[field] = size_bytes(values.pop(name), name)
     for name in ("tags", "labels", "prefer", "outputs"):
         if name in values:
-            values[name] = (values[name],) if isinstance(values[name], str) else several(name, values[name], str)
+            values[name] = texts(name, values[name])
     for name in ("resources", "limits", "env"):
         if name in values:
             if not isinstance(values[name], Mapping):
@@ -151,6 +151,11 @@ def bad_option(name: str, given: object, allowed: str) -> ValueError:
     """Returns the error of an option's value: what was given, and what is allowed."""
     text = repr(given)
     return ValueError(f"{name}: {text if len(text) <= 80 else text[:77] + '...'} given; allowed: {allowed}")
+
+
+def texts(name: str, given: Any) -> tuple[str, ...]:
+    """Returns texts; a single one counts as a list of one, not as its letters. Errors: ValueError."""
+    return (given,) if isinstance(given, str) else several(name, given, str)
 
 
 _QUOTES = "in quotes, if one looks like something else"
@@ -288,15 +293,29 @@ def command_work(
     inputs, stdin = packed_inputs(values), read_stdin(values)
     values.update(argv=tuple(_path_text("argv", part) for part in argv), cwd=_path_text("cwd", cwd))
     if arguments is not None:
-        texts = several("arguments", arguments, str)
-        _sendable("arguments", texts)
-        items = [text.encode() for text in texts]
+        items = _encoded("arguments", arguments)
         return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs, stdin=stdin)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
     spec = JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values)
     return Work(spec, inputs=inputs, stdin=stdin)
+
+
+def packed_items(kind: str, items: Iterable[Any]) -> list[bytes]:
+    """Returns the bytes of tasks that are added to a job: one an argument of its command, or of its function.
+
+    Errors: ValueError, pickling errors.
+    """
+    if kind == "command":
+        return _encoded("items", items)
+    return [functions.pack_call(None, (item,), {}) for item in items]
+
+
+def _encoded(name: str, given: Iterable[str]) -> list[bytes]:
+    words = several(name, given, str)
+    _sendable(name, words)
+    return [word.encode() for word in words]
 
 
 def function_work(

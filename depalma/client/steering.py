@@ -31,7 +31,7 @@ def ids_of(jobs: Iterable[int | HasId]) -> list[int]:
 
 
 def _changes(priority: int | None, name: str | None, tags: Sequence[str] | None) -> dict[str, object]:
-    return {"priority": priority, "name": name, "tags": None if tags is None else list(tags)}
+    return {"priority": priority, "name": name, "tags": None if tags is None else specs.texts("tags", tags)}
 
 
 class Steering:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from depalma import LocalCluster
-from depalma.client import contexts, specs
+from depalma.client import contexts, host_verbs, specs, steering, verbs, webhook_verbs
 from depalma.client.graphs import GraphError, specs_of
 from depalma.client.steering import ids_of
 from depalma.errors import ConfigError
@@ -160,3 +161,28 @@ def test_every_option_of_a_job_is_in_the_page_about_python():
     page = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
     words = set(re.findall(r"\w+", page))
     assert set(specs.JobOptions.__annotations__) - words == set()
+
+
+def sent(verb: Any) -> Any:
+    """Returns the body that a verb sends first."""
+    return json.loads(next(verb).body)
+
+
+def test_one_text_where_several_may_be_is_not_taken_for_its_letters():
+    """Tags a, b and c of "abc", hosts h and 1 of "h1": nobody means that."""
+    assert steering._changes(None, None, "abc")["tags"] == ("abc",)
+    assert sent(host_verbs.set_group("g", "h1")) == {"hosts": ["h1"]}
+    assert "hosts=h1" in next(host_verbs.remove_group("g", "h1", False)).path
+    assert sent(host_verbs.set_host("h1", {"groups": "render"})) == {"groups": ["render"]}
+    hook = sent(webhook_verbs.add_webhook("w", "http://x", {"kinds": "job.*", "tags": "a b", "jobs": (1, 2)}))
+    assert (hook["kinds"], hook["tags"], hook["jobs"]) == (["job.*"], ["a b"], [1, 2])
+    with pytest.raises(ValueError, match=r"^argv: 'true' given; allowed: a list of texts"):
+        next(verbs.run_on_hosts("true", 1.0, 1.0))
+
+
+def test_what_is_added_to_a_command_is_texts_as_its_arguments_are():
+    assert specs.packed_items("command", ["a", "ü"]) == [b"a", "ü".encode()]
+    for given in ("xyz", [1], [b"x"], None, ["\ud800"]):
+        with pytest.raises(ValueError, match=r"^items: .* given; allowed: "):
+            specs.packed_items("command", given)  # type: ignore[arg-type]
+    assert len(specs.packed_items("function", [1, "x", None])) == 3
