@@ -48,6 +48,7 @@ class Cron(Struct, frozen=True):
     months: frozenset[int]
     weekdays: frozenset[int]  #: 0 = Sunday
     either: bool  #: day or weekday, not both
+    text: str = ""  #: as it was given
 
     def next_after(self, after: float, zone: tzinfo) -> float:
         """Returns the first time later than `after`, in seconds since the epoch. Errors: BadCron if there is none."""
@@ -65,7 +66,7 @@ class Cron(Struct, frozen=True):
                         ):
                             return found.timestamp()
             day += timedelta(days=1)
-        raise BadCron("cron: no such day ever comes")
+        raise BadCron(f"cron: {self.text[:80]!r} given; allowed: a day that some time comes")
 
     def _has(self, day: datetime) -> bool:
         if day.month not in self.months:
@@ -89,6 +90,7 @@ def parse(text: str) -> Cron:
         frozenset(months),
         frozenset(day % 7 for day in weekdays),
         either,
+        text,
     )
 
 

@@ -106,14 +106,17 @@ class Runner:
         return f"{self.root}/code/trees/{index}"
 
     def job_environment(self, job: Job) -> dict[str, str]:
-        """Returns the variables of a job that all its tasks share, the user's last."""
+        """Returns the variables of a job that all its tasks share.
+
+        Ours win: who submits from within a task may hand on all of that task's environment.
+        """
         cpus = job.spec.cpus
         return {
+            **job.spec.env,
             "DEPALMA_JOB_ID": str(job.id),
             "DEPALMA_CPUS": f"{cpus:g}",
             "DEPALMA_CODE_INDEX": str(job.code_index),
             "DEPALMA_CODE_DIR": self.code_dir(job.code_index),
-            **job.spec.env,
         }
 
     # ------------------------------------------------------------ commands

@@ -104,6 +104,8 @@ def _explain(message: str, raw: Any, type_: type) -> str:
         return f"{name}: {_lower(what)}; allowed: {fields}"
     if "missing required field" in what:
         return f"{name}: {_lower(what)}"
+    if isinstance(allowed, msgspec.inspect.LiteralType):
+        return f"{name}: {shown(value)} given; allowed: {', '.join(map(str, allowed.values))}"
     given = "" if raw is None else f"; {shown(value)} given"
     return f"{name}: {_lower(what)}{given}"
 
@@ -126,7 +128,7 @@ def _step_type(type_: Any, step: str) -> Any:
     if isinstance(type_, msgspec.inspect.StructType):
         found = next((field.type for field in type_.fields if field.encode_name == step), type_)
         return _step_type(found, "") if isinstance(found, msgspec.inspect.UnionType) else found
-    return type_
+    return getattr(type_, "item_type", type_) if step.isdigit() else type_  # of a list, what is in it
 
 
 def duration_s(text: str, field: str, *, most_s: float = MAX_WAIT_S) -> float:
@@ -178,7 +180,8 @@ def check_query(request: web.Request, allowed: frozenset[str]) -> None:
     """A parameter that the route does not know is a typing error, and refused by name."""
     for name in request.query:
         if name not in allowed:
-            raise Problem("bad_field", f"unknown query parameter {shown(name)}; allowed: {', '.join(sorted(allowed))}")
+            names = ", ".join(sorted(allowed)) or "none here"
+            raise Problem("bad_field", f"unknown query parameter {shown(name)}; allowed: {names}")
 
 
 def idempotency_key(request: web.Request) -> str:

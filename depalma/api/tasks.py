@@ -34,8 +34,8 @@ def find_task(api: Api, text: str) -> tuple[Job, int]:
 def _index(job: Job, text: str) -> int:
     index = integer(text.partition(".")[2], "task")
     if not job.has(index):
-        last = job.first + job.total - 1
-        raise Problem("unknown_task", f"job {job.id} has no task {index}; it has {job.first} to {last}")
+        has = f"{job.first} to {job.first + job.total - 1}" if job.total else "none"
+        raise Problem("unknown_task", f"job {job.id} has no task {index}; it has {has}")
     return index
 
 

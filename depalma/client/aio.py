@@ -100,8 +100,7 @@ class AsyncClient(AsyncCluster, AsyncSteering):
         **options: Unpack[JobOptions],
     ) -> AsyncJobHandle:
         """Runs a program: once, or once for each index of `array`, or once for each of `arguments`."""
-        folder = os.fspath(cwd)
-        work = specs.command_work(argv, cwd=folder, indices=array, arguments=arguments, options=options)
+        work = specs.command_work(argv, cwd=cwd, indices=array, arguments=arguments, options=options)
         return await self._start(work)
 
     def executor(self, **options: Unpack[JobOptions]) -> Executor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from depalma.client import functions, verbs
+from depalma.client import specs, verbs
 
 if TYPE_CHECKING:
     from depalma.client.aio import AsyncClient
@@ -26,7 +26,7 @@ class AsyncJobSteering:
     async def add(self, items: Iterable[Any]) -> int:
         """Adds a task for each item to an open job; returns the index of the first. Errors: Rejected (job_closed)."""
         view = await self._client._run(verbs.job(self.id))
-        packed = functions.pack_items(view.kind, items)
+        packed = specs.packed_items(view.kind, items)
         return await self._client._run(verbs.add_tasks(self.id, packed))
 
     async def close(self) -> None:

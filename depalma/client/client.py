@@ -109,9 +109,8 @@ class Client(Steering, WebhookMethods, Ordering, Accounting):
     ) -> JobHandle:
         """Runs a program: once, or once for each index of `array` (1000, or `"0-99%10"`: ten at a time), or once for
         each of `arguments`, which replaces `{}` in argv."""
-        folder = os.fspath(cwd)
         return self._start(
-            specs.command_work(argv, cwd=folder, indices=array, arguments=arguments, options=options), watch=False
+            specs.command_work(argv, cwd=cwd, indices=array, arguments=arguments, options=options), watch=False
         )
 
     def executor(self, **options: Unpack[JobOptions]) -> Executor:
@@ -161,7 +160,8 @@ class Client(Steering, WebhookMethods, Ordering, Accounting):
     ) -> list[JobView]:
         """Returns jobs, newest first: those that live or ended within the hour, or all that are kept.
 
-        `name` may have `*`, `?` and `[…]`. `since`: that ended then or later, or live; `until`: submitted before.
+        `state` may be several, with commas; `name` may have `*`, `?` and `[…]`. `since`: that ended then or later, or
+        live; `until`: submitted before.
         """
         params = {
             "state": state, "tag": tag, "name": name, "user": user, "all": all, "since": since, "until": until,

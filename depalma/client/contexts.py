@@ -130,7 +130,8 @@ def resolve(
         name = environ.get("DEPALMA_CONTEXT") or contexts.current
         if not name:
             raise ConfigError(
-                "no cluster is named: give masters=…, set DEPALMA_MASTERS, or choose one with `depalmactl context use`"
+                "no cluster is named: give masters (--masters), set DEPALMA_MASTERS, or choose a context with "
+                "`depalmactl context use`"
             )
         chosen, origin = contexts.get(name), f"context {name}"
     if chosen is not None:

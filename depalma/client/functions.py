@@ -10,7 +10,7 @@ import importlib
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -49,13 +49,6 @@ def _by_value_wanted() -> bool:
 def pack_call(function: object, arguments: tuple[object, ...], keywords: dict[str, object]) -> bytes:
     """Returns the bytes of one task."""
     return dumps((function, arguments, keywords))
-
-
-def pack_items(kind: str, items: Iterable[object]) -> list[bytes]:
-    """Returns the bytes of tasks that are added to a job: one an argument of its command, or of its function."""
-    if kind == "command":
-        return [str(item).encode() for item in items]
-    return [pack_call(None, (item,), {}) for item in items]
 
 
 def reference(function: Function) -> str:

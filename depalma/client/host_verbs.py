@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import msgspec
 from msgspec import Struct
 
-from depalma.client.specs import login_name
+from depalma.client.specs import login_name, texts
 from depalma.client.transport import JSON, Request, new_key, segment, with_query
 from depalma.client.verbs import SLICE_S, Verb, send
 from depalma.model import HostView
@@ -116,12 +116,12 @@ def add_to_group(name: str, hosts: Sequence[str]) -> Verb[list[str]]:
 
 def remove_group(name: str, hosts: Sequence[str], force: bool) -> Verb[list[str]]:
     """Takes hosts out of a group, or all of them."""
-    query = {"force": force, "hosts": ",".join(hosts) or None}
+    query = {"force": force, "hosts": ",".join(texts("hosts", hosts)) or None}
     return (yield from _members("DELETE", with_query(f"/v1/groups/{segment(name)}", query), None))
 
 
 def _members(method: str, path: str, hosts: Sequence[str] | None) -> Verb[list[str]]:
-    answer = yield from send(method, path, None if hosts is None else {"hosts": list(hosts)})
+    answer = yield from send(method, path, None if hosts is None else {"hosts": texts("hosts", hosts)})
     return [str(name) for name in answer["hosts"]]
 
 
@@ -134,5 +134,5 @@ def _host(method: str, path: str, body: object) -> Verb[HostView]:
 def _plain(options: HostOptions) -> dict[str, Any]:
     plain: dict[str, Any] = dict(options)
     if "groups" in plain:
-        plain["groups"] = list(plain["groups"])
+        plain["groups"] = texts("groups", plain["groups"])
     return plain

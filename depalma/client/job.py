@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depalma.client import functions, verbs
+from depalma.client import specs, verbs
 from depalma.client.outcome import error_of, payload_data, unpack_outputs, value_of
 from depalma.client.record import Record
 from depalma.client.wire import TaskResult
@@ -186,7 +186,7 @@ class JobHandle:
 
         Returns the index of the first. Errors: Rejected (job_closed).
         """
-        packed = functions.pack_items(self.view().kind, items)
+        packed = specs.packed_items(self.view().kind, items)
         return self._client._run(verbs.add_tasks(self.id, packed))
 
     def close(self) -> None:

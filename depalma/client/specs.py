@@ -54,7 +54,7 @@ class JobOptions(TypedDict, total=False):
     max_running: int  #: at most this many tasks at once
     retries: int  #: further attempts after a failure
     backoff_s: float  #: before the next attempt; doubles each time, up to an hour
-    retry_exit_codes: Sequence[int]  #: of a command: only after these; empty = any
+    retry_exit_codes: Sequence[int]  #: of a command: only after these (128+n: signal n); empty = any
     timeout_retries: int  #: further attempts after a timeout, if these count apart
     lost_retries: int  #: further attempts after a lost host (no limit)
     start_within_s: float  #: the job is cancelled if nothing of it has started by then
@@ -76,18 +76,21 @@ _OPTIONS = frozenset(JobOptions.__annotations__)
 _SIZES = {"memory": "memory_bytes", "max_output": "max_output_bytes", "scratch": "scratch_bytes"}
 
 
-def fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options as fields of a JobSpec. Errors: TypeError for an unknown one, ValueError for a bad value."""
-    unknown = sorted(set(options) - _OPTIONS)
+def fields(options: Mapping[str, Any], also: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the options as fields of a JobSpec. Errors: TypeError for an unknown one, ValueError for a bad value.
+
+    `also` are words that are allowed where these options stand, and were looked at already.
+    """
+    unknown = sorted(map(str, set(options) - _OPTIONS))
     if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}; allowed: {', '.join(sorted(_OPTIONS))}")
+        raise TypeError(f"unknown option {unknown[0]!r}; allowed: {', '.join(sorted({*_OPTIONS, *also}))}")
     values = {name: value for name, value in options.items() if value is not None}
     for name, field in _SIZES.items():
         if name in values:
             values[field] = size_bytes(values.pop(name), name)
     for name in ("tags", "labels", "prefer", "outputs"):
         if name in values:
-            values[name] = (values[name],) if isinstance(values[name], str) else several(name, values[name], str)
+            values[name] = texts(name, values[name])
     for name in ("resources", "limits", "env"):
         if name in values:
             if not isinstance(values[name], Mapping):
@@ -107,7 +110,25 @@ def fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if after:
         values["after"] = after
     values.setdefault("user", login_name())
+    for name, value in values.items():
+        _sendable(name, value)
     return values
+
+
+def _sendable(name: str, value: object) -> None:
+    """Refuses what no message to the cluster can hold: it would be an error without the option's name."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise bad_option(name, value, "text that can be written as UTF-8") from None
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise bad_option(name, value, "a number of at most 64 bits")
+    elif isinstance(value, Mapping):
+        _sendable(name, (*value, *value.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            _sendable(name, part)
 
 
 def dependencies(option: str, given: object) -> Iterator[Dependency]:
@@ -132,17 +153,23 @@ def bad_option(name: str, given: object, allowed: str) -> ValueError:
     return ValueError(f"{name}: {text if len(text) <= 80 else text[:77] + '...'} given; allowed: {allowed}")
 
 
+def texts(name: str, given: Any) -> tuple[str, ...]:
+    """Returns texts; a single one counts as a list of one, not as its letters. Errors: ValueError."""
+    return (given,) if isinstance(given, str) else several(name, given, str)
+
+
+_QUOTES = "in quotes, if one looks like something else"
+
+
 def several(name: str, given: Any, kind: type) -> tuple[Any, ...]:
     """Returns a list, tuple or the like of texts, or of whole numbers. Errors: ValueError."""
-    what = "texts (in quotes, if one looks like something else)" if kind is str else "whole numbers"
+    what = f"texts ({_QUOTES})" if kind is str else "whole numbers"
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise bad_option(name, given, f"a list of {what}")
     values = tuple(given)
     for value in values:
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise bad_option(
-                name, value, f"{what} (in quotes, if it looks like something else)" if kind is str else what
-            )
+            raise bad_option(name, value, what)
     return values
 
 
@@ -153,6 +180,7 @@ def _path_text(name: str, given: Any) -> str:
         text = b""
     if not isinstance(text, str):
         raise bad_option(name, given, "a text or a path")
+    _sendable(name, text)
     return text
 
 
@@ -191,10 +219,11 @@ def read_stdin(values: dict[str, Any]) -> bytes:
     given = values.pop("stdin", None)
     if given is None or isinstance(given, bytes):
         return given or b""
+    path = _path_text("stdin", given)
     try:
-        return Path(given).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"stdin: {os.fspath(given)}: {error.strerror}") from error
+        raise ValueError(f"stdin: {path}: {error.strerror}") from error
 
 
 def size_bytes(size: int | str, option: str = "memory") -> int:
@@ -250,25 +279,43 @@ class Work(Struct, frozen=True):
 def command_work(
     argv: Sequence[str],
     *,
-    cwd: str = "",
+    cwd: str | os.PathLike[str] = "",
     indices: int | str | None = None,
     arguments: Sequence[str] | None = None,
     options: Mapping[str, Any],
 ) -> Work:
     """Returns a command job: one task an index, or one an argument (which replaces `{}`). Errors: ValueError."""
+    if indices is not None and arguments is not None:
+        raise bad_option("array", indices, "no array beside arguments, which say themselves how many tasks there are")
     if isinstance(argv, str | bytes | Mapping) or not argv or not isinstance(argv, Iterable):
         raise bad_option("argv", argv, "a list of the program and its arguments")
-    values = fields(options)
+    values = fields(options, ("array", "arguments", "command", "cwd"))
     inputs, stdin = packed_inputs(values), read_stdin(values)
     values.update(argv=tuple(_path_text("argv", part) for part in argv), cwd=_path_text("cwd", cwd))
     if arguments is not None:
-        items = [argument.encode() for argument in several("arguments", arguments, str)]
+        items = _encoded("arguments", arguments)
         return Work(JobSpec(kind="command", count=len(items), **values), arguments=items, inputs=inputs, stdin=stdin)
     chosen = array(indices)
     if chosen.max_running:
         values["max_running"] = chosen.max_running
     spec = JobSpec(kind="command", count=chosen.count, first_index=chosen.first, **values)
     return Work(spec, inputs=inputs, stdin=stdin)
+
+
+def packed_items(kind: str, items: Iterable[Any]) -> list[bytes]:
+    """Returns the bytes of tasks that are added to a job: one an argument of its command, or of its function.
+
+    Errors: ValueError, pickling errors.
+    """
+    if kind == "command":
+        return _encoded("items", items)
+    return [functions.pack_call(None, (item,), {}) for item in items]
+
+
+def _encoded(name: str, given: Iterable[str]) -> list[bytes]:
+    words = several(name, given, str)
+    _sendable(name, words)
+    return [word.encode() for word in words]
 
 
 def function_work(

@@ -20,12 +20,18 @@ class HasId(Protocol):
 
 
 def ids_of(jobs: Iterable[int | HasId]) -> list[int]:
-    """Returns the ids of jobs that are given as ids or handles."""
-    return [job if isinstance(job, int) else job.id for job in jobs]
+    """Returns the ids of jobs that are given as ids or handles. Errors: ValueError."""
+    ids: list[int] = []
+    for given in jobs:
+        number = getattr(given, "id", given)
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise specs.bad_option("job", given, "ids (whole numbers) or handles of jobs, one after the other")
+        ids.append(number)
+    return ids
 
 
 def _changes(priority: int | None, name: str | None, tags: Sequence[str] | None) -> dict[str, object]:
-    return {"priority": priority, "name": name, "tags": None if tags is None else list(tags)}
+    return {"priority": priority, "name": name, "tags": None if tags is None else specs.texts("tags", tags)}
 
 
 class Steering:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from depalma import items
-from depalma.client.specs import Work, login_name
+from depalma.client.specs import Work, login_name, several
 from depalma.client.transport import (
     BYTES,
     JSON,
@@ -194,7 +194,7 @@ def close_job(job: int) -> Verb[None]:
 
 def cancel(jobs: list[int]) -> Verb[list[int]]:
     """Cancels jobs and returns those that were live."""
-    answer = yield from send("POST", "/v1/jobs/cancel", {"jobs": jobs})
+    answer = yield from send("POST", "/v1/jobs/cancel", {"jobs": jobs, "by": login_name()})
     return [int(job) for job in answer["cancelled"]]
 
 
@@ -343,7 +343,7 @@ def roll_back_code(index: int, timeout_s: float) -> Verb[CodeVersion]:
 
 def run_on_hosts(argv: Sequence[str], limit_s: float, timeout_s: float) -> Verb[CodeVersion]:
     """Appends a command that every host runs once, and waits until each has, or has failed."""
-    body = {"argv": list(argv), "timeout_s": limit_s, "by": login_name()}
+    body = {"argv": several("argv", argv, str), "timeout_s": limit_s, "by": login_name()}
     return (yield from _appended("/v1/code/run", body, timeout_s))
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import msgspec
 from msgspec import Struct
 
-from depalma.client.specs import login_name
+from depalma.client.specs import login_name, texts
 from depalma.client.transport import Request, segment, with_query
 from depalma.client.verbs import Verb, send
 from depalma.model import WebhookView
@@ -78,4 +78,8 @@ def try_webhook(name: str) -> Verb[int]:
 
 
 def _plain(options: WebhookOptions) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple | list | set) else value for key, value in options.items()}
+    plain: dict[str, Any] = dict(options)
+    for key in ("kinds", "tags", "users"):
+        if key in plain:
+            plain[key] = texts(key, plain[key])
+    return plain

@@ -17,7 +17,7 @@ from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
 from depalma.ctl.spec import login_name
 from depalma.ctl.submit import PASS_THROUGH
-from depalma.ctl.values import DURATION
+from depalma.ctl.values import DURATION, Whole
 from depalma.ctl.wording import ago, listed, moment, size
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def code_add(ctx: click.Context, path: Path, name: str | None, requirements: Pat
 
 @code.command("rollback", examples=("depalmactl code rollback 3", "depalmactl code rollback 3 --wait 5m"))
 @_WAIT
-@click.argument("index", type=click.IntRange(1), metavar="INDEX")
+@click.argument("index", type=Whole(1), metavar="INDEX")
 @click.pass_obj
 def code_rollback(session: Session, index: int, wait_s: float) -> None:
     """Add an entry with which all of the code is that of an earlier index again.
@@ -233,7 +233,7 @@ def code_ls(session: Session) -> None:
 
 
 @code.command("show", examples=("depalmactl code show 3", "depalmactl code show 3 -o yaml"))
-@click.argument("index", type=click.IntRange(0), metavar="INDEX")
+@click.argument("index", type=Whole(0), metavar="INDEX")
 @click.pass_obj
 def code_show(session: Session, index: int) -> None:
     """Show one entry: what it is, who added it, which hosts have it."""
@@ -256,7 +256,7 @@ def code_show(session: Session, index: int) -> None:
 
 
 @code.command("hosts", examples=("depalmactl code hosts 3", "depalmactl code hosts 3 -o json"))
-@click.argument("index", type=click.IntRange(1), metavar="INDEX")
+@click.argument("index", type=Whole(1), metavar="INDEX")
 @click.pass_obj
 def code_hosts(session: Session, index: int) -> None:
     """Show what each host said of an entry: whether its signature holds, and how a command ended there."""

@@ -32,6 +32,19 @@ class Command(click.Command):
             if option.opts:
                 self.params.append(option)
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns the parameters; each option knows its twin in the environment, which is named after the option.
+
+        Click would name it after the variable that the value has in Python, and nobody knows that name.
+        """
+        parameters = super().get_params(ctx)
+        for option in parameters:
+            if isinstance(option, click.Option) and option.allow_from_autoenv and option.expose_value:
+                name = next((name for name in option.opts if name.startswith("--")), None)
+                if name and ctx.auto_envvar_prefix:
+                    option.envvar = f"{ctx.auto_envvar_prefix}_{name[2:].replace('-', '_').upper()}"
+        return parameters
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
@@ -135,7 +148,7 @@ class Root(LazyGroup):
 
 def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:
     """Returns the decorator that makes a `Command`."""
-    return click.command(name, cls=Command, examples=examples, **settings)
+    return click.command(name, cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

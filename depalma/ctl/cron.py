@@ -132,6 +132,8 @@ def show(session: Session, schedule: str) -> None:
 def remove(session: Session, schedule: str) -> None:
     """Remove a schedule; its jobs stay."""
     session.send("DELETE", _path(schedule))
+    if session.structured or session.output == "name":
+        show_value(session, {"name": schedule}, [], key="name")
     session.narrate(f"schedule {clean(schedule)}: removed")
 
 

@@ -17,6 +17,7 @@ import click
 from depalma.ctl.command import command
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
+from depalma.ctl.values import Whole
 from depalma.ctl.wording import count, listed
 from depalma.errors import ConfigError
 
@@ -45,10 +46,8 @@ _PREVIOUS = "previous-context"
     metavar="N",
     help="1, 3 or 5.",
 )
-@click.option(
-    "--agents", type=click.IntRange(0, 1000), default=2, show_default=True, metavar="N", help="How many hosts."
-)
-@click.option("--slots", type=click.IntRange(1), metavar="N", help="Slots of each (the CPUs, divided by the agents).")
+@click.option("--agents", type=Whole(0, 1000), default=2, show_default=True, metavar="N", help="How many hosts.")
+@click.option("--slots", type=Whole(1), metavar="N", help="Slots of each (the CPUs, divided by the agents).")
 @click.option(
     "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where its files are."
 )

@@ -11,6 +11,7 @@ import click
 from depalma.ctl.command import command
 from depalma.ctl.output import print_json, print_yaml
 from depalma.ctl.session import Session
+from depalma.ctl.values import Whole
 from depalma.ctl.wording import clean
 
 _PAGE = 1000
@@ -31,8 +32,8 @@ Row = Mapping[str, Any]
     ),
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
-@click.option("--after", type=click.IntRange(0), metavar="INDEX", help="All events after this one.")
-@click.option("-n", "--last", type=click.IntRange(0), default=50, show_default=True, metavar="N", help="The last N.")
+@click.option("--after", type=Whole(0), metavar="INDEX", help="All events after this one.")
+@click.option("-n", "--last", type=Whole(0), default=50, show_default=True, metavar="N", help="The last N.")
 @click.pass_obj
 def events(session: Session, follow: bool, after: int | None, last: int) -> None:
     """Print events, oldest first. Numbers grow by one and never repeat: with --after none is missed or doubled.

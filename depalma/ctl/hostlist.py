@@ -14,7 +14,7 @@ from depalma.ctl.output import show_value
 from depalma.ctl.owners import owner_fields, pause, unpause
 from depalma.ctl.session import Session
 from depalma.ctl.spec import login_name
-from depalma.ctl.values import DURATION, parse_counts
+from depalma.ctl.values import DURATION, Whole, parse_counts
 from depalma.ctl.wording import clean, count, listed
 
 __all__ = ["group", "host", "host_invite", "pause", "unpause"]
@@ -36,8 +36,8 @@ def _labels(_ctx: click.Context, _parameter: click.Parameter, entries: Sequence[
 _GROUPS = click.option("--group", "groups", multiple=True, metavar="GROUP", help="A group that it is in; repeatable.")
 _LABELS = click.option("--label", "labels", multiple=True, metavar="K=V", callback=_labels, help="A label; repeatable.")
 _PRIORITY = click.option("--priority", type=int, metavar="N", help="Tasks go to hosts of the highest level first.")
-_SLOTS = click.option("--slots", type=click.IntRange(0), metavar="N", help="Tasks at once (0: what its agent says).")
-_GPUS = click.option("--gpus", type=click.IntRange(0), metavar="N", help="GPUs (0: what its agent says).")
+_SLOTS = click.option("--slots", type=Whole(0), metavar="N", help="Tasks at once (0: what its agent says).")
+_GPUS = click.option("--gpus", type=Whole(0), metavar="N", help="GPUs (0: what its agent says).")
 _RESOURCES = click.option(
     "--resource",
     "resources",

@@ -14,6 +14,7 @@ from depalma.ctl.command import command
 from depalma.ctl.moments import PAST
 from depalma.ctl.output import Column, plain_table, print_json, show_rows, show_value
 from depalma.ctl.session import Session
+from depalma.ctl.values import Parsed, Whole
 from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size
 
 STATES = (
@@ -60,6 +61,16 @@ _JOB_COLUMNS = (
     Column("COMMAND", lambda job: job.get("command", ""), wide=True, cut=True),
     Column("REASON", lambda job: job.get("reason", ""), wide=True, cut=True),
 )
+
+
+def _states(text: str) -> str:
+    """Returns several states, separated by commas, as the API takes them. Errors: ValueError."""
+    wrong = [word for word in text.split(",") if word not in STATES]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} given; allowed: {', '.join(STATES)}, several with commas between them")
+    return text
+
+
 _TASK_COLUMNS = (
     Column("TASK", lambda task: task["id"], right=True),
     Column("STATE", lambda task: task["state"]),
@@ -75,7 +86,7 @@ _TASK_COLUMNS = (
     "jobs",
     examples=(
         "depalmactl jobs",
-        "depalmactl jobs --state running --tag exp1",
+        "depalmactl jobs --state running,suspended --tag exp1",
         "depalmactl jobs --all --since 2d --name 'train-*' --state failed",
         "depalmactl jobs -w                        # one line a change",
         "depalmactl cancel $(depalmactl jobs --state queued -o name)",
@@ -83,14 +94,14 @@ _TASK_COLUMNS = (
     ),
 )
 @click.option("-w", "--watch", is_flag=True, help="Print changes, line by line, until Ctrl-C.")
-@click.option("--state", type=click.Choice(STATES), metavar="STATE", help=f"Only these: {', '.join(STATES)}.")
+@click.option("--state", type=Parsed("states", _states), metavar="STATE[,…]", help=f"Only these: {', '.join(STATES)}.")
 @click.option("--tag", metavar="TAG", help="Only with this tag.")
 @click.option("--name", metavar="NAME", help="Only of this name; *, ? and [...] stand for others.")
 @click.option("--user", metavar="USER", help="Only of this user.")
 @click.option("-a", "--all", "everything", is_flag=True, help="All that are kept, not only live and recent ones.")
 @click.option("--since", type=PAST, metavar="TIME", help="That ended then or later, or live: 2d, 03:00, 2026-11-27.")
 @click.option("--until", type=PAST, metavar="TIME", help="That were submitted before.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="At most so many.")
+@click.option("--limit", type=Whole(1), default=100, show_default=True, metavar="N", help="At most so many.")
 @click.pass_obj
 def jobs(session: Session, /, watch: bool, everything: bool, limit: int, **filters: Any) -> None:
     """List jobs, newest first: those that live, and those that ended in the last hour.
@@ -107,7 +118,9 @@ def jobs(session: Session, /, watch: bool, everything: bool, limit: int, **filte
     if more:
         session.narrate(f"there are more than {limit}; see --limit")
     elif not rows and not session.structured and session.output != "name":
-        session.narrate("no jobs" if everything else "no live or recent jobs (--all shows older ones)")
+        such = " such" if any(value is not None for name, value in filters.items() if name != "all") else ""
+        recent = "" if everything or filters["since"] else " among live and recent ones (--all shows older ones, too)"
+        session.narrate(f"no{such} jobs{recent}")
     for note in notes:
         session.narrate(f"note: {clean(note)}")
 
@@ -162,7 +175,7 @@ def _print_change(session: Session, row: dict[str, Any]) -> None:
     ),
 )
 @click.option("--tasks", "state", metavar="STATE", help="List only tasks in this state.", type=click.Choice(STATES))
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="At most N tasks.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, metavar="N", help="At most N tasks.")
 @click.argument("target", type=ids.TARGET, metavar="JOB[.TASK]")
 @click.pass_obj
 def show(session: Session, target: ids.Target, state: str | None, limit: int) -> None:
@@ -301,10 +314,12 @@ def cancel(session: Session, jobs: tuple[list[str], ...], yes: bool) -> None:
 
     All or nothing: when one of the jobs does not exist, none is cancelled.
     """
+    from depalma.ctl.spec import login_name
+
     numbers = ids.resolve(session, jobs)
     if len(numbers) > _MANY and not yes and sys.stdin.isatty():
         click.confirm(f"Cancel {len(numbers)} jobs?", abort=True, err=True)
-    cancelled = session.post("/v1/jobs/cancel", {"jobs": numbers})["cancelled"]
+    cancelled = session.post("/v1/jobs/cancel", {"jobs": numbers, "by": login_name()})["cancelled"]
     over = sorted(set(numbers) - set(cancelled))
     if session.structured:
         show_value(session, {"cancelled": cancelled, "already_over": over}, [], key="cancelled")

@@ -14,7 +14,8 @@ from depalma.ctl.failures import Failure
 from depalma.ctl.follow import Chunk, follow_task, read_attempt
 from depalma.ctl.output import print_json, print_yaml
 from depalma.ctl.session import Session
-from depalma.ctl.wording import clean, count
+from depalma.ctl.values import Whole
+from depalma.ctl.wording import clean, count, listed
 from depalma.errors import Rejected
 
 _PAGE = 1000
@@ -31,7 +32,7 @@ _PAGE = 1000
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on as it is written, until the task is over.")
 @click.option("--stderr", is_flag=True, help="What was written to stderr, instead of stdout.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of this attempt (the latest).")
+@click.option("--attempt", type=Whole(1), metavar="N", help="Of this attempt (the latest).")
 @click.argument("target", type=ids.TARGET, metavar="JOB[.TASK]")
 @click.pass_obj
 def logs(session: Session, target: ids.Target, follow: bool, stderr: bool, attempt: int | None) -> None:
@@ -76,7 +77,8 @@ def _follow(session: Session, tasks: Iterable[dict[str, Any]], stream: str) -> N
 
 def _print(session: Session, tasks: Iterable[dict[str, Any]], stream: str, attempt: int | None, many: bool) -> None:
     values = []
-    waiting = 0
+    waiting = asked = 0
+    gone: list[str] = []
     for task in tasks:
         if not task["attempt"]:
             waiting += 1
@@ -87,7 +89,8 @@ def _print(session: Session, tasks: Iterable[dict[str, Any]], stream: str, attem
                     code="not_started",
                 )
             continue
-        chunks = _chunks(session, task["id"], stream, attempt, many)
+        asked += 1
+        chunks = _chunks(session, task["id"], stream, attempt, gone if many else None)
         if session.output == "jsonl":
             for chunk in chunks:
                 print_json(_value(task["id"], stream, chunk.attempt, chunk.data))
@@ -104,15 +107,18 @@ def _print(session: Session, tasks: Iterable[dict[str, Any]], stream: str, attem
         print_json(values if many else values[0])
     elif session.output == "yaml":
         print_yaml(values if many else values[0])
+    if gone and len(gone) == asked:
+        raise Failure(f"there is nothing of what {listed(gone, limit=5)} wrote", code="log_unavailable")
 
 
-def _chunks(session: Session, task: str, stream: str, attempt: int | None, many: bool) -> Iterator[Chunk]:
-    """Of many tasks, one whose output is out of reach does not hide that of the others."""
+def _chunks(session: Session, task: str, stream: str, attempt: int | None, gone: list[str] | None) -> Iterator[Chunk]:
+    """Of many tasks, one whose output is out of reach does not hide that of the others: it is noted in `gone`."""
     try:
         yield from read_attempt(session, task, stream, attempt)
     except Rejected as error:
-        if not many or error.code != "log_unavailable":
+        if gone is None or error.code != "log_unavailable":
             raise
+        gone.append(task)
         session.warn(f"{task}: {clean(str(error))}")
 
 

@@ -50,7 +50,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "load": ("depalma.ctl.load:load", "Show the load of hosts, now or over the last hour"),
         "host": ("depalma.ctl.hostlist:host", "Hosts: ls, show, add, remove, drain, undrain, set, pause, unpause"),
         "group": ("depalma.ctl.hostlist:group", "Groups of hosts: ls, set, add, remove"),
-        "order": ("depalma.ctl.order:order", "Whose turn it is: limits, shares of users, ageing"),
+        "order": ("depalma.ctl.order:order", "Whose turn it is: limits, quotas, shares of users, ageing"),
         "master": ("depalma.ctl.masters:master", "Masters: ls, add, remove, transfer"),
         "code": ("depalma.ctl.code:code", "The code log: add, ls, show, status"),
     },

@@ -5,16 +5,24 @@ from __future__ import annotations
 import click
 
 from depalma.ctl import ids
-from depalma.ctl.command import command
+from depalma.ctl.command import Command, command
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
-from depalma.ctl.submit import arguments_of, payload_of
+from depalma.ctl.submit import SEPARATORS, arguments_of, payload_of, separator
 from depalma.ctl.wording import count
+
+
+class _Add(Command):
+    """Options count up to `:::`, wherever they stand; what is behind it are words."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = separator(args)
+        return super().parse_args(ctx, [*args[:at], *(["--"] if at < len(args) else []), *args[at:]])
 
 
 @command(
     "add",
-    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    cls=_Add,
     examples=(
         "depalmactl add 42 ::: c.png d.png",
         "find /data -name '*.png' | depalmactl add --close 42",
@@ -22,16 +30,16 @@ from depalma.ctl.wording import count
 )
 @click.option("--close", "closes", is_flag=True, help="Close the job afterwards.")
 @click.argument("job", type=ids.JOB, metavar="JOB")
-@click.argument("words", nargs=-1, metavar="[::: A B C]", type=click.UNPROCESSED)
+@click.argument("words", nargs=-1, metavar="[::: A B C | :::: FILE…]", type=click.UNPROCESSED)
 @click.pass_context
 def add(ctx: click.Context, /, job: str, words: tuple[str, ...], closes: bool) -> None:
-    """Add a task to an open job for each argument after `:::`, or for each line on stdin.
+    """Add a task to an open job for each argument after `:::`, for each line of the files after `::::`, or of stdin.
 
     Prints the ids of the first and the last one. An open job is made by `map --open`.
     """
     session = ctx.find_object(Session)
     assert session is not None
-    if words and words[0] != ":::":
+    if words and words[0] not in SEPARATORS:
         raise click.UsageError("put ::: before the arguments: depalmactl add JOB ::: A B C", ctx)
     arguments = arguments_of(ctx, words)
     number = ids.job_id(session, job)

@@ -154,6 +154,8 @@ def _amounts(entries: tuple[str, ...]) -> dict[str, float]:
     most: dict[str, float] = {}
     for entry in entries:
         what, _, text = entry.partition("=")
+        if ("memory_bytes" if what == "memory" else what) in most:
+            raise click.BadParameter(f"{entry!r}: {what} is given twice", param_hint="'WHAT=N…|none'")
         try:
             most["memory_bytes" if what == "memory" else what] = parse_size(text) if what == "memory" else float(text)
         except ValueError:

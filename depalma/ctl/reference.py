@@ -61,7 +61,8 @@ Anything else is an error that names the line. The command line wins over the en
 ## Environment
 
 Every option has a twin: `DEPALMA_` and the command and option in capitals, such as `DEPALMA_TIMEOUT=30`,
-`DEPALMA_SUBMIT_PRIORITY=5` or `DEPALMA_EVENTS_LAST=100`. `NO_COLOR` is honoured. `DEPALMA_DEBUG=1` shows where an
+`DEPALMA_SUBMIT_PRIORITY=5` or `DEPALMA_EVENTS_LAST=100`; of one that may be repeated, several with spaces between
+(`DEPALMA_SUBMIT_TAG="a b"`). `NO_COLOR` is honoured. `DEPALMA_DEBUG=1` shows where an
 internal error happened.
 """
 

@@ -18,7 +18,7 @@ from depalma.ctl.command import command
 from depalma.ctl.follow import follow_task
 from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
-from depalma.ctl.spec import build_spec, spec_options, stage_files
+from depalma.ctl.spec import build_spec, login_name, spec_options, stage_files
 from depalma.ctl.submit import PASS_THROUGH, post_job
 from depalma.ctl.wait import FINAL, exit_code, wait_for
 from depalma.ctl.wording import clean
@@ -133,7 +133,7 @@ def _cancel(session: Session, job: int) -> None:
     """Asks for the end of the job and waits for it; another Ctrl-C leaves that to the cluster."""
     session.narrate(f"cancelling job {job} (Ctrl-C again: do not wait for its end)")
     try:
-        session.post("/v1/jobs/cancel", {"jobs": [job]})
+        session.post("/v1/jobs/cancel", {"jobs": [job], "by": login_name()})
         wait_for(session, job)
     except (KeyboardInterrupt, Terminated):
         session.narrate(f"job {job} is being cancelled; see: depalmactl show {job}")

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from depalma.errors import DepalmaError, NoLeader
+from depalma.ctl.failures import USAGE, Failure
+from depalma.errors import ConfigError, DepalmaError, NoLeader
 
 if TYPE_CHECKING:
     from depalma.client.connections import Connections
@@ -67,12 +68,17 @@ class Session:
 
     @property
     def connection(self) -> Connection:
-        """Which cluster is meant, and who says so. Errors: ConfigError."""
+        """Which cluster is meant, and who says so. Errors: Failure, a wrong option or variable says nothing usable."""
         if self._connection is None:
             from depalma.client.contexts import resolve
 
             masters = self.masters or None
-            self._connection = resolve(masters=masters, token_file=self.token_file, context=self.context, ca=self.ca)
+            try:
+                self._connection = resolve(
+                    masters=masters, token_file=self.token_file, context=self.context, ca=self.ca
+                )
+            except ConfigError as error:
+                raise Failure(str(error), exit_code=USAGE, code="usage") from error
         return self._connection
 
     def connect_to(self, connection: Connection) -> None:
@@ -81,7 +87,7 @@ class Session:
 
     @property
     def connections(self) -> Connections:
-        """The HTTP connections of this call. Errors: ConfigError."""
+        """The HTTP connections of this call. Errors: Failure."""
         if self._connections is None:
             from depalma.client.connections import Connections
             from depalma.client.transport import Endpoints

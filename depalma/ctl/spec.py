@@ -16,7 +16,7 @@ import click
 from depalma.ctl import after
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, Number, parse_counts, parse_env, parse_gang
+from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, Number, Whole, parse_counts, parse_env, parse_gang
 from depalma.model import INLINE_LIMIT_BYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ _COMMON = (
     click.option(
         "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
     ),
-    click.option("--gpus", type=click.IntRange(0), metavar="N", help="GPUs that each task has to itself."),
+    click.option("--gpus", type=Whole(0), metavar="N", help="GPUs that each task has to itself."),
     click.option(
         "--resource",
         "resources",
@@ -59,8 +59,8 @@ _COMMON = (
     click.option("--preempt", is_flag=True, help="Tasks of lower priority that may run again make room for it."),
     click.option("--pack", is_flag=True, help="Fill one host after the other, instead of spreading tasks."),
     click.option("--cpu-time", type=DURATION, metavar="TIME", help="CPU time a task may use: 90, 15m, 1h30m."),
-    click.option("--max-processes", type=click.IntRange(1), metavar="N", help="Processes a task may have at once."),
-    click.option("--max-files", type=click.IntRange(16), metavar="N", help="Files each of them may have open."),
+    click.option("--max-processes", type=Whole(1), metavar="N", help="Processes a task may have at once."),
+    click.option("--max-files", type=Whole(16), metavar="N", help="Files each of them may have open."),
     click.option("--max-output", type=SIZE, metavar="SIZE", help="What a task may write to stdout and stderr."),
     click.option("--scratch", type=SIZE, metavar="SIZE", help="Disk that a task's scratch folder may take."),
     click.option(
@@ -78,7 +78,7 @@ _COMMON = (
         help="Files of the scratch folder to keep: see result --output. May be repeated.",
     ),
     click.option("--stdin", metavar="FILE", help="What each task reads: a file here, or - for the stdin of this."),
-    click.option("--retries", type=click.IntRange(0), metavar="N", help="Further attempts after a task failed (0)."),
+    click.option("--retries", type=Whole(0), metavar="N", help="Further attempts after a task failed (0)."),
     click.option(
         "--backoff", type=DURATION, metavar="TIME", help="Before the next attempt; doubles, up to an hour (0)."
     ),
@@ -86,19 +86,17 @@ _COMMON = (
         "--retry-exit-code",
         "retry_exit_codes",
         multiple=True,
-        type=click.IntRange(1, 255),
+        type=Whole(1, 255),
         metavar="CODE",
-        help="Try again only after this exit code. May be repeated.",
+        help="Try again only after this exit code (128+n: signal n). May be repeated.",
     ),
     click.option(
         "--timeout-retries",
-        type=click.IntRange(0),
+        type=Whole(0),
         metavar="N",
         help="Further attempts after a timeout (as --retries).",
     ),
-    click.option(
-        "--lost-retries", type=click.IntRange(0), metavar="N", help="Further attempts after a lost host (no limit)."
-    ),
+    click.option("--lost-retries", type=Whole(0), metavar="N", help="Further attempts after a lost host (no limit)."),
     click.option(
         "--at", "start_at", type=MOMENT, metavar="TIME", help="Not before: 2026-11-27T03:00, 03:00 (the next), +2h."
     ),
@@ -111,11 +109,12 @@ _COMMON = (
     click.option(
         "--timeout", "time_limit", type=DURATION, metavar="TIME", help="Kill an attempt after this: 90, 15m, 1h30m."
     ),
+    click.option("--grace", type=DURATION, metavar="TIME", help="Between SIGTERM and SIGKILL, when it is ended (5s)."),
     click.option("--env", multiple=True, metavar="K=V", help="A variable; a bare K copies yours. May be repeated."),
     click.option("--cwd", metavar="DIR", help="Folder to run in, on the host (default: a scratch folder)."),
     click.option("--user", metavar="USER", help="Whose job it is (your login name)."),
     click.option("--not-restartable", is_flag=True, help="If its host is lost, a task ends as lost and is not re-run."),
-    click.option("--code-index", type=click.IntRange(0), metavar="N", help="Run with this code index (the newest)."),
+    click.option("--code-index", type=Whole(0), metavar="N", help="Run with this code index (the newest)."),
 )
 _FILES = (
     click.option("--stdout", metavar="FILE", help="A file on the host for stdout; %j job, %t task, %a attempt."),
@@ -132,7 +131,7 @@ _GANG = click.option(
     help="N tasks start at once, or none of them; without N: all of the job.",
 )
 _MAX_RUNNING = click.option(
-    "-j", "--max-running", type=click.IntRange(1), metavar="N", help="At most N tasks at once (no limit)."
+    "-j", "--max-running", type=Whole(1), metavar="N", help="At most N tasks at once (no limit)."
 )
 
 
@@ -175,6 +174,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "memory_bytes": options.get("memory"),
         "retries": options.get("retries"),
         "timeout_s": options.get("time_limit"),
+        "grace_s": options.get("grace"),
         "backoff_s": options.get("backoff"),
         "retry_exit_codes": list(options.get("retry_exit_codes") or ()),
         "timeout_retries": options.get("timeout_retries"),

@@ -21,9 +21,12 @@ from depalma.ctl.spec import build_spec, spec_options, stage_files, stored
 from depalma.ctl.wording import count
 
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+#: What stands before arguments, and before names of files of arguments.
+SEPARATORS = (":::", "::::")
 #: Options whose values add up instead of replacing each other.
 _REPEATED = (
-    "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes",
+    "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes", "resources",
+    "limits",
 )  # fmt: skip
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 
@@ -94,6 +97,7 @@ def submit(
     examples=(
         "depalmactl map 'gzip -k {}' ::: /data/*.log",
         "ls /data/*.png | depalmactl map --retries 2 'convert {} {}.jpg'",
+        "depalmactl map 'convert {} {}.jpg' :::: names.txt",
         "depalmactl map -j 4 --wait -- ./fetch --url {} ::: http://a http://b",
         "depalmactl map 'echo $((2 * {}))' ::: $(seq 100)",
     ),
@@ -101,10 +105,10 @@ def submit(
 @spec_options(files=True, hold=True, max_running=True)
 @click.option("--open", "is_open", is_flag=True, help="Leave it open for further tasks: see add, close.")
 @click.option("--wait", is_flag=True, help="Wait for the job and exit with its code.")
-@click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C]", type=click.UNPROCESSED)
+@click.argument("words", nargs=-1, required=True, metavar="'CMD {}' [::: A B C | :::: FILE…]", type=click.UNPROCESSED)
 @click.pass_context
 def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_open: bool, **options: Any) -> None:
-    """Submit one job with a task for each argument after `:::`, or for each line on stdin.
+    """Submit one job with a task for each argument after `:::`, for each line of the files after `::::`, or of stdin.
 
     `{}` stands for the argument (at the end if it is nowhere). One word with spaces in it is a shell command, in
     which the argument is always one safely quoted word; several words run as they stand, without a shell.
@@ -112,7 +116,7 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_op
     session = ctx.find_object(Session)
     assert session is not None
     failures.passes_job_code = wait
-    if options["stdin"] == "-" and ":::" not in words:
+    if options["stdin"] == "-" and separator(words) == len(words):
         raise click.UsageError("stdin has the arguments here, so --stdin - is of no use: give them after ':::'", ctx)
     command_words, arguments = _split(ctx, words)
     spec = build_spec(map_argv(command_words), options, default_name=command_words[0].split()[0])
@@ -174,8 +178,11 @@ def _read_script(
 
 
 def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the script's directives, under those of the command line and the environment (as in Slurm)."""
-    merged = dict(options)
+    """Options of the script's directives, under those of the command line and the environment (as in Slurm).
+
+    Of the directives the later one wins. What adds up does so in this order, too: the last of several values counts.
+    """
+    script: dict[str, Any] = {}
     for directive in directives(text):
         try:
             inner = submit.make_context("submit", [*directive.arguments, "--", "-"], parent=ctx.parent)
@@ -186,12 +193,18 @@ def _merged(ctx: click.Context, path: Path, text: str, options: dict[str, Any]) 
         if params["words"] != ("-",) or params["wait"] or params["dry_run"] or params["graph"]:
             raise click.UsageError(f"{path}: line {directive.line}: only options that describe the job", ctx)
         for name, value in inner.params.items():
-            if name in merged and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-                if name in _REPEATED:
-                    merged[name] = (*value, *merged[name])
-                elif not _given(ctx, name):
-                    merged[name] = value
-    return merged
+            if name in options and inner.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                script[name] = _added(name, script[name], value) if name in script else value
+    return options | {
+        name: _added(name, value, options[name]) if _given(ctx, name) else value for name, value in script.items()
+    }
+
+
+def _added(name: str, first: Any, then: Any) -> Any:
+    """Returns what two of the same option mean: the later one, or both of those that may be repeated."""
+    if name not in _REPEATED:
+        return then
+    return {**first, **then} if isinstance(first, dict) else (*first, *then)
 
 
 def _given(ctx: click.Context, name: str) -> bool:
@@ -203,23 +216,42 @@ def _given(ctx: click.Context, name: str) -> bool:
 
 
 def _split(ctx: click.Context, words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    at = words.index(":::") if ":::" in words else len(words)
+    at = separator(words)
     if not at:
-        raise click.UsageError("no command before ':::'", ctx)
+        raise click.UsageError(f"no command before '{words[0]}'", ctx)
     return list(words[:at]), arguments_of(ctx, words[at:])
 
 
-def arguments_of(ctx: click.Context, words: tuple[str, ...]) -> list[str]:
-    """Returns the words after `:::`, or the lines of stdin. Errors: click.UsageError when there are none."""
-    if words:
+def separator(words: Sequence[str]) -> int:
+    """Returns where the arguments begin, with `:::` or `::::`; the number of words if they come on stdin."""
+    return next((at for at, word in enumerate(words) if word in SEPARATORS), len(words))
+
+
+def arguments_of(ctx: click.Context, words: Sequence[str]) -> list[str]:
+    """Returns the words after `:::`, the lines of the files after `::::`, or those of stdin.
+
+    Errors: click.UsageError when there are none.
+    """
+    if words and words[0] == SEPARATORS[0]:
         arguments = list(words[1:])
+    elif words:
+        try:
+            arguments = [line for name in words[1:] for line in _lines(Path(name).read_bytes())]
+        except OSError as error:
+            raise click.UsageError(f"{error.filename}: {error.strerror}", ctx) from error
     elif sys.stdin.isatty():
         raise click.UsageError("no arguments: give them after ':::', or one a line on stdin", ctx)
     else:
-        arguments = sys.stdin.read().splitlines()
+        arguments = _lines(sys.stdin.buffer.read())
     if not arguments:
         raise click.UsageError("nothing to map over: no argument came, so nothing was submitted", ctx)
     return arguments
+
+
+def _lines(data: bytes) -> list[str]:
+    """Returns the lines, whatever is in them: of all that ends a line somewhere, here only LF and CR LF do."""
+    lines = data.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def map_argv(words: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -14,7 +14,7 @@ _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?$", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _CLOCK = re.compile(r"^(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})$")
 _PARTS = re.compile(r"^(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
-_ARRAY = re.compile(r"^(\d{1,8})-(\d{1,8})(?:%(\d{1,8}))?$")
+_ARRAY = re.compile(r"^(\d{1,18})-(\d{1,18})(?:%(\d{1,18}))?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MAX_TASKS = 10_000_000
 ALL = "all"
@@ -27,13 +27,34 @@ else:  # generic in the newest click only
 
 
 class Number(click.FloatRange):
-    """A number in a range; `nan` and `inf`, which Python reads as numbers, are none."""
+    """A number in a range; `nan` and `inf`, which Python reads as numbers, are none. A refusal says what is allowed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
+        try:
+            number = super().convert(value, param, ctx)
+        except click.BadParameter:
+            number = nan
         if not isfinite(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
+            self.fail(f"{str(value)!r} is not a number{_range(self)}", param, ctx)
         return number
+
+
+class Whole(click.IntRange):
+    """A whole number in a range. A refusal says what is allowed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{str(value)!r} is not a whole number,{_range(self)}", param, ctx)
+
+
+def _range(limits: click.IntRange | click.FloatRange) -> str:
+    if limits.max is not None:
+        return f" {limits.min} to {limits.max}"
+    if limits.min is None:
+        return ""
+    return f" above {limits.min}" if limits.min_open else f" {limits.min} or more"
 
 
 class Array(NamedTuple):

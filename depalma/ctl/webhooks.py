@@ -13,7 +13,7 @@ from depalma.ctl.command import SubGroup
 from depalma.ctl.output import Column, show_rows, show_value
 from depalma.ctl.session import Session
 from depalma.ctl.spec import login_name
-from depalma.ctl.values import DURATION
+from depalma.ctl.values import DURATION, Whole
 from depalma.ctl.wording import ago, clean, count, listed, moment
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,12 +77,10 @@ def _path(name: str, *rest: str) -> str:
 def _filters(function: F) -> F:
     """Adds the options that say which events a target gets."""
     for option in (
-        click.option("--keep", type=click.IntRange(1), metavar="N", help="Keep the latest N ids, delivered or not."),
+        click.option("--keep", type=Whole(1), metavar="N", help="Keep the latest N ids, delivered or not."),
         click.option("--user", "users", multiple=True, metavar="USER", help="Of jobs of this user; repeatable."),
         click.option("--tag", "tags", multiple=True, metavar="TAG", help="Of jobs with this tag; repeatable."),
-        click.option(
-            "--job", "jobs", type=click.IntRange(1), multiple=True, metavar="ID", help="Of this job; repeatable."
-        ),
+        click.option("--job", "jobs", type=Whole(1), multiple=True, metavar="ID", help="Of this job; repeatable."),
         click.option(
             "--event", "kinds", multiple=True, metavar="KIND", help="job.finished, task.*, …, * for all; repeatable."
         ),
@@ -209,7 +207,7 @@ def webhook_remove(session: Session, name: str) -> None:
         "depalmactl webhook replay ci --from 131 --skip    # leave out 130, which it always refuses",
     ),
 )
-@click.option("--from", "from_id", type=click.IntRange(0), required=True, metavar="ID", help="The id to come next.")
+@click.option("--from", "from_id", type=Whole(0), required=True, metavar="ID", help="The id to come next.")
 @click.option("--skip", is_flag=True, help="Leave out what was not delivered before ID.")
 @_NAME
 @click.pass_obj

@@ -274,7 +274,8 @@ def _judge(job: Job, attempt: Attempt, report: Report) -> Verdict:
     # An outcome that this version does not know is a failure: the attempt is over in any case.
     code = OUTCOMES.get(outcome, FAILED)
     counts = code in (FAILED, TIMED_OUT)
-    retry = counts and may_retry(job, report.task, code, report.exit_code)
+    ended_with = 128 + report.signal if report.signal else report.exit_code  # as everywhere where a code is shown
+    retry = counts and may_retry(job, report.task, code, ended_with)
     if retry and job.cancelled:
         code = CANCELLED
     return Verdict(code, retry and not job.cancelled, counts, WORDS[code])

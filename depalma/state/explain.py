@@ -16,7 +16,7 @@ from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
 from depalma.state.shapes import described
-from depalma.state.task_states import QUEUED, RUNNING
+from depalma.state.task_states import CANCELLED, QUEUED, RUNNING
 from depalma.state.turn import limit_reasons, turn_lines
 
 #: Hosts that are named one by one.
@@ -95,8 +95,19 @@ def _moment(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def telling_task(job: Job) -> int:
+    """Returns the task whose end says why the job did not succeed: of those that ended badly the first, else, unless
+    the job itself was cancelled, one that was; -1 if there is none."""
+    if job.first_bad >= 0 or job.cancelled or not job.is_final:
+        return job.first_bad
+    position = job.states.find(CANCELLED)
+    return position if position < 0 else job.first + position
+
+
 def _job_lines(state: ClusterState, job: Job) -> list[str]:
+    """Of a job of one task all that can be said of the task is said."""
     counts = job.counts()
+    alone = job.total == 1 and not job.open
     if job.is_final:
         lines = [
             f"{job.state()}: {counts.succeeded} of {counts.total} tasks succeeded, {counts.failed} failed, "
@@ -104,10 +115,14 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
         ]
         if job.cancelled:
             lines.append(_cancel_line(job))
-        if job.first_bad >= 0:
-            lines += [f"task {job.id}.{job.first_bad}: {line}" for line in _final_lines(job, job.first_bad)]
+        told = job.first if alone else telling_task(job)
+        if told >= 0:
+            about = [line for line in explain(state, job, told) if line not in lines]
+            lines += [f"task {job.id}.{told}: {line}" for line in about]
         return lines
     lines = [f"{job.state()}: {counts.running} tasks on hosts, {counts.queued} queued"]
+    if alone:
+        return [*lines, *explain(state, job, job.first)]
     if job.cancelled:
         lines.append(_cancel_line(job))
     elif job.queued or job.open or job.suspension is not None:

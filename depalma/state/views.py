@@ -19,7 +19,7 @@ from depalma.model import (
 )
 from depalma.state.cluster_state import ClusterState
 from depalma.state.completions import Finished
-from depalma.state.explain import suspended_reason, waiting_reason
+from depalma.state.explain import suspended_reason, telling_task, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.shapes import GPUS
@@ -71,19 +71,24 @@ def job_reason(job: Job) -> str:
     if job.cancelled:
         by = f" by {job.cancelled_by}" if job.cancelled_by else f": it {job.cancel_reason}" if job.cancel_reason else ""
         return f"cancelled{by}" + ("" if job.is_final else f", still on hosts: {len(job.running)}")
-    record = job.outcome(job.first_bad) if job.first_bad >= 0 else None
+    index = telling_task(job)
+    record = job.outcome(index) if index >= 0 else None
     if record is None:
         return ""
-    return f"task {job.id}.{job.first_bad} {record.state}{_why(record)}"
+    return f"task {job.id}.{index} {record.state}{_why(record)}"
 
 
 def _why(record: Finished) -> str:
     """Returns the short cause of an ending, with a colon before it."""
-    if record.error.strip():
-        return f": {record.error.strip().splitlines()[-1]}"
+    if error := _last_line(record.error):
+        return f": {error}"
     if record.signal:
         return f": signal {record.signal}"
     return f": exit code {record.exit_code}" if record.exit_code else ""
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
 
 
 def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
@@ -148,7 +153,7 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
             state=record.state,
             started_at=record.started_at,
             finished_at=record.finished_at,
-            reason=record.reason,
+            reason=_last_line(record.error) or record.reason,  # as of those before: how it ended, if not well
         )
     return TaskView(
         id=f"{job.id}.{index}",

@@ -18,12 +18,12 @@ from depalma.state.shapes import described
 
 #: The latest changes are told.
 MOST = 20
-#: Of hosts and of the cluster: what may let a waiting job start, or keep it from starting.
-_AROUND = frozenset((
+#: Of the cluster: what may let a waiting job start, or keep it from starting.
+_ORDER = frozenset(("limit.changed", "quota.changed", "share.changed", "order.changed"))
+_AROUND = _ORDER | {
     "host.added", "host.up", "host.lost", "host.removed", "host.changed", "host.draining", "host.undrained",
     "host.owner_returned", "host.owner_left", "code.kicked", "code.caught_up",
-    "limit.changed", "quota.changed", "share.changed", "order.changed",
-))  # fmt: skip
+}  # fmt: skip
 #: What is said elsewhere, or says nothing to people.
 _SILENT = frozenset({"fence", "incarnation", "attempt", "address"})
 
@@ -60,7 +60,8 @@ def changes(state: ClusterState, job: Job, index: int | None) -> Iterator[str]:
         if record.job == own:
             line = f"{record.kind}{_details(record)}"
         elif record.kind in around:
-            line = f"{record.kind}{': ' + record.host if record.host else ''}{_details(record)}"
+            where = f": {record.host}" if record.host else ""
+            line = f"{record.kind}{where}{_details(record, zeros=record.kind in _ORDER)}"
         elif index is None or (place := _place_of(record.refs, own, index)) < 0:
             continue
         else:
@@ -87,7 +88,11 @@ def _of_task(record: EventRecord, place: int) -> str:
     return f"{record.kind}{state}: attempt {record.refs[place][2]}{where}{_details(record)}"
 
 
-def _details(record: EventRecord) -> str:
-    values = [(name, value) for name, value in (record.detail or {}).items() if name not in _SILENT]
-    words = [f"{name} {value}" for name, value in values if value not in ("", None, False, 0)]
+def _details(record: EventRecord, *, zeros: bool = False) -> str:
+    """Returns what there is to say; with `zeros` also that a number is 0, or that there is none any more."""
+    words = [
+        f"{name} {'none' if value is None else value}"
+        for name, value in (record.detail or {}).items()
+        if name not in _SILENT and (value or (zeros and (value is None or type(value) in (int, float))))
+    ]
     return f" ({', '.join(words)})" if words else ""

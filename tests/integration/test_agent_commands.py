@@ -144,7 +144,8 @@ async def test_arguments_are_filled_in_or_appended(leader: FakeLeader, agent: Ag
 
 
 async def test_the_environment_is_that_of_the_contract(leader: FakeLeader, agent: AgentProcess) -> None:
-    spec = command("sh", "-c", "env; pwd", env={"MINE": "yes"}, cpus=2)
+    others = dict.fromkeys(("DEPALMA_JOB_ID", "DEPALMA_CODE_DIR", "DEPALMA_ATTEMPT", "DEPALMA_CPUS"), "1")
+    spec = command("sh", "-c", "env; pwd", env={"MINE": "yes", **others}, cpus=2)  # as of a task that submits it
     leader.job(7, spec)
     await leader.assign(Assignment(7, 3, 2, 99))
     await leader.report((7, 3, 2))

@@ -23,6 +23,7 @@ from depalma import (
     LocalCluster,
     Rejected,
 )
+from depalma.client.specs import login_name
 
 WaitUntil = Callable[..., Any]
 
@@ -167,6 +168,7 @@ def test_cancelling_stops_what_runs(client: Client, wait_until: WaitUntil) -> No
     wait_until(lambda: client.ps(job.id).processes)
     assert job.cancel()
     assert job.wait(20).state == "cancelled"
+    assert job.view().reason == f"cancelled by {login_name()}"
     with pytest.raises(JobCancelled):
         list(job.results(timeout=10))
     assert not job.cancel()

@@ -83,6 +83,7 @@ def test_names_feed_other_commands(ctl: Ctl) -> None:
     assert sorted(named) == sorted(ids)
     assert ctl("cancel", *named).stdout.split() == named
     assert ctl("wait", *named, code=None).returncode != 0
+    assert "the job was cancelled by " in ctl("explain", named[0]).stdout
 
 
 def test_piped_tables_are_whole(ctl: Ctl) -> None:

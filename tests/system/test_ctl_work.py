@@ -203,6 +203,8 @@ def test_logs_of_streams_tasks_and_attempts(ctl: Ctl, value: Callable[..., Any])
     assert ctl("logs", job).stdout == "out 0.2\nout 1.2\n"
     assert ctl("logs", f"{job}.1").stdout == "out 1.2\n"
     assert ctl("logs", f"{job}.1", "--attempt", "1").stdout == "out 1.1\n"
+    nothing = ctl("logs", job, "--attempt", "9", code=1)  # not of one task: that is a failure
+    assert nothing.stderr.count("has no attempt 9") == 2, nothing.stderr
     assert ctl("logs", f"{job}.0", "--stderr").stdout == "err\n"
     assert value("logs", f"{job}.1") == {"task": f"{job}.1", "attempt": 2, "stream": "stdout", "text": "out 1.2\n"}
     assert [entry["text"] for entry in value("logs", job)] == ["out 0.2\n", "out 1.2\n"]

@@ -23,7 +23,7 @@ def test_cron_on_the_command_line(ctl: Ctl, value: Callable[..., Any], client: C
     assert "echo x" in ctl("cron", "show", "nightly").stdout
     assert "a schedule nightly already" in ctl("cron", "add", "nightly", "@daily", "--", "x", code=5).stderr
     assert "hour: '25'" in ctl("cron", "add", "other", "0 25 * * *", "--", "x", code=5).stderr
-    ctl("cron", "rm", "nightly")
+    assert value("cron", "rm", "nightly") == {"name": "nightly"}
     assert value("cron", "ls") == []
     ctl("cron", "show", "nightly", code=3)
 

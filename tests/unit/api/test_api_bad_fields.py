@@ -110,7 +110,7 @@ async def test_bodies(stage: Bench, route: Route) -> None:
         name = field.encode_name
         detail = await refusal(stage, route, {**good(type_), name: wrong(field.type)})
         assert detail.startswith((f"{name}: ", f"{name}.")), detail
-        assert "expected" in detail, detail
+        assert "expected" in detail or "allowed: " in detail, detail
     detail = await refusal(stage, route, {**good(type_), "coulor": 1})
     assert "coulor" in detail
     assert "allowed: " in detail

@@ -37,6 +37,8 @@ async def test_a_task_outside_the_job_is_unknown(bench: Bench) -> None:
     problem = await bench.get(f"/v1/tasks/{job}.15", 404)
     assert (problem["code"], problem["detail"]) == ("unknown_task", f"job {job} has no task 15; it has 10 to 14")
     assert (await bench.get(f"/v1/tasks/{job}.14"))["index"] == 14
+    empty = bench.submit(count=0)
+    assert (await bench.get(f"/v1/tasks/{empty}.0", 404))["detail"] == f"job {empty} has no task 0; it has none"
 
 
 async def test_waiting_for_the_end_of_a_task(bench: Bench) -> None:

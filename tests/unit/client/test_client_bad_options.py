@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import yaml
 
 from depalma import LocalCluster
-from depalma.client import contexts, specs
+from depalma.client import contexts, host_verbs, specs, steering, verbs, webhook_verbs
 from depalma.client.graphs import GraphError, specs_of
+from depalma.client.steering import ids_of
 from depalma.errors import ConfigError
 
 #: option, its value in YAML, what the refusal says besides the option's name
@@ -43,6 +46,11 @@ BAD = [
     ("arguments", "x", "'x' given; allowed: a list of texts"),
     ("arguments", "[1, 2]", "1 given; allowed: texts (in quotes"),
     ("cwd", "3", "3 given; allowed: a text or a path"),
+    ("stdin", "3", "3 given; allowed: a text or a path"),
+    ("priority", str(2**70), "allowed: a number of at most 64 bits"),
+    ("limits", f"{{t: {2**70}}}", "allowed: a number of at most 64 bits"),
+    ("name", '"\\ud800"', "allowed: text that can be written as UTF-8"),
+    ("arguments", '["\\ud800"]', "allowed: text that can be written as UTF-8"),
     ("inputs", "3", "3 given; allowed: a list of paths"),
     ("inputs", "[/no/such/file]", "/no/such/file"),
     ("after", "{b: ok}", "allowed: a job's id"),
@@ -53,6 +61,9 @@ BAD = [
     ("name", "3", "3 given"),
     ("user", "[]", "[] given"),
     ("comand", "1", "unknown option 'comand'; allowed: after, "),
+    ("comand", "1", " arguments, array, "),
+    ("comand", "1", " command, "),
+    ("comand", "1", " cwd, "),
 ]
 
 
@@ -87,7 +98,24 @@ def test_a_document_that_is_no_graph(document: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("argv", ["make", b"make", [], None, {"a": 1}, ["a", 3], ["a", b"b"], 7])
+def test_words_about_texts_are_said_once():
+    with pytest.raises(ValueError, match=r"^tags: 1 given; allowed: texts \(in quotes, [^(]*\)$"):
+        specs.fields({"tags": [1]})
+
+
+@pytest.mark.parametrize("array", [2, "5-6%1", 3])
+def test_an_array_beside_arguments_is_refused_and_not_forgotten(array: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^array: {array!r} given; allowed: no array beside arguments"):
+        specs.command_work(["echo", "{}"], indices=array, arguments=["a", "b", "c"], options={})
+
+
+@pytest.mark.parametrize("given", ["x", "42", [1, 2], None, True, 1.5])
+def test_what_is_no_job_is_refused_by_name(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"^job: .* given; allowed: ids \(whole numbers\) or handles of jobs"):
+        ids_of([1, given])
+
+
+@pytest.mark.parametrize("argv", ["make", b"make", [], None, {"a": 1}, ["a", 3], ["a", b"b"], ["\ud800"], 7])
 def test_a_command_that_is_none(argv: Any) -> None:
     with pytest.raises(ValueError, match=r"^argv: .* given; allowed: "):
         specs.command_work(argv, options={})
@@ -127,3 +155,34 @@ def test_a_local_cluster_that_cannot_be_is_not_begun(given: dict[str, Any], word
         LocalCluster(**given, directory=tmp_path / "new")
     assert str(caught.value).startswith(words)
     assert not (tmp_path / "new").exists()
+
+
+def test_every_option_of_a_job_is_in_the_page_about_python():
+    page = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    words = set(re.findall(r"\w+", page))
+    assert set(specs.JobOptions.__annotations__) - words == set()
+
+
+def sent(verb: Any) -> Any:
+    """Returns the body that a verb sends first."""
+    return json.loads(next(verb).body)
+
+
+def test_one_text_where_several_may_be_is_not_taken_for_its_letters():
+    """Tags a, b and c of "abc", hosts h and 1 of "h1": nobody means that."""
+    assert steering._changes(None, None, "abc")["tags"] == ("abc",)
+    assert sent(host_verbs.set_group("g", "h1")) == {"hosts": ["h1"]}
+    assert "hosts=h1" in next(host_verbs.remove_group("g", "h1", False)).path
+    assert sent(host_verbs.set_host("h1", {"groups": "render"})) == {"groups": ["render"]}
+    hook = sent(webhook_verbs.add_webhook("w", "http://x", {"kinds": "job.*", "tags": "a b", "jobs": (1, 2)}))
+    assert (hook["kinds"], hook["tags"], hook["jobs"]) == (["job.*"], ["a b"], [1, 2])
+    with pytest.raises(ValueError, match=r"^argv: 'true' given; allowed: a list of texts"):
+        next(verbs.run_on_hosts("true", 1.0, 1.0))
+
+
+def test_what_is_added_to_a_command_is_texts_as_its_arguments_are():
+    assert specs.packed_items("command", ["a", "ü"]) == [b"a", "ü".encode()]
+    for given in ("xyz", [1], [b"x"], None, ["\ud800"]):
+        with pytest.raises(ValueError, match=r"^items: .* given; allowed: "):
+            specs.packed_items("command", given)  # type: ignore[arg-type]
+    assert len(specs.packed_items("function", [1, "x", None])) == 3

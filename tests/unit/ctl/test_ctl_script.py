@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from depalma.ctl.script import ScriptError, directives, script_argv
+from depalma.ctl.submit import _merged, submit
 from depalma.model import INLINE_LIMIT_BYTES
 
 
@@ -104,3 +106,27 @@ def test_a_slurm_script_finds_slurms_names_and_keeps_its_line_numbers() -> None:
 def test_a_script_that_cannot_be_sent(text: str, words: str) -> None:
     with pytest.raises(ScriptError, match=words):
         script_argv(text, "job", [])
+
+
+def test_what_adds_up_adds_up_and_of_the_rest_the_last_wins(tmp_path: Path) -> None:
+    """A script that needs a licence still needs it when the command line asks for a tape drive, too."""
+    text = (
+        "#!/bin/sh\n"
+        "#DEPALMA --resource lic=1 --resource tape=1 --limit a=5 --tag s --env A=1 --retries 1 --name first\n"
+        "#DEPALMA --resource tape=2 --tag t --env A=2 --retries 2\n"
+    )
+    path = tmp_path / "job.sh"
+    path.write_text(text)
+    words = ["--resource", "tape=3", "--limit", "b=3", "--tag", "cli", "--retries", "3", str(path)]
+    context = submit.make_context("submit", words)
+    options = _merged(context, path, text, dict(context.params))
+    assert options["resources"] == {"lic": 1, "tape": 3}
+    assert options["limits"] == {"a": 5, "b": 3}
+    assert options["tags"] == ("s", "t", "cli")
+    assert options["env"] == ("A=1", "A=2")
+    assert (options["retries"], options["name"]) == (3, "first")
+
+    context = submit.make_context("submit", [str(path)])
+    options = _merged(context, path, text, dict(context.params))
+    assert options["resources"] == {"lic": 1, "tape": 2}
+    assert (options["retries"], options["tags"]) == (2, ("s", "t"))

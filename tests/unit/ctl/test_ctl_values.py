@@ -143,6 +143,11 @@ def test_gang(arguments: list[str], expected: int | None) -> None:
     assert build_spec(["true"], context.params, default_name="x").get("gang") == expected
 
 
+def test_the_grace_time() -> None:
+    context = submit.make_context("submit", ["--grace", "1m", "--", "true"])
+    assert build_spec(["true"], context.params, default_name="x")["grace_s"] == 60
+
+
 @pytest.mark.parametrize("text", ["0", "some", "2.5"])
 def test_bad_gang(text: str) -> None:
     """Named, with what is allowed."""

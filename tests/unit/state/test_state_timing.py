@@ -155,6 +155,18 @@ def test_or_together(bench):
     assert job.state() == "failed"
 
 
+def test_a_signal_is_tried_again_by_the_code_that_is_shown_for_it(bench):
+    """128 and the signal: what `run` exits with, and what a shell says."""
+    bench.host()
+    job = bench.submit(retries=5, retry_exit_codes=(137,))
+    bench.assign((1, 0, 1))
+    bench.finish((1, 0, 1), outcome="failed", signal=9)
+    assert job.state() == "queued"
+    bench.assign((1, 0, 2))
+    bench.finish((1, 0, 2), outcome="failed", signal=15)
+    assert job.state() == "failed"
+
+
 def test_only_some_exit_codes_are_worth_another_attempt(bench):
     bench.host(slots=1)
     job = bench.submit(retries=5, retry_exit_codes=(75, 3))

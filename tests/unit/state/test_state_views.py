@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from depalma.model import Load, Payload
+from depalma.model import Dependency, Load, Payload
 from depalma.state import commands as c
 from depalma.state import explain as explain_module
 from depalma.state.explain import explain
@@ -106,7 +106,11 @@ def test_a_task_with_its_attempts(bench):
     view = task_view(bench.state, job, 5)
 
     assert (view.state, view.exit_code, view.error, view.code_digest) == ("failed", 3, "Bang", "d")
-    assert [(a.number, a.host, a.state) for a in view.attempts] == [(1, "h1", "failed"), (2, "h1", "failed")]
+    assert [(a.number, a.host, a.state, a.reason) for a in view.attempts] == [
+        (1, "h1", "failed", "Boom"),
+        (2, "h1", "failed", "Bang"),
+    ]
+    assert view.reason == "because"
     for index in (4, 7, -1):
         with pytest.raises(IndexError):
             task_view(bench.state, job, index)
@@ -323,3 +327,53 @@ def test_a_job_that_succeeded_has_no_reason(bench):
     bench.finish((1, 0, 1))
 
     assert job_view(bench.state, job).reason == ""
+
+
+def test_of_a_job_of_one_task_all_is_explained(bench):
+    """Where it runs and why, what was before, and how it ended: nobody has to ask for its task."""
+    bench.host()
+    job = bench.submit(retries=1)
+    bench.assign((1, 0, 1))
+    assert explain(bench.state, job) == [
+        "running: 1 tasks on hosts, 0 queued",
+        "attempt 1 was given to h1",
+        "placed there: because",
+    ]
+    bench.finish((1, 0, 1), outcome="failed", error="Boom")
+    assert explain(bench.state, job)[:2] == [
+        "queued: 0 tasks on hosts, 1 queued",
+        "attempt 1 on h1: failed: Boom; queued again",
+    ]
+    bench.assign((1, 0, 2))
+    bench.finish((1, 0, 2))
+    assert explain(bench.state, job) == [
+        "succeeded: 1 of 1 tasks succeeded, 0 failed, 0 cancelled, 0 lost",
+        "task 1.0: attempt 1 on h1: failed: Boom; queued again",
+        "task 1.0: attempt 2 on h1: succeeded",
+        "task 1.0: placed there: because",
+    ]
+
+
+def test_an_open_job_of_one_task_says_that_it_is_open(bench):
+    bench.host()
+    job = bench.submit(1, open=True)
+    bench.assign((1, 0, 1))
+    bench.finish((1, 0, 1))
+    assert "open: waits for more tasks" in explain(bench.state, job)
+
+
+def test_a_job_that_only_tasks_were_cancelled_of_says_why(bench):
+    """Nobody cancelled the job: what it waited for did."""
+    bench.host()
+    first = bench.submit(2)
+    job = bench.submit(2, after=(Dependency(first.id, "ok", True),))
+    bench.assign((1, 0, 1), (1, 1, 1))
+    bench.finish((1, 0, 1))
+    bench.finish((1, 1, 1), outcome="failed", exit_code=3)
+    assert job_view(bench.state, job).reason == ""
+    bench.assign((2, 0, 1))
+    bench.finish((2, 0, 1))
+
+    why = "waited for task 1.1 to succeed; it failed"
+    assert (job.state(), job_view(bench.state, job).reason) == ("cancelled", f"task 2.1 cancelled: {why}")
+    assert explain(bench.state, job)[1:] == ["task 2.1: cancelled while it was queued", f"task 2.1: {why}"]

@@ -50,6 +50,8 @@ def test_what_changed_while_it_waited(bench):
     bench.ok(jc.HoldJobs("", (job.id,), bench.tick(), "bob"))
     bench.ok(jc.ReleaseJobs("", (job.id,), bench.tick(), "bob"))
     bench.ok(c.SetLimit("", "tag", "db", 2, bench.tick()))
+    bench.ok(c.SetLimit("", "tag", "db", 0, bench.tick()))
+    bench.ok(c.SetLimit("", "tag", "db", None, bench.tick()))
     bench.lose("h0")
     bench.submit()
     assert told(bench, job) == [
@@ -58,6 +60,8 @@ def test_what_changed_while_it_waited(bench):
         "job.held (by bob)",
         "job.released (by bob)",
         "limit.changed (kind tag, name db, limit 2)",
+        "limit.changed (kind tag, name db, limit 0)",
+        "limit.changed (kind tag, name db, limit none)",
         "host.lost: h0 (reason silent)",
     ]
 
