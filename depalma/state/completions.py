@@ -270,6 +270,10 @@ class Completions(Sequence[int]):
         self._note_ids = {}
         self._last_result = None
 
+    def unseal(self) -> None:
+        """Takes further tasks again, and knows what it knew: one that comes from a snapshot does."""
+        self._note_ids = {astuple(note): number for number, note in enumerate(self._table) if _is_of_many(note)}
+
     def release(self, count: int) -> int:
         """Frees so many results of a job that was forgotten, and returns how many; it is not used after that."""
         count = min(count, len(self._results))
@@ -328,7 +332,7 @@ class Completions(Sequence[int]):
         self.bulk_count, self.bulk_time = image.bulk_count, image.bulk_time
 
     def _add_note(self, note: Note, key: NoteKey) -> int:
-        if not note.error and note.outputs is None:  # these are mostly of one task each: not worth remembering
+        if _is_of_many(note):
             self._note_ids[key] = len(self._table)
         self._table.append(note)
         return len(self._table) - 1
@@ -345,6 +349,11 @@ class Completions(Sequence[int]):
             # Half as much again, as lists grow: tasks finish in about the order of their index.
             ordinals.frombytes(bytes(ordinals.itemsize * (missing + (len(ordinals) >> 1))))
         ordinals[position] = ordinal
+
+
+def _is_of_many(note: Note) -> bool:
+    """Returns whether it is worth remembering: others are mostly of one task each."""
+    return not note.error and note.outputs is None
 
 
 def shared(tail: OutputTail | None) -> OutputTail | None:

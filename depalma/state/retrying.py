@@ -48,6 +48,8 @@ def _queue_again(job: Job) -> int:
             position = job.states.find(code, position + 1)
         job.tally[code] = 0
     if found:
+        if job.is_final:
+            job.done.unseal()
         job.finished_at = None
         job.first_bad, job.exit_code_seen = -1, 0
     return found
