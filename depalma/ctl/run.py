@@ -20,7 +20,7 @@ from depalma.ctl.output import show_value
 from depalma.ctl.session import Session
 from depalma.ctl.spec import build_spec, login_name, spec_options, stage_files
 from depalma.ctl.submit import PASS_THROUGH, post_job
-from depalma.ctl.wait import FINAL, exit_code, wait_for
+from depalma.ctl.wait import FINAL, cause, exit_code, wait_for
 from depalma.ctl.wording import clean
 from depalma.errors import DepalmaError
 
@@ -96,7 +96,7 @@ def _attend(session: Session, job: int) -> int:
         texts = [sink.getvalue().decode("utf-8", "replace") for sink in sinks if isinstance(sink, io.BytesIO)]
         show_value(session, {**view, "stdout": texts[0], "stderr": texts[1]}, [], key="id")
     elif view["state"] != "succeeded" and view.get("reason"):
-        session.narrate(f"job {job} {view['state']}: {clean(view['reason'])}")
+        session.narrate(f"job {job} {view['state']}: {cause(view)}")
     return exit_code(session, view)
 
 

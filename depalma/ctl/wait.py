@@ -111,12 +111,17 @@ def _as_code(code: int | None, signal: int | None) -> int:
     return min(code, 255) if code else failures.FAILED
 
 
+def cause(view: Mapping[str, Any]) -> str:
+    """Returns why the job ended as it did, for behind the word that says how."""
+    return clean(view["reason"]).removeprefix(f"{view['state']}: ")
+
+
 def ending(view: Mapping[str, Any]) -> str:
     """Returns one line that says how a job ended."""
     tasks = view["tasks"]
     took = duration((view["finished_at"] or 0) - view["submitted_at"]) if view["finished_at"] else ""
     parts = [f"{tasks[state]} {state}" for state in ("succeeded", "failed", "cancelled", "lost") if tasks[state]]
-    reason = f": {clean(view['reason'])}" if view.get("reason") else ""
+    reason = f": {cause(view)}" if view.get("reason") else ""
     counted = f" ({', '.join(parts)} of {tasks['total']})" if tasks["total"] > 1 else ""
     return f"job {view['id']} {view['state']}{counted} after {took}{reason}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from depalma.ctl.wait import ending
 from depalma.ctl.wording import ago, clean, count, duration, listed, size
 
 
@@ -52,3 +53,13 @@ def test_clean_leaves_nothing_that_moves_a_cursor() -> None:
     assert cleaned.isprintable()
     assert cleaned.startswith("a\\x1b[2J")
     assert clean("Grüße 東京 {}") == "Grüße 東京 {}"
+
+
+def test_how_a_job_ended_is_said_once():
+    tasks = {"total": 1, **dict.fromkeys(("succeeded", "failed", "cancelled", "lost"), 0)}
+    view = {
+        "id": 3, "state": "cancelled", "tasks": tasks, "submitted_at": 1.0, "finished_at": 3.0,
+        "reason": "cancelled: it had not started 1 s after its submission",
+    }  # fmt: skip
+    assert ending(view) == "job 3 cancelled after 2.0s: it had not started 1 s after its submission"
+    assert ending({**view, "reason": "cancelled by ann"}) == "job 3 cancelled after 2.0s: cancelled by ann"
