@@ -59,7 +59,8 @@ def test_snapshots_keep_them(bench: Any) -> None:
 
 def test_another_cluster_has_its_own(bench: Any) -> None:
     bench.ok(c.ChangeMasters("", (M1, M2, M3), bench.tick()))
-    bench.machine.begin_anew("restored")
+    for machine in (bench.machine, bench.twin):
+        machine.begin_anew("restored")
 
     assert bench.state.masters == {}
 
