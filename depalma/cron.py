@@ -80,7 +80,7 @@ def parse(text: str) -> Cron:
     words = _SHORT.get(text.strip().lower(), text).split()
     if len(words) != 5:
         allowed = "five fields (minute hour day month weekday), or " + ", ".join(_SHORT)
-        raise BadCron(f"cron: {text[:80]!r} given; allowed: {allowed}")
+        raise BadCron(f"cron: {text[:80]!a} given; allowed: {allowed}")
     minutes, hours, days, months, weekdays = (_field(word, *field) for word, field in zip(words, _FIELDS, strict=True))
     either = not words[2].startswith("*") and not words[4].startswith("*")
     return Cron(
@@ -109,7 +109,7 @@ def _field(text: str, name: str, least: int, most: int, words: tuple[str, ...]) 
         if not least <= low <= high <= most or step < 1:
             example = f" (or like {words[1]})" if words else ""
             raise BadCron(
-                f"cron: {name}: {part[:40]!r} given; allowed: {least} to {most}{example}, *, A-B, */N, or several"
+                f"cron: {name}: {part[:40]!a} given; allowed: {least} to {most}{example}, *, A-B, */N, or several"
             )
         found.update(range(low, high + 1, step))
     return found

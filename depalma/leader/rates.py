@@ -23,6 +23,10 @@ class Rates:
         self._finished: deque[tuple[float, int]] = deque()
         self._submitted: deque[tuple[float, int]] = deque()
 
+    def begin(self) -> None:
+        """Begins a reign: of jobs that ended under another one nothing would be dropped any more."""
+        self.mean_s.clear()
+
     def note_reports(self, reports: Iterable[Report]) -> None:
         """Takes run times from reports as they come in."""
         sums: dict[int, tuple[float, int]] = {}

@@ -56,6 +56,7 @@ class Reign:
     def begin(self) -> None:
         """Starts the duties."""
         self._leases.begin(self._context.clock())
+        self._context.rates.begin()
         self._wishes.begin()
         self._tasks = [
             asyncio.create_task(self._dispatching.run(), name="dispatch"),

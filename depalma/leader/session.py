@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aiohttp import WSCloseCode, web
 
@@ -91,6 +91,12 @@ class AgentSession:
         with contextlib.suppress(ConnectionError):
             await self._websocket.send_bytes(data)
         await self._websocket.close()
+
+    def note_over(self, refs: Iterable[AttemptRef]) -> None:
+        """Forgets that it was told to end these: a connection may last for years."""
+        if self.killed:
+            over = frozenset(refs)
+            self.killed = {each for each in self.killed if each[0] not in over}
 
     async def ask(self, question: Callable[[int], Question]) -> Answer:
         """Sends `question(request id)` and returns the agent's answer. Errors: ConnectionError when it goes away."""

@@ -324,14 +324,18 @@ class Sessions:
 
     async def _record(self, session: AgentSession, frame: Reports) -> None:
         context = self._context
-        context.rates.note_reports(frame.reports)
+        host = context.state.hosts.get(session.host)
+        live = host.attempts if host is not None else {}  # of a job that is over nothing would be dropped any more
+        context.rates.note_reports([each for each in frame.reports if (each.job, each.task, each.attempt) in live])
         if any(report.outcome == "returned" for report in frame.reports):
             session.no_ahead_until = context.clock() + NO_AHEAD_S
             self.news += 1
         command = FinishTasks(session.host, session.incarnation, frame.reports, context.wall())
         outcome = await self._propose(session, command)
         if isinstance(outcome, FinishOutcome):
-            session.send(ReportsCommitted((*outcome.recorded, *outcome.stale)))
+            over = (*outcome.recorded, *outcome.stale)
+            session.note_over(over)
+            session.send(ReportsCommitted(over))
 
     def _heartbeat(self, session: AgentSession, frame: Heartbeat) -> None:
         self._leases.heard(session.host, self._context.clock())

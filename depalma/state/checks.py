@@ -14,6 +14,7 @@ from depalma.model import MAX_TASKS, JobSpec, Payload
 from depalma.state.commands import Rejected
 from depalma.state.constraints import ALLOWED, rule_of
 from depalma.state.shapes import GPUS, MEMORY, gang_size
+from depalma.state.texts import is_plain, shown
 
 MAX_PRIORITY = 1_000_000
 MAX_FIRST_INDEX = 1 << 40
@@ -42,7 +43,7 @@ _PYTHON = re.compile(r"3\.[0-9]{1,3}")
 
 def bad_field(field: str, given: object, allowed: str) -> Rejected:
     """Returns the refusal of a field's value."""
-    text = repr(given)
+    text = shown(given)
     return Rejected("bad_field", f"{field}: {text if len(text) <= 80 else text[:77] + '...'} given; allowed: {allowed}")
 
 
@@ -235,7 +236,7 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
             except ValueError:
                 return bad_field(field, text, f"{ALLOWED}; at most 1000 characters")
     for tag, limit in (spec.limits or {}).items():
-        if not 0 < len(tag) <= 200 or not tag.isprintable() or len(spec.limits or ()) > 100:
+        if not 0 < len(tag) <= 200 or not is_plain(tag) or len(spec.limits or ()) > 100:
             return bad_field("limits", tag, "at most 100 tags of 1 to 200 printable characters")
         if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
             return wrong

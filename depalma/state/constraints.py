@@ -78,7 +78,8 @@ def broken(rules: Iterable[str], labels: Mapping[str, str]) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        number = float(text)
+        # Which other digits there are depends on the Python, and replicas must agree.
+        number = float(text) if text.isascii() else None
     except ValueError:
         return None
-    return number if isfinite(number) else None
+    return number if number is not None and isfinite(number) else None

@@ -11,6 +11,7 @@ from depalma.state.limits import KINDS
 from depalma.state.order_commands import SetLimit, SetOrder, SetQuota, SetShare
 from depalma.state.quotas import SLOTS, holders_of
 from depalma.state.shapes import GPUS, MEMORY
+from depalma.state.texts import is_plain
 
 MAX_NAME = 200
 MAX_LIMITS = 10_000
@@ -129,6 +130,6 @@ def set_order(state: ClusterState, command: SetOrder) -> Applied | Rejected:
 
 
 def _bad_name(name: str) -> Rejected | None:
-    if 0 < len(name) <= MAX_NAME and name.isprintable():
+    if 0 < len(name) <= MAX_NAME and is_plain(name):
         return None
     return bad_field("name", name, f"1 to {MAX_NAME} printable characters")
