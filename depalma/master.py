@@ -14,6 +14,7 @@ import contextlib
 import errno
 import gc
 import logging
+import resource
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from aiohttp import web
 
 from depalma import config as config_module
 from depalma.api.app import make_app
-from depalma.api.connection import connections
+from depalma.api.connection import Connections
 from depalma.api.listener import Listener, ServerKeys
 from depalma.blobkeeping import BlobKeeper
 from depalma.blobs import Blobs, BlobStore
@@ -53,6 +54,17 @@ log = logging.getLogger("depalma.master")
 
 #: What `accept` says when the system is short of something: it passes, and is no reason to stop.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+#: Descriptors that a master asks for, if it may: each connection takes one, and many systems give 1024 unasked.
+_DESCRIPTORS = 65_536
+
+
+def _take_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _boot_clock() -> float:
@@ -234,7 +246,7 @@ class Master:
         assert self._runner.server is not None
         keys = None if self.trust is None else ServerKeys(self._files, self.trust)
         plain = self.config.settings.api_tls != "on"
-        self._listener = Listener(connections(self._runner.server), keys, plain=plain)
+        self._listener = Listener(Connections(self._runner.server), keys, plain=plain)
         await self._listener.start(self._own.host, self._own.port)
         self._keeping = asyncio.create_task(self._keeper.run(), name="blobs")
         self._keeping.add_done_callback(self._keeping_ended)
@@ -392,6 +404,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"depalma-master: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    _take_descriptors()
     # Long-lived state is large and acyclic: collecting it again and again would stall the loop.
     gc.freeze()
     # Small steps, each of a ms or two: on a loaded machine a step of 40 ms was a stall of 300. The work is the same: an

@@ -218,4 +218,6 @@ def _temporary(file: Path, data: bytes) -> Path:
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
+        stream.flush()
+        os.fsync(descriptor)  # before it takes the name: a power cut leaves the old file or the new one, no empty one
     return Path(name)

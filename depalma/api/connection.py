@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from aiohttp import web
 
@@ -39,13 +38,17 @@ class Connection(web.RequestHandler):
         self.force_close()
 
 
-def connections(server: web.Server) -> Callable[[], asyncio.BaseProtocol]:
-    """Returns what makes the protocol of each connection to the server."""
+class Connections:
+    """Makes the protocol of each connection to the server, and knows how many there are."""
 
-    def make() -> web.RequestHandler:
-        made = server()
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        made = self._server()
         # The server makes them itself and has no seam for it; both classes have the same members.
         made.__class__ = Connection
         return made
 
-    return make
+    def __len__(self) -> int:
+        return len(self._server.connections)

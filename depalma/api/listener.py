@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
+from depalma.api.connection import Connections
 from depalma.certificates import CertificateFiles
 from depalma.errors import ConfigError
 from depalma.trust import Trust, fingerprint
@@ -36,7 +38,7 @@ _PROBLEM = (
     b'{"title":"this port speaks TLS","status":400,"code":"tls_needed","detail":"this port speaks TLS: say https:// '
     b"and give the certificate of the cluster's authority (--ca, DEPALMA_CA)\"}"
 )
-REASONS = ("plain_text", "wrong_ca", "expired", "wrong_name", "protocol", "refused_us", "timeout", "closed")
+REASONS = ("plain_text", "wrong_ca", "expired", "wrong_name", "protocol", "refused_us", "timeout", "closed", "crowded")
 
 
 class ServerKeys:
@@ -87,9 +89,12 @@ class ServerKeys:
 
 
 class Listener:
-    """Accepts connections for `make`, which makes the HTTP server's protocol. Without `keys` nothing speaks TLS."""
+    """Accepts connections for `make`, which makes the HTTP server's protocol. Without `keys` nothing speaks TLS.
 
-    def __init__(self, make: Callable[[], asyncio.BaseProtocol], keys: ServerKeys | None, *, plain: bool) -> None:
+    They take no more than half of the process's descriptors: with none left for its journal, a master would stop.
+    """
+
+    def __init__(self, make: Connections, keys: ServerKeys | None, *, plain: bool) -> None:
         self._make = make
         self._keys = keys
         self._plain = plain
@@ -147,8 +152,16 @@ class Listener:
                 loop.call_later(_AGAIN_S, self._resume, listening)
                 loop.call_exception_handler({"message": "accepting a connection", "exception": error})
                 return
+            if self._is_crowded():
+                connection.close()
+                self._refuse("crowded", str(address[0]), "half of this process's descriptors are connections")
+                continue
             connection.setblocking(False)
             self._spawn(self._greet(connection, str(address[0])))
+
+    def _is_crowded(self) -> bool:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return limit != resource.RLIM_INFINITY and len(self._tasks) + len(self._make) >= limit // 2
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:

@@ -7,6 +7,8 @@ new ones, its entries are voided and its orders are of an older term.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -32,6 +34,8 @@ INDEX_JUMP = 1 << 40
 _BUILDING = ".founding"
 #: what a directory may hold that nothing follows from
 _NO_STATE = {"lock", "identity"}
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +176,30 @@ def found(directory: Path, identity: Identity, header: Header, pieces: Iterable[
         store.write(header, pieces)
     store.publish(header)
     _begin_journal(disk, header)
-    moved = None
     with disk_errors("placing", str(directory)):
-        if set(os.listdir(directory)) <= _NO_STATE:
-            shutil.rmtree(directory)
-        else:
-            moved = _free_name(directory, aside)
-            os.rename(directory, moved)
-        os.rename(building, directory)
+        moved = None if set(os.listdir(directory)) <= _NO_STATE else _free_name(directory, aside)
+        if moved is not None:
+            os.rename(building, moved)  # so that nobody takes for left-over what was there before
+        _exchange(moved or building, directory)
+        if moved is None:
+            shutil.rmtree(building)
         _sync(directory.parent)
     return moved
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Give each of two directories the other's name, in one step: without it, a master would begin an empty cluster."""
+    rename = getattr(_libc, "renameat2", None)
+    if rename is not None:
+        if not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    # Some file systems (NFS) cannot: there a power cut in between leaves `other` under the third name.
+    between = _free_name(other, "between")
+    os.rename(other, between)
+    os.rename(one, other)
+    os.rename(between, one)
 
 
 def _free_name(directory: Path, suffix: str) -> Path:

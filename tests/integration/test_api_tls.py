@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from depalma import secretfiles
 from depalma.agent.joining import CannotJoin, join
 from depalma.api import listener as port
+from depalma.api.connection import Connections
 from depalma.api.listener import Listener, ServerKeys
 from depalma.certificates import (
     AUTHORITY_FILE,
@@ -62,7 +63,7 @@ class Api:
     async def __aenter__(self) -> Api:
         await self._runner.setup()
         assert self._runner.server is not None
-        self.listener = Listener(self._runner.server, self.keys if self._tls else None, plain=self._plain)
+        self.listener = Listener(Connections(self._runner.server), self.keys if self._tls else None, plain=self._plain)
         await self.listener.start("127.0.0.1", 0)
         self.port = self.listener.ports[0]
         return self

@@ -22,7 +22,7 @@ from aiohttp import web
 
 from depalma import protocol
 from depalma.api.app import make_app
-from depalma.api.connection import connections
+from depalma.api.connection import Connections
 from depalma.blobs import Blobs, BlobStore
 from depalma.config import ClusterConfig, MasterConfig, Secrets, Settings
 from depalma.consensus import Member, NotLeader, recovery
@@ -272,7 +272,7 @@ async def bench(tmp_path: Path, settings: Settings, others: tuple[MasterConfig, 
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None
-    site = await asyncio.get_running_loop().create_server(connections(runner.server), sock=listener)
+    site = await asyncio.get_running_loop().create_server(Connections(runner.server), sock=listener)
     headers = {"Authorization": f"Bearer {SECRETS.token}"}
     archiving = asyncio.create_task(master.archive.run())
     async with aiohttp.ClientSession(headers=headers) as http:

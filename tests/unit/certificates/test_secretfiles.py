@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -126,3 +127,24 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"secrets: others may look into it; run: chmod 700"):
         secretfiles.prepare(tmp_path / "secrets", "lab", IDS)
     assert list((tmp_path / "secrets").iterdir()) == []
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut would else leave an empty certificate, or an authority without a key."""
+    synced: set[int] = set()
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def checked_replace(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced, target
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", checked_replace)
+    secretfiles.renew(folder, "lab", IDS)
+    secretfiles.add_new_authority(folder, "lab")
