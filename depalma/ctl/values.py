@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from depalma import gpuparts
+
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?$", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _CLOCK = re.compile(r"^(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})$")
@@ -75,6 +77,16 @@ def _seconds(text: str) -> float:
         raise ValueError(f"{text!r} is not a duration (such as 90, 15m, 1h30m or 01:30:00)")
     days_f, hours_f, minutes_f, seconds_f = (float(part or 0) for part in parts.groups())
     return ((days_f * 24 + hours_f) * 60 + minutes_f) * 60 + seconds_f
+
+
+def parse_gpus(text: str) -> float:
+    """Returns a number of GPUs, or a part of one. Errors: ValueError."""
+    try:
+        gpus = gpuparts.normal(float(text))
+        gpuparts.parts_of(gpus)
+    except ValueError:
+        raise ValueError(f"{text!r} given; allowed: {gpuparts.ALLOWED}") from None
+    return gpus
 
 
 def parse_array(text: str) -> Array:
@@ -146,3 +158,4 @@ class Parsed(AnyType):
 SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 ARRAY = Parsed("array", parse_array)
+GPUS = Parsed("gpus", parse_gpus)
