@@ -69,7 +69,7 @@ def shortage(has: int, taken: Mapping[str | int, int], parts: int) -> str:
     partly = [f"GPU {gpu} has {gpus_of(WHOLE - level)} free" for gpu, level in sorted(touched.items()) if level < WHOLE]
     named = ", ".join(partly[:_NAMED]) + (", …" if len(partly) > _NAMED else "")
     if parts < WHOLE:
-        return f"no GPU has {gpus_of(parts)} free: {named or f'all {has} are taken'}"
+        return f"no GPU has {gpus_of(parts)} free: {named or 'all are taken'}"
     free = has - len(touched)
     if not partly:
         return f"{has - free} of {has} GPU{'s' * (has != 1)} are taken, a task needs {gpus_of(parts)}"

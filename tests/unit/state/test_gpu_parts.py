@@ -117,7 +117,7 @@ def test_two_halves_share_one_gpu_and_a_third_waits(bench):
     assert len(bench.dispatch()) == 2
     assert gpus_of(job) == [(0,), (0,)]
     assert host.taken == {"gpus": 100, 0: 100}
-    assert "h1: fits, but no GPU has 0.5 free: all 1 are taken" in explain(bench.state, job)
+    assert "h1: fits, but no GPU has 0.5 free: all are taken" in explain(bench.state, job)
     bench.finish((job.id, 0, 1))
     assert host.taken == {"gpus": 50, 0: 50}
     assert len(bench.dispatch()) == 1
@@ -289,7 +289,7 @@ class TestKept:
         assert [ref[0] for _, ref in bench.dispatch()] == [waiting.id]
         assert gpus_of(waiting) == [(1, 2)]
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(data=st.data())
     def test_the_first_is_never_delayed(self, make_bench, data):
         """What runs when it becomes first ends by its time limit: by then the first has started, whatever comes."""
@@ -319,7 +319,7 @@ class TestKept:
                 bench.finish(ref, host=host)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_gpu_is_never_given_more_than_once(make_bench, data):
     """Whatever is submitted, ends, and comes; every plan is accepted, and twins and snapshots are equal."""
