@@ -5,6 +5,8 @@ Counted in hundredths, in whole numbers: sums of parts are exact, and the same o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 #: Hundredths of a GPU that is not shared.
 WHOLE = 100
 #: GPUs of one task.
@@ -34,6 +36,11 @@ def parts_of(gpus: int | float) -> int:
 def gpus_of(parts: int) -> int | float:
     """Returns how many GPUs these hundredths are, for people."""
     return parts / WHOLE if parts % WHOLE else parts // WHOLE
+
+
+def given(gpus: Iterable[int], share: float) -> str:
+    """Returns in words what a task has: these GPUs, or its part of one (0: it has them to itself)."""
+    return f"{share} of GPU {next(iter(gpus))}" if share else f"GPU {', '.join(map(str, gpus))}"
 
 
 def in_words(parts: int) -> str:

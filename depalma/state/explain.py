@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from depalma.gpuparts import given
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
 from depalma.state.dependencies import waiting_for
@@ -16,7 +17,7 @@ from depalma.state.gpus import shortage
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
-from depalma.state.shapes import GPUS, described
+from depalma.state.shapes import GPUS, described, gpu_share
 from depalma.state.task_states import QUEUED, RUNNING
 from depalma.state.turn import limit_reasons, turn_lines
 
@@ -39,6 +40,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     lines.append(f"attempt {attempt.number} {'runs on' if runs else 'was given to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
+    if attempt.gpus:
+        lines.append(f"has {given(attempt.gpus, gpu_share(job.spec))}")
     if line := gang_line(job, index):
         lines.append(line)
     host = state.hosts[attempt.host]

@@ -73,6 +73,11 @@ def shown(name: str, number: float) -> float:
     return gpus_of(int(number)) if name == GPUS else number
 
 
+def gpu_share(spec: JobSpec) -> float:
+    """Returns the part of a GPU that a task shares; 0 if it has GPUs to itself, or none."""
+    return spec.gpus if spec.gpus < 1 else 0.0
+
+
 def held(needs: Needs, gpus: tuple[int, ...]) -> Iterator[tuple[str | int, int]]:
     """Yields what an attempt with these needs takes: sums by name, and of each of its GPUs by number."""
     yield from needs

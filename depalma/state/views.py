@@ -22,7 +22,7 @@ from depalma.state.completions import Finished
 from depalma.state.explain import suspended_reason, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
-from depalma.state.shapes import shown
+from depalma.state.shapes import gpu_share, shown
 from depalma.state.stories import Story
 from depalma.state.task_states import QUEUED, UNBLOCKED, UNENDED, WAITING_WORDS, WORDS
 
@@ -117,7 +117,7 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         reason=suspended_reason(job) or attempt.reason,
         attempts=_attempts(story, _live(attempt, word)),
         gpus=attempt.gpus,
-        gpu_share=job.spec.gpus if job.spec.gpus < 1 else 0.0,
+        gpu_share=gpu_share(job.spec),
     )
 
 

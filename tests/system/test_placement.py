@@ -78,6 +78,7 @@ def test_two_tasks_share_a_gpu_and_a_third_waits(
     assert "h1: fits, but no GPU has 0.5 free: all are taken" in why
     assert "h2: has 0 GPUs, a task needs 0.5" in why
     assert "gpus 1/1" in ctl("host", "show", "h1").stdout
+    assert "0.5 of GPU 0" in ctl("show", "1.0").stdout
     assert [(task.gpus, task.gpu_share) for task in client.job(1).tasks()][:2] == [((0,), 0.5)] * 2
     refused = ctl("submit", "--gpus", "1.5", "--", "true", code=2).stderr
     assert "'1.5' given; allowed: a whole number up to 100000, or a part of one GPU in hundredths" in refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,25 @@ class TestNumbers:
         allowed = "a whole number up to 100000, or a part of one GPU in hundredths: 0.01 to 0.99"
         message = bench.refused(c.SubmitJob("", spec, bench.now)).message
         assert message == f"gpus: {gpus!r} given; allowed: {allowed}"
+
+    @pytest.mark.parametrize("gpus", [0, 2])
+    def test_whole_ones_are_in_the_log_as_they_always_were(self, gpus):
+        """So masters that know no parts, and journals, images and archives of theirs, go on."""
+        was = msgspec.defstruct("Spec", [("kind", str), ("gpus", int, 0)], omit_defaults=True, kw_only=True)
+        old = msgspec.msgpack.encode(was(kind="command", gpus=gpus))
+        spec = msgspec.msgpack.decode(old, type=JobSpec)
+        assert spec.gpus == gpus
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=was) == was(kind="command", gpus=gpus)
+        assert msgspec.json.decode(b'{"kind": "command", "gpus": 2.0}', type=JobSpec).gpus.__class__ is int
+
+    def test_whole_ones_are_planned_as_they_always_were(self, bench):
+        """Only where a part is given does the command name GPUs."""
+        bench.host("h1", slots=8, gpus=3)
+        bench.submit(2, gpus=1)
+        (command,) = bench.plan()
+        assert command.gpus == ()
+        bench.submit(1, gpus=0.5)
+        assert {each.gpus for each in bench.plan()} == {((0,), (1,), (2,))}
 
     @given(st.integers(0, 100), st.integers(0, 10**5))
     def test_every_hundredth(self, hundredth, whole):
@@ -118,6 +138,7 @@ def test_two_halves_share_one_gpu_and_a_third_waits(bench):
     assert gpus_of(job) == [(0,), (0,)]
     assert host.taken == {"gpus": 100, 0: 100}
     assert "h1: fits, but no GPU has 0.5 free: all are taken" in explain(bench.state, job)
+    assert "has 0.5 of GPU 0" in explain(bench.state, job, 1)
     bench.finish((job.id, 0, 1))
     assert host.taken == {"gpus": 50, 0: 50}
     assert len(bench.dispatch()) == 1
