@@ -107,8 +107,8 @@ class Place:
         # Parts may fit in the order of the plan alone, which is not that of its commands.
         return tuple(self.gpus.get(ref, ()) for ref in refs) if self.shares_gpus else ()
 
-    def held(self, ref: AttemptRef, shape: Shape) -> Iterator[tuple[str | int, int]]:
-        """Yields what an attempt that runs or was placed here has besides slots."""
+    def held(self, ref: AttemptRef, shape: Shape) -> Iterable[tuple[str | int, int]]:
+        """Returns what an attempt that runs or was placed here has besides slots."""
         attempt = self.host.attempts.get(ref)
         return held(shape.needs, attempt.gpus if attempt is not None else self.gpus.get(ref, ()))
 
@@ -140,9 +140,8 @@ class Place:
             (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),
         ):
             if refs:
-                yield AssignTasks(
-                    term, name, self.incarnation, tuple(refs), now, reason, self.avoid, self.named_gpus(refs)
-                )
+                gpus = self.named_gpus(refs) if self.shares_gpus else ()
+                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid, gpus)
 
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from math import frexp, ldexp
 from typing import NamedTuple
 
@@ -78,8 +78,9 @@ def gpu_share(spec: JobSpec) -> float:
     return spec.gpus if spec.gpus < 1 else 0.0
 
 
-def held(needs: Needs, gpus: tuple[int, ...]) -> Iterator[tuple[str | int, int]]:
-    """Yields what an attempt with these needs takes: sums by name, and of each of its GPUs by number."""
-    yield from needs
-    for gpu in gpus:
-        yield gpu, min(WHOLE, dict(needs)[GPUS])
+def held(needs: Needs, gpus: tuple[int, ...]) -> Iterable[tuple[str | int, int]]:
+    """Returns what an attempt with these needs takes: sums by name, and of each of its GPUs by number."""
+    if not gpus:
+        return needs
+    each = min(WHOLE, dict(needs)[GPUS])
+    return (*needs, *((gpu, each) for gpu in gpus))
