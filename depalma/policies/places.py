@@ -78,6 +78,7 @@ class Place:
         if room.busy_gpus:
             self.avoid = tuple(gpu for gpu in room.busy_gpus if not host.taken.get(gpu))
             self.taken = without(host.taken, self.avoid)
+            self.taken[GPUS] = host.taken.get(GPUS, 0) + WHOLE * len(self.avoid)
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
         self.gpus: dict[AttemptRef, tuple[int, ...]] = {}  #: what of them goes to what is placed here

@@ -50,7 +50,7 @@ class Quotas:
                 if need:
                     used = self.used.get(holder, {}).get(name, 0)
                     used += placed.get(holder, {}).get(name, 0) if placed else 0
-                    room = min(room, max(0, int((counted(name, most) - used) / need)))
+                    room = min(room, max(0, int((in_units(name, most) - used) / need)))
         return room
 
     def count(self, job: Job, tasks: int) -> None:
@@ -91,7 +91,7 @@ def add(used: dict[Holder, Amounts], holder: Holder, shape: Shape, tasks: int) -
         del used[holder]
 
 
-def counted(name: str, most: float) -> float:
+def in_units(name: str, most: float) -> float:
     """Returns what a quota says as it is counted: of GPUs in hundredths, which are whole numbers."""
     return int(most * WHOLE * (1 + 1e-12)) if name == GPUS else most  # 0.29 * 100 is a little less than 29
 

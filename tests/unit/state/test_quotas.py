@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from depalma.state import commands as c
 from depalma.state.explain import explain
-from depalma.state.quotas import amount, counted
+from depalma.state.quotas import amount, in_units
 
 GIB = 1 << 30
 
@@ -145,4 +145,4 @@ def test_never_more_than_the_quota(make_bench, data):
             jobs = [job for job in bench.state.jobs.values() if job.spec.user == user]
             for name, number in most.items():
                 used = sum(len(job.running) * amount(job.shape, name) for job in jobs)
-                assert used <= max(counted(name, number), before[user].get(name, 0))
+                assert used <= max(in_units(name, number), before[user].get(name, 0))
