@@ -216,7 +216,7 @@ class _Round:
             index = job.first + walk.position
             refs.append((job.id, index, job.last_attempt(index) + 1))
             chosen.append(place)
-            self.pool.give(place, shape)
+            self.pool.give(place, shape, refs[-1])
             walk.position = next(walk.positions, -1)
         self.pool.gangs.append((refs, chosen))
         walk.left -= size
@@ -265,7 +265,7 @@ class _Round:
             ref = (job_id, first + position, story.last + 1 if story else 1)
             place.used += weight
             if needs:
-                place.take(shape)
+                place.take(shape, ref)
             if mean_s is None:
                 own = place.free_refs if plain and not is_near else place.refs(shape, ahead=False, near=is_near)
                 own.append(ref)

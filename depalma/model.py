@@ -11,7 +11,9 @@ from math import ceil
 from typing import Literal
 
 from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
+from depalma.gpuparts import normal
 from depalma.ownership import OwnerPolicy
 from depalma.tails import OutputTail
 
@@ -95,7 +97,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     outputs: tuple[str, ...] = ()  #: globs below the scratch folder: what matches is kept as the task's outputs
     labels: tuple[str, ...] = ()  #: rules for the labels of its host, all of them: `disk=ssd`, `ram_gb>64`, …
     prefer: tuple[str, ...] = ()  #: the same, wished for: hosts for which most of them hold come first
-    gpus: int = 0  #: GPUs that each task has to itself
+    gpus: int | float = 0  #: GPUs that each task has to itself; below 1: its part of one that it shares
     resources: dict[str, int] | None = None  #: of what its host has so many of, such as licences
     pack: bool = False  #: fill one host after the other, instead of spreading tasks
     limits: dict[str, int] | None = None  #: tag → at most so many tasks with it at once in the cluster; it has the tag
@@ -114,6 +116,10 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     #: a task that no host was given so long after it was submitted, or added, is cancelled; 0 = it waits
     task_start_within_s: float = 0.0
     stdin: Payload | None = None  #: of each task of a command job; None = nothing (/dev/null)
+
+    def __post_init__(self) -> None:
+        if self.gpus.__class__ is float:
+            force_setattr(self, "gpus", normal(self.gpus))
 
 
 #: Parts of a slot: powers of two, so that sums of them are exact.
@@ -226,7 +232,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptView, ...] = ()
     error_code: str = ""  #: which limit ended it, and the like; see docs/api.md
     outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
-    gpus: tuple[int, ...] = ()  #: those that it has to itself while it is on a host
+    gpus: tuple[int, ...] = ()  #: those that it has while it is on a host
+    gpu_share: float = 0.0  #: its part of that GPU, which others may share; 0 = it has them to itself
 
 
 class GpuLoad(Struct, frozen=True, gc=False):
@@ -327,7 +334,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     owner_policy: OwnerPolicy = OwnerPolicy()  #: when its owner lets it work
     owner_step: str = ""  #: while the owner is there: how far its tasks made way
     resources: dict[str, int] = {}  #: what it has so many of, besides slots, memory and GPUs
-    taken: dict[str, int] = {}  #: what its tasks have of them: `memory_bytes`, `gpus`, and its resources
+    taken: dict[str, int | float] = {}  #: what its tasks have of them: `memory_bytes`, `gpus`, and its resources
 
 
 class MasterAddress(Struct, frozen=True, array_like=True, gc=False):

@@ -161,7 +161,7 @@ class Assignment(Struct, frozen=True, array_like=True, gc=False):
     argument: bytes | None = None  #: inline argument
     argument_blob: str = ""  #: or: digest of a blob that is the argument alone…
     argument_item: int = -1  #: …or, when ≥ 0, the packed items blob in which it is item n
-    gpus: tuple[int, ...] = ()  #: those that it has to itself
+    gpus: tuple[int, ...] = ()  #: those that it has
     gang: tuple[str, ...] = ()  #: hosts of its gang, in order of rank; empty = it is in none
 
 

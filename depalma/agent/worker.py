@@ -83,7 +83,7 @@ class Worker:
         self.pid = os.getpid()
         self._entered: Job | None = None
         self._restore: dict[str, str | None] = {}
-        self._gang: dict[str, str] = {}  #: of the last task: what it was told of its gang
+        self._own: dict[str, str] = {}  #: of the last task: what it was told beside what all are
         self._trashed = 0
         self._newest = newest_module()
         self._apart: Apart | None = None
@@ -181,10 +181,10 @@ class Worker:
         if task[9]:
             environment["CUDA_VISIBLE_DEVICES"] = environment["DEPALMA_GPUS"] = task[9]
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        for name in self._gang:
-            environment.pop(name, None)  # the task before was in another gang, or this one is in none
-        self._gang = task[10]
-        environment.update(self._gang)
+        for name in self._own:
+            environment.pop(name, None)  # they were of the task before
+        self._own = task[10]
+        environment.update(self._own)
         if path:
             argument = read_item(path, item) if item >= 0 else _read(path)
         if not argument:

@@ -61,7 +61,7 @@ class WorkerHandle:
                 self.jobs[attempt.job.id] = None
                 if len(self.jobs) > _JOBS:
                     del self.jobs[next(iter(self.jobs))]
-            own = gpus_of(attempt), gang_variables(attempt)
+            own = gpus_of(attempt), own_variables(attempt)
             self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, *own)))
         except BlockingIOError:
             return False
@@ -143,7 +143,7 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
 
 
 def gpus_of(attempt: Attempt) -> str:
-    """Returns the GPUs that an attempt has to itself, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that an attempt has, as CUDA_VISIBLE_DEVICES names them."""
     return ",".join(map(str, attempt.argument.gpus))
 
 
@@ -158,8 +158,16 @@ def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
     if attempt.argument.gpus:
         variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
         variables[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"  # the numbers are those of nvidia-smi, as the load of GPUs is
-    if attempt.argument.gang:
-        variables |= {name.encode(): value.encode() for name, value in gang_variables(attempt).items()}
+    if attempt.argument.gpus or attempt.argument.gang:
+        variables |= {name.encode(): value.encode() for name, value in own_variables(attempt).items()}
+    return variables
+
+
+def own_variables(attempt: Attempt) -> dict[str, str]:
+    """Returns what an attempt is told of its part of a GPU, and of its gang; nothing if it has neither."""
+    variables = gang_variables(attempt)
+    if attempt.argument.gpus and attempt.job.spec.gpus < 1:
+        variables["DEPALMA_GPU_SHARE"] = str(attempt.job.spec.gpus)
     return variables
 
 

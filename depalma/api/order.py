@@ -12,11 +12,17 @@ from depalma.api.shapes import Empty, LimitToSet, OrderChange, QuotaToSet, Share
 from depalma.orderviews import LimitView, OrderView, QuotaView, ShareView
 from depalma.state.limits import KINDS
 from depalma.state.order_commands import SetLimit, SetOrder, SetQuota, SetShare
+from depalma.state.quotas import Amounts
+from depalma.state.shapes import shown
 
 _LIMIT = Body(LimitToSet)
 _QUOTA = Body(QuotaToSet)
 _SHARE = Body(ShareToSet)
 _ORDER = Body(OrderChange)
+
+
+def _shown(amounts: Amounts) -> Amounts:
+    return {name: shown(name, number) for name, number in amounts.items()}
 
 
 async def show(api: Api, request: web.Request) -> web.StreamResponse:
@@ -28,7 +34,7 @@ async def show(api: Api, request: web.Request) -> web.StreamResponse:
         for name, limit in sorted(state.limits.of_kind(kind).items())
     ]
     quotas = [
-        QuotaView(kind=kind, name=name, most=most, used=state.quotas.used.get((kind, name), {}))
+        QuotaView(kind=kind, name=name, most=most, used=_shown(state.quotas.used.get((kind, name), {})))
         for (kind, name), most in sorted(state.quotas.most.items())
     ]
     at = now()

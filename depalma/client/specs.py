@@ -39,7 +39,7 @@ class JobOptions(TypedDict, total=False):
     max_files: int  #: open at once in a process
     max_output: int | str  #: bytes, or like "10M", of stdout and stderr together
     scratch: int | str  #: bytes, or like "10G", in the scratch folder
-    gpus: int  #: GPUs that each task has to itself
+    gpus: float  #: GPUs that each task has to itself; below 1, in hundredths: its part of one that it shares
     resources: Mapping[str, int]  #: of what its host has so many of, such as licences
     labels: Sequence[str]  #: rules for the labels of its host: "disk=ssd", "ram_gb>64"
     prefer: Sequence[str]  #: the same, wished for

@@ -16,6 +16,7 @@ from depalma.ctl.output import Column, plain_table, print_json, show_rows, show_
 from depalma.ctl.session import Session
 from depalma.ctl.values import Parsed, Whole
 from depalma.ctl.wording import ago, clean, count, duration, listed, moment, size
+from depalma.gpuparts import given
 
 STATES = (
     "held", "blocked", "queued", "assigned", "running", "suspended",
@@ -236,6 +237,7 @@ def _show_task(session: Session, task: dict[str, Any]) -> None:
         ("State", task["state"]),
         ("Reason", task.get("reason")),
         ("Host", task["host"]),
+        ("GPUs", given(task["gpus"], task.get("gpu_share", 0.0)) if task.get("gpus") else None),
         ("Attempt", task["attempt"]),
         ("Exit", _how(task)),
         ("Outputs", _outputs(task)),

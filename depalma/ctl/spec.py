@@ -16,7 +16,19 @@ import click
 from depalma.ctl import after
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
-from depalma.ctl.values import ALL, ARRAY, DURATION, SIZE, Array, Number, Whole, parse_counts, parse_env, parse_gang
+from depalma.ctl.values import (
+    ALL,
+    ARRAY,
+    DURATION,
+    GPUS,
+    SIZE,
+    Array,
+    Number,
+    Whole,
+    parse_counts,
+    parse_env,
+    parse_gang,
+)
 from depalma.model import INLINE_LIMIT_BYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,7 +43,9 @@ _COMMON = (
     click.option(
         "--memory", type=SIZE, metavar="SIZE", help="Memory a task needs, such as 500M or 2G; beyond it it is ended."
     ),
-    click.option("--gpus", type=Whole(0), metavar="N", help="GPUs that each task has to itself."),
+    click.option(
+        "--gpus", type=GPUS, metavar="N", help="GPUs that each task has to itself; 0.5: half of one that it shares."
+    ),
     click.option(
         "--resource",
         "resources",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from depalma import gpuparts
+
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?$", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _CLOCK = re.compile(r"^(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})$")
@@ -98,6 +100,16 @@ def _seconds(text: str) -> float:
     return ((days_f * 24 + hours_f) * 60 + minutes_f) * 60 + seconds_f
 
 
+def parse_gpus(text: str) -> float:
+    """Returns a number of GPUs, or a part of one. Errors: ValueError."""
+    try:
+        gpus = gpuparts.normal(float(text))
+        gpuparts.parts_of(gpus)
+    except ValueError:
+        raise ValueError(f"{text!r} given; allowed: {gpuparts.ALLOWED}") from None
+    return gpus
+
+
 def parse_array(text: str) -> Array:
     """Returns the tasks of `A-B` or `A-B%N`. Errors: ValueError."""
     match = _ARRAY.match(text.strip())
@@ -167,3 +179,4 @@ class Parsed(AnyType):
 SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 ARRAY = Parsed("array", parse_array)
+GPUS = Parsed("gpus", parse_gpus)

@@ -55,7 +55,7 @@ class Head(Struct, frozen=True, array_like=True, gc=False):
     command: str
     cpus: float
     memory_bytes: int
-    gpus: int
+    gpus: int | float
     hosts: tuple[HostUse, ...]
 
 

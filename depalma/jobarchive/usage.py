@@ -74,7 +74,7 @@ def use_row(
     state: str,
     times: tuple[float, float | None, float | None],
     tasks: Sequence[int],
-    asked: tuple[float, int, int],
+    asked: tuple[float, int, float],
     hosts: tuple[HostUse, ...],
     now: float,
 ) -> JobUse:

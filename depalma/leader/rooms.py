@@ -71,7 +71,7 @@ class Rooms:
 
     def _free_gpus(self, session: AgentSession, now: float) -> dict[int, float]:
         """Returns since when no task has had each GPU that none has."""
-        taken = self._context.state.hosts[session.host].gpus_taken
+        taken = self._context.state.hosts[session.host].taken
         free = self._free_since_s.setdefault(session, {})
         for gpu in range(len(session.load.gpus)):
             if gpu in taken:

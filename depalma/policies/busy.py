@@ -2,7 +2,8 @@
 
 Agents measure which part of their CPUs something else than their tasks uses. Only how much busier a host is than the
 least busy one counts, so when all are busy none gets less; and every host keeps one slot, so nothing waits for ever
-for a host that is never idle. A GPU that something else uses is given to nobody.
+for a host that is never idle. A GPU that something else uses is given to nobody; one of which our own tasks have a part
+is theirs, whatever is measured there.
 """
 
 from __future__ import annotations

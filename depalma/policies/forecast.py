@@ -25,7 +25,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.placement import misfit
-from depalma.state.quotas import Holder, amount, holders_of
+from depalma.state.quotas import Holder, amount, holders_of, in_units
 
 #: How far a chain of jobs that wait for each other is followed, and how many of them are looked at in all.
 _MOST_LINKS = 20
@@ -160,7 +160,20 @@ class Forecaster:
 
     def _room_on(self, job: Job, place: Place) -> float:
         """Returns when the host has room for a task, if nothing comes before it."""
-        return max(level(basin, self._now) for basin in self._of_hosts(job, [place], 1))
+        at = max(level(basin, self._now) for basin in self._of_hosts(job, [place], 1))
+        return max(at, self._gpus_on(job, place)) if job.spec.gpus else at
+
+    def _gpus_on(self, job: Job, place: Place) -> float:
+        """Returns when GPUs of the host have room for a task, beside what runs there: sums of parts do not say that."""
+        host, needs, taken = place.host, job.shape.needs, dict(place.taken)
+        jobs, ends = self._state.jobs, self._durations.end
+        live = sorted((ends(jobs[ref[0]], began_at, self._now), ref) for ref, began_at in place.live(self._now))
+        at = self._now
+        while not host.has_room(needs, taken) and live:
+            at, ref = live.pop(0)
+            for name, number in place.held(ref, jobs[ref[0]].shape):
+                taken[name] -= number
+        return at if host.has_room(needs, taken) else inf
 
     # ------------------------------------------------------------ basins
 
@@ -199,7 +212,7 @@ class Forecaster:
         for holder in holders_of(job) if state.quotas else ():
             for name, most in state.quotas.of(holder).items():
                 if need := amount(job.shape, name) * size:
-                    yield Basin(most, need, _of(name, holder), runs)
+                    yield Basin(in_units(name, most), need, _of(name, holder), runs)
 
     def _before(self, job: Job) -> tuple[list[Work], list[Held]]:
         """Returns what comes before a job; apart what takes no more than a limit of its own lets it."""

@@ -33,16 +33,17 @@ def room_at(shape: Shape, place: Place, now: float, most: int) -> int:
     """Returns how many tasks of the shape may be put there in this round, up to `most`."""
     if place.reserved is None:
         return min(most, tasks_beside(shape, place.host, place.limit, place.used, place.taken))
-    used, taken, count = place.used, place.taken, 0
+    used, taken, gpus, count = place.used, place.taken, place.gpus, 0
+    place.gpus = {}
     while (
         count < most
         and tasks_beside(shape, place.host, place.limit, place.used, place.taken)
         and place.reserved.admits(shape, place, now)
     ):
         place.used += shape.weight
-        place.take(shape)
+        place.take(shape, (0, count, 0))
         count += 1
-    place.used, place.taken = used, taken
+    place.used, place.taken, place.gpus = used, taken, gpus
     return count
 
 
@@ -59,7 +60,9 @@ def gang_command(refs: list[AttemptRef], chosen: list[Place], now: float, term: 
     named = ", ".join(f"{name} {len(given)}" for name, _, given in parts[:_NAMED])
     more = f" and {len(parts) - _NAMED} more hosts" if len(parts) > _NAMED else ""
     avoid = {place.host.name: place.avoid for place in counts if place.avoid}
-    return AssignGang(term, tuple(parts), now, f"gang of {len(refs)}, all at once: {named}{more}", avoid)
+    own = ((place.host.name, place.named_gpus(part[2])) for place, part in zip(counts, parts, strict=True))
+    gpus = {name: named for name, named in own if named}
+    return AssignGang(term, tuple(parts), now, f"gang of {len(refs)}, all at once: {named}{more}", avoid, gpus)
 
 
 def could_start(shape: Shape, places: Iterable[Place]) -> bool:
@@ -89,18 +92,19 @@ def starts(state: ClusterState, shape: Shape, places: list[Place], now: float) -
     counts = {place: tasks_beside(shape, place.host, place.slots, place.used, place.taken) for place in places}
     missing = shape.gang - sum(counts.values())
     jobs = state.jobs
-    ends: list[tuple[float, str, int, Place, Shape]] = []
+    ends: list[tuple[float, str, int, Place, AttemptRef]] = []
     for place in places if missing > 0 else ():
         if any(jobs[job].spec.timeout_s for job in {*place.host.by_job, *(ref[0] for ref in place.placed())}):
             for ref, began_at in place.live(now):
                 end = end_of(jobs[ref[0]], began_at)
                 if end < inf:
-                    heappush(ends, (end, place.host.name, len(ends), place, jobs[ref[0]].shape))
+                    heappush(ends, (end, place.host.name, len(ends), place, ref))
     at, used = now, {place: (place.used, dict(place.taken)) for place in places}
     while missing > 0 and ends:
-        at, _, _, place, gone = heappop(ends)
+        at, _, _, place, ref = heappop(ends)
+        gone = jobs[ref[0]].shape
         slots, taken = used[place]
-        for name, number in gone.needs:
+        for name, number in place.held(ref, gone):
             taken[name] -= number
         used[place] = slots - gone.weight, taken
         count = tasks_beside(shape, place.host, place.slots, *used[place])
@@ -130,5 +134,5 @@ def _cheapest(shape: Shape, places: list[Place]) -> dict[Place, int]:
 def _missing(shape: Shape, place: Place, members: int) -> float:
     """Returns what must get free for the last of so many members, as a share of what it needs."""
     parts = [(place.slots - place.used, shape.weight)]
-    parts += [(place.host.capacity(name) - place.taken.get(name, 0), number) for name, number in shape.needs]
+    parts += [(place.host.free(name, number, place.taken), number) for name, number in shape.needs]
     return sum(min(1.0, max(0.0, members - free / need)) for free, need in parts)

@@ -12,14 +12,16 @@ from heapq import heapify
 
 from msgspec import Struct
 
+from depalma.gpuparts import WHOLE
 from depalma.model import AttemptRef, Load
 from depalma.policies.busy import allowed, least
 from depalma.policies.reserve import Reservation
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
+from depalma.state.gpus import without
 from depalma.state.hosts import Host
-from depalma.state.shapes import GPUS, Shape
+from depalma.state.shapes import GPUS, Shape, held
 
 
 class HostRoom(Struct, frozen=True, gc=False):
@@ -44,12 +46,14 @@ class Place:
         "cpu",
         "free_refs",
         "gang_refs",
+        "gpus",
         "holds",
         "host",
         "incarnation",
         "limit",
         "number",
         "reserved",
+        "shares_gpus",
         "short_slots",
         "slots",
         "taken",
@@ -72,10 +76,13 @@ class Place:
         self.taken = host.taken  #: replaced when something is placed, never changed
         self.avoid: tuple[int, ...] = ()
         if room.busy_gpus:
-            self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu not in host.gpus_taken)
-            self.taken = {**host.taken, GPUS: host.taken.get(GPUS, 0) + len(self.avoid)}
+            self.avoid = tuple(gpu for gpu in room.busy_gpus if not host.taken.get(gpu))
+            self.taken = without(host.taken, self.avoid)
+            self.taken[GPUS] = host.taken.get(GPUS, 0) + WHOLE * len(self.avoid)
         self.reserved: Reservation | None = None  #: for a task that needs much
         self.short_slots: float = -1  #: slots that short tasks hold; -1 = not counted yet
+        self.gpus: dict[AttemptRef, tuple[int, ...]] = {}  #: what of them goes to what is placed here
+        self.shares_gpus = False  #: some of that gets a part of one
         self.free_refs: list[AttemptRef] = []
         self.gang_refs: list[AttemptRef] = []  #: in free slots, with the rest of their gangs
         self.ahead_refs: list[AttemptRef] = []
@@ -85,12 +92,26 @@ class Place:
         """Returns whether tasks of a shape that fits the host may go here at all: by its slots, and who is there."""
         return self.slots >= shape.weight and self.host.incarnation == self.incarnation
 
-    def take(self, shape: Shape) -> None:
-        """Notes what a task takes besides slots."""
+    def take(self, shape: Shape, ref: AttemptRef) -> None:
+        """Notes what a task for which there is room takes besides slots."""
+        gpus = self.host.choose_gpus(shape, self.taken)
+        if gpus:
+            self.gpus[ref] = gpus
+            self.shares_gpus = self.shares_gpus or dict(shape.needs)[GPUS] < WHOLE
         taken = dict(self.taken)
-        for name, number in shape.needs:
+        for name, number in held(shape.needs, gpus or ()):
             taken[name] = taken.get(name, 0) + number
         self.taken = taken
+
+    def named_gpus(self, refs: Iterable[AttemptRef]) -> tuple[tuple[int, ...], ...]:
+        """Returns the GPUs of each of these that were placed here; nothing if they would be the same in any order."""
+        # Parts may fit in the order of the plan alone, which is not that of its commands.
+        return tuple(self.gpus.get(ref, ()) for ref in refs) if self.shares_gpus else ()
+
+    def held(self, ref: AttemptRef, shape: Shape) -> Iterable[tuple[str | int, int]]:
+        """Returns what an attempt that runs or was placed here has besides slots."""
+        attempt = self.host.attempts.get(ref)
+        return held(shape.needs, attempt.gpus if attempt is not None else self.gpus.get(ref, ()))
 
     def refs(self, shape: Shape, *, ahead: bool, near: bool = False) -> list[AttemptRef]:
         """Returns the list to which a task of the shape is to be added. `near`: it was chosen for its data."""
@@ -120,7 +141,8 @@ class Place:
             (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),
         ):
             if refs:
-                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid)
+                gpus = self.named_gpus(refs) if self.shares_gpus else ()
+                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid, gpus)
 
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""
@@ -240,11 +262,11 @@ class Pool:
             self._wanted |= _bits_of([place.number for place in self.all_for(other, others & ~self._wanted)])
         return list(self.all_for(shape, bits & ~self._wanted & ~self.reserved))
 
-    def give(self, place: Place, shape: Shape) -> None:
+    def give(self, place: Place, shape: Shape, ref: AttemptRef) -> None:
         """Takes what a task of the shape needs in a free slot there."""
         place.used += shape.weight
         if shape.needs:
-            place.take(shape)
+            place.take(shape, ref)
         self.changed(place)
 
     def changed(self, place: Place) -> None:

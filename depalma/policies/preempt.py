@@ -17,10 +17,11 @@ from msgspec import Struct
 from depalma.model import AttemptRef
 from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import ClusterState
+from depalma.state.gpus import Taken, without
 from depalma.state.hosts import Host
 from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
-from depalma.state.shapes import Shape
+from depalma.state.shapes import Shape, held
 from depalma.state.shares import Account
 
 #: Waiting tasks for which room is made at a time.
@@ -41,7 +42,7 @@ def preemptions(
     """Yields what is to end now. `ending`: what was told to end already; its room is counted as free."""
     if not state.ready.preempting:
         return
-    rooms = [_Room(state, state.hosts[name], room.slots, ending) for name, room in hosts.items() if name in state.hosts]
+    rooms = [_Room(state, state.hosts[name], room, ending) for name, room in hosts.items() if name in state.hosts]
     left = MOST
     for priority in state.ready.priorities():
         level = state.ready.levels[priority]
@@ -56,12 +57,13 @@ def preemptions(
 class _Room:
     """A host as it will be when everything has ended that was told to."""
 
-    def __init__(self, state: ClusterState, host: Host, slots: int, ending: Collection[AttemptRef]) -> None:
+    def __init__(self, state: ClusterState, host: Host, room: HostRoom, ending: Collection[AttemptRef]) -> None:
         self.state = state
         self.host = host
-        self.slots = slots
+        self.slots = room.slots
         self.used = host.used
-        self.taken = dict(host.taken)
+        busy = [gpu for gpu in room.busy_gpus if not host.taken.get(gpu)]
+        self.taken = without(host.taken, busy)
         self.left: list[AttemptRef] = []  #: what lives there and may be ended, first what costs least
         for ref in host.attempts:
             if ref in ending:
@@ -78,20 +80,20 @@ class _Room:
         """Counts what an attempt has as free."""
         shape = self.state.jobs[ref[0]].shape
         self.used -= shape.weight
-        for name, number in shape.needs:
+        for name, number in held(shape.needs, self.host.attempts[ref].gpus):
             self.taken[name] -= number
 
     def take(self, shape: Shape) -> None:
         """Counts what a task will have as taken."""
         self.used += shape.weight
-        for name, number in shape.needs:
+        for name, number in held(shape.needs, self.host.choose_gpus(shape, self.taken) or ()):
             self.taken[name] = self.taken.get(name, 0) + number
 
-    def standing(self) -> tuple[float, dict[str, int], list[AttemptRef]]:
+    def standing(self) -> tuple[float, Taken, list[AttemptRef]]:
         """Returns how things stand, to come back to."""
         return self.used, dict(self.taken), list(self.left)
 
-    def stand(self, standing: tuple[float, dict[str, int], list[AttemptRef]]) -> None:
+    def stand(self, standing: tuple[float, Taken, list[AttemptRef]]) -> None:
         """Comes back to how things stood."""
         self.used, self.taken, self.left = standing
 
@@ -101,7 +103,7 @@ class _Room:
         for ref in without:
             gone = self.state.jobs[ref[0]].shape
             used -= gone.weight
-            for name, number in gone.needs:
+            for name, number in held(gone.needs, self.host.attempts[ref].gpus):
                 taken[name] -= number
         return used + shape.weight <= self.slots and self.host.has_room(shape.needs, taken)
 

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from math import inf
 from typing import TYPE_CHECKING
 
+from depalma.state.gpus import short
 from depalma.state.jobs import Job
-from depalma.state.shapes import Shape
+from depalma.state.shapes import GPUS, Shape, held
 
 if TYPE_CHECKING:
     from depalma.policies.places import Place
@@ -50,9 +51,22 @@ class Reservation:
         if place.used + shape.weight + slots > place.slots:
             return False
         return all(
-            place.taken.get(name, 0) + number + kept.get(name, 0) * self.tasks <= place.host.capacity(name)
+            _leaves_gpus(shape, kept.get(name, 0) * self.tasks, kept.get(name, 0), place)
+            if name == GPUS
+            else place.taken.get(name, 0) + number + kept.get(name, 0) * self.tasks <= place.host.capacity(name)
             for name, number in shape.needs
         )
+
+
+def _leaves_gpus(shape: Shape, all_parts: int, parts: int, place: Place) -> bool:
+    """Returns whether tasks that ask for `parts` of a GPU can have so many of them together beside one of the shape,
+    for which there is room now."""
+    if not parts:
+        return True
+    taken = dict(place.taken)
+    for name, number in held(shape.needs, place.host.choose_gpus(shape, taken) or ()):
+        taken[name] = taken.get(name, 0) + number
+    return place.host.free(GPUS, parts, taken) >= all_parts
 
 
 def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> list[Place]:
@@ -80,7 +94,10 @@ def _missing(shape: Shape, place: Place) -> float:
     """Returns what must still get free there, as a share of what the task needs."""
     missing = max(0, place.used + shape.weight - place.slots) / shape.weight
     for name, number in shape.needs:
-        missing += max(0, place.taken.get(name, 0) + number - place.host.capacity(name)) / number
+        if name == GPUS:
+            missing += short(place.host.gpu_count, place.taken, number) / number
+        else:
+            missing += max(0, place.taken.get(name, 0) + number - place.host.capacity(name)) / number
     return missing
 
 
@@ -90,12 +107,12 @@ def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) ->
     host = place.host
     if not any(jobs[job].spec.timeout_s for job in host.by_job):
         return inf
-    ends = sorted((end_of(jobs[ref[0]], began_at), ref[0]) for ref, began_at in place.live(now))
+    ends = sorted((end_of(jobs[ref[0]], began_at), ref) for ref, began_at in place.live(now))
     used, taken = place.used, dict(place.taken)
-    for end, job in ends:
-        gone = jobs[job].shape
+    for end, ref in ends:
+        gone = jobs[ref[0]].shape
         used -= gone.weight
-        for name, number in gone.needs:
+        for name, number in place.held(ref, gone):
             taken[name] -= number
         if used + shape.weight <= place.slots and host.has_room(shape.needs, taken):
             return max(end, now)

@@ -81,6 +81,7 @@ def _assign_all(
     job_id, room = -1, 0
     shape = _NO_SHAPE
     barred = "unknown_job"
+    wanted = dict(zip(command.tasks, command.gpus, strict=False)) if command.gpus else None
     for ref in command.tasks:
         if ref[0] != job_id:
             job_id = ref[0]
@@ -105,10 +106,12 @@ def _assign_all(
             if not host.has_room(shape.needs, host.taken):
                 refused.append((ref, "no_room"))
                 continue
-            attempt.gpus = host.free_gpus(job.spec.gpus, command.avoid)
-            if len(attempt.gpus) < job.spec.gpus:
+            own = wanted.get(ref, ()) if wanted is not None else ()
+            gpus = host.choose_gpus(shape, host.taken, command.avoid, own)
+            if gpus is None:
                 refused.append((ref, "no_room"))
                 continue
+            attempt.gpus = gpus
         job.assign(index, attempt)
         host.put(ref, attempt, shape)
         room -= 1

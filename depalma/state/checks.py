@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from depalma import items
+from depalma.gpuparts import parts_of
 from depalma.model import MAX_TASKS, JobSpec, Payload
 from depalma.state.commands import Rejected
 from depalma.state.constraints import ALLOWED, rule_of
@@ -240,7 +241,15 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
             return bad_field("limits", tag, "at most 100 tags of 1 to 200 printable characters")
         if wrong := bad_range(f"limits.{tag}", limit, 1, MAX_TASKS):
             return wrong
-    return bad_range("gpus", spec.gpus, 0, 100_000) or bad_resources(spec.resources or {})
+    return _bad_gpus(spec.gpus) or bad_resources(spec.resources or {})
+
+
+def _bad_gpus(gpus: float) -> Rejected | None:
+    try:
+        parts_of(gpus)
+    except ValueError as error:
+        return bad_field("gpus", gpus, str(error))
+    return None
 
 
 def _bad_gang(spec: JobSpec) -> Rejected | None:

@@ -69,6 +69,7 @@ class AssignTasks(Command, frozen=True, tag="task.assign"):
     at: float
     reason: str = ""
     avoid: tuple[int, ...] = ()  #: GPUs there that something else uses
+    gpus: tuple[tuple[int, ...], ...] = ()  #: those of each task, where parts of some are given; else the state chooses
 
 
 class StartTasks(Command, frozen=True, tag="task.start"):

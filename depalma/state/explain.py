@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from depalma.gpuparts import given
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
 from depalma.state.dependencies import waiting_for
 from depalma.state.gangs import ending_line, gang_line
+from depalma.state.gpus import shortage
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
-from depalma.state.shapes import described
+from depalma.state.shapes import GPUS, described, gpu_share
 from depalma.state.task_states import CANCELLED, QUEUED, RUNNING
 from depalma.state.turn import limit_reasons, turn_lines
 
@@ -38,6 +40,8 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     lines.append(f"attempt {attempt.number} {'runs on' if runs else 'was given to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
+    if attempt.gpus:
+        lines.append(f"has {given(attempt.gpus, gpu_share(job.spec))}")
     if line := gang_line(job, index):
         lines.append(line)
     host = state.hosts[attempt.host]
@@ -179,6 +183,8 @@ def _fit(job: Job, host: Host) -> str:
     weight = job.shape.weight
     for name, number in job.shape.needs:
         taken, has = host.taken.get(name, 0), host.capacity(name)
+        if name == GPUS and host.free(name, number, host.taken) < number:
+            return f"fits, but {shortage(host.gpu_count, host.taken, number)}"
         if taken + number > has:
             return f"fits, but {taken} of {described(name, has)} are taken, a task needs {number}"
     if free >= weight:

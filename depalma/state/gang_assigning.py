@@ -7,8 +7,11 @@ from depalma.state.attempts import MAX_REASON, host_refusal, job_terms, task_pro
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, AssignOutcome, Rejected
 from depalma.state.gangs import GangRun, gang_of, members
+from depalma.state.gpus import without
+from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
 from depalma.state.order_commands import AssignGang
+from depalma.state.shapes import held
 
 
 def assign_gang(state: ClusterState, command: AssignGang) -> Applied | Rejected:
@@ -24,8 +27,7 @@ def assign_gang(state: ClusterState, command: AssignGang) -> Applied | Rejected:
     fence, at, reason = state.version, command.at, command.reason[:MAX_REASON]
     for name, incarnation, given in command.parts:
         host = state.hosts[name]
-        for ref in given:
-            gpus = host.free_gpus(job.spec.gpus, command.avoid.get(name, ()))
+        for ref, gpus in zip(given, _gpus(job, host, command, len(given)) or (), strict=True):
             attempt = Attempt(ref[2], name, incarnation, at, None, fence, reason, gpus)
             job.assign(ref[1], attempt)
             host.put(ref, attempt, job.shape)
@@ -73,7 +75,21 @@ def _part_refusal(
         return barred
     if room < size:
         return "job_limit"
-    needs = tuple((need, number * len(given)) for need, number in job.shape.needs)
-    gpus = job.spec.gpus * len(given)
-    fits = host.has_room(needs, host.taken) and len(host.free_gpus(gpus, command.avoid.get(name, ()))) == gpus
-    return "" if fits else "no_room"
+    taken = without(host.taken, command.avoid.get(name, ()))
+    fits = all(host.free(need, number, taken) >= number * len(given) for need, number in job.shape.needs)
+    return "" if fits and _gpus(job, host, command, len(given)) is not None else "no_room"
+
+
+def _gpus(job: Job, host: Host, command: AssignGang, members: int) -> list[tuple[int, ...]] | None:
+    """Returns the GPUs of each of so many members on a host; None if one cannot have its own."""
+    taken = without(host.taken, command.avoid.get(host.name, ()))
+    wanted = command.gpus.get(host.name, ())
+    chosen: list[tuple[int, ...]] = []
+    for place in range(members):
+        gpus = host.choose_gpus(job.shape, taken, wanted=wanted[place] if place < len(wanted) else ())
+        if gpus is None:
+            return None
+        for name, number in held(job.shape.needs, gpus):
+            taken[name] = taken.get(name, 0) + number
+        chosen.append(gpus)
+    return chosen

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from msgspec import Struct
 
+from depalma.gpuparts import WHOLE
 from depalma.model import AttemptRef, HostFacts, HostState
 from depalma.ownership import OwnerPolicy
+from depalma.state.gpus import Taken, choose, may_have, usable
 from depalma.state.jobs import Attempt
-from depalma.state.shapes import GPUS, MEMORY, Needs, Shape, described
+from depalma.state.shapes import GPUS, MEMORY, Needs, Shape, described, held, shown
 
 #: Incarnations that are over, remembered so that a late message of one is not taken for a new agent.
 KEEP_OVER = 16
@@ -82,7 +84,6 @@ class Host:
         "facts",
         "from_file",
         "gpus",
-        "gpus_taken",
         "groups",
         "incarnation",
         "labels",
@@ -134,8 +135,7 @@ class Host:
         self.by_job: dict[int, int] = {}  #: how many of them are of which job
         self.used: float = 0  #: slots that they take, those waiting there included
         self.resources: dict[str, int] = {}  #: what it has so many of
-        self.taken: dict[str, int] = {}  #: what its attempts have of all that is counted
-        self.gpus_taken: set[int] = set()  #: numbers of GPUs that an attempt has
+        self.taken: Taken = {}  #: what its attempts have of all that is counted, and of each GPU
         self.from_file = True  #: the cluster file lists it; False = added at run time
         self.drain: Drain | None = None
         self.removing = ""  #: why it goes as soon as nothing of it can live; empty = it stays
@@ -200,30 +200,56 @@ class Host:
             return self.since
         return self.drain.at if self.drain.done_at is None else self.drain.done_at
 
+    @property
+    def gpu_count(self) -> int:
+        """Returns how many GPUs it has."""
+        return self.gpus or (self.facts.gpus if self.facts is not None else 0)
+
     def capacity(self, name: str) -> int:
-        """Returns how many it has of something that is counted."""
+        """Returns how many it has of something that is counted; hundredths of GPUs."""
         if name == MEMORY:
             return self.facts.memory_bytes if self.facts is not None else 0
         if name == GPUS:
-            return self.gpus or (self.facts.gpus if self.facts is not None else 0)
+            return self.gpu_count * WHOLE
         return self.resources.get(name, 0)
 
     def lacks(self, needs: Needs) -> str:
         """Returns in words what there is too little of even when nothing runs; empty when there is enough."""
         for name, number in needs:
             if self.capacity(name) < number:
-                return f"has {described(name, self.capacity(name))}, a task needs {number}"
+                return f"has {described(name, self.capacity(name))}, a task needs {shown(name, number)}"
         return ""
 
-    def has_room(self, needs: Needs, taken: dict[str, int]) -> bool:
+    def has_room(self, needs: Needs, taken: Mapping[str | int, int]) -> bool:
         """Returns whether one more task with these needs may run beside what is `taken`."""
-        return all(taken.get(name, 0) + number <= self.capacity(name) for name, number in needs)
+        for name, number in needs:
+            if taken.get(name, 0) + number > self.capacity(name):
+                return False
+            if name == GPUS and usable(self.gpu_count, taken, number) < number:
+                return False
+        return True
 
-    def free_gpus(self, number: int, avoid: Container[int] = ()) -> tuple[int, ...]:
-        """Returns the first so many GPUs that no attempt has and that are not to be avoided; fewer if there are no
-        more."""
-        free = (gpu for gpu in range(self.capacity(GPUS)) if gpu not in self.gpus_taken and gpu not in avoid)
-        return tuple(gpu for gpu, _ in zip(free, range(number), strict=False))
+    def free(self, name: str, number: int, taken: Mapping[str | int, int]) -> int:
+        """Returns how much of something is left for tasks that take `number` each, beside what is `taken`."""
+        left = self.capacity(name) - taken.get(name, 0)
+        return min(left, usable(self.gpu_count, taken, number)) if name == GPUS else left
+
+    def choose_gpus(
+        self,
+        shape: Shape,
+        taken: Mapping[str | int, int],
+        avoid: Container[int] = (),
+        wanted: tuple[int, ...] = (),
+    ) -> tuple[int, ...] | None:
+        """Returns the GPUs that a task of the shape gets beside what is `taken`: those that are `wanted`, if any are;
+        None if it cannot have them."""
+        for name, number in shape.needs:
+            if name == GPUS and wanted:
+                fits = may_have(self.gpu_count, taken, number, wanted)
+                return wanted if fits and not any(gpu in avoid for gpu in wanted) else None
+            if name == GPUS:
+                return choose(self.gpu_count, taken, number, avoid)
+        return ()
 
     def put(self, ref: AttemptRef, attempt: Attempt, shape: Shape) -> None:
         """Takes an attempt, with what tasks of its shape take."""
@@ -232,19 +258,17 @@ class Host:
         self.by_job[job] = self.by_job.get(job, 0) + 1
         self.used += shape.weight
         if shape.needs:
-            for name, number in shape.needs:
+            for name, number in held(shape.needs, attempt.gpus):
                 self.taken[name] = self.taken.get(name, 0) + number
-            self.gpus_taken.update(attempt.gpus)
 
     def release(self, job: int, attempt: Attempt, shape: Shape) -> None:
         """Follows up the removal of an attempt of the job from `attempts`."""
         self.used -= shape.weight
         if shape.needs:
-            for name, number in shape.needs:
+            for name, number in held(shape.needs, attempt.gpus):
                 self.taken[name] -= number
                 if not self.taken[name]:
                     del self.taken[name]
-            self.gpus_taken.difference_update(attempt.gpus)
         left = self.by_job[job] - 1
         if left:
             self.by_job[job] = left

@@ -11,6 +11,7 @@ from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING
 
+from depalma.gpuparts import WHOLE
 from depalma.model import AttemptRef
 from depalma.state.dependencies import check_dependencies
 from depalma.state.gangs import check_gangs
@@ -21,7 +22,7 @@ from depalma.state.placement import misfit
 from depalma.state.quotas import Quotas
 from depalma.state.ready import Lane, Line
 from depalma.state.schedule import check_schedules
-from depalma.state.shapes import Shape
+from depalma.state.shapes import GPUS, Shape, held
 from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
 
 if TYPE_CHECKING:
@@ -207,13 +208,15 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
     used = sum(state.jobs[ref[0]].shape.weight for ref in live)
     _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
-    taken: Counter[str] = Counter()
-    for ref in live:
-        taken.update(dict(state.jobs[ref[0]].shape.needs))
+    taken: Counter[str | int] = Counter()
+    for ref, attempt in live.items():
+        taken.update(dict(held(state.jobs[ref[0]].shape.needs, attempt.gpus)))
+        parts = dict(state.jobs[ref[0]].shape.needs).get(GPUS, 0)
+        gpus = set(attempt.gpus)
+        _must(len(gpus) == len(attempt.gpus) == -(-parts // WHOLE), f"{name}: {ref} has GPUs {attempt.gpus}")
     _must(dict(taken) == host.taken, f"{name}: {dict(taken)} is taken, it says {host.taken}")
-    gpus = [gpu for attempt in live.values() for gpu in attempt.gpus]
-    _must(len(set(gpus)) == len(gpus), f"{name}: a GPU is given twice: {gpus}")
-    _must(set(gpus) == host.gpus_taken, f"{name}: GPUs {gpus} are taken, it says {host.gpus_taken}")
+    twice = {gpu: parts for gpu, parts in taken.items() if isinstance(gpu, int) and parts > WHOLE}
+    _must(not twice, f"{name}: more than all of a GPU is given: {twice}")
     _must(dict(Counter(ref[0] for ref in live)) == host.by_job, f"{name}: attempts by job are {host.by_job}")
     _must(not live or host.state in ("up", "suspect"), f"{name}: {host.state} with {len(live)} attempts")
     over = host.incarnation in host.over

@@ -55,7 +55,7 @@ class Attempt(Struct, gc=False, array_like=True):
     started_at: float | None
     fence: int
     reason: str  #: why it was placed there
-    gpus: tuple[int, ...] = ()  #: those of its host that it has to itself
+    gpus: tuple[int, ...] = ()  #: those of its host that it has, or has a part of
 
 
 class Job:

@@ -47,6 +47,8 @@ class AssignGang(Command, frozen=True, tag="task.assign_gang"):
     at: float
     reason: str = ""
     avoid: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)  #: GPUs that something else uses, by host
+    #: by host, those of each member there, where parts of some are given; else the state chooses
+    gpus: dict[str, tuple[tuple[int, ...], ...]] = msgspec.field(default_factory=dict)
 
 
 class SetQuota(Command, frozen=True, tag="order.quota"):

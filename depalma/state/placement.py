@@ -37,13 +37,13 @@ def misfit(shape: Shape, host: Host, slots: float) -> str:
     return host.lacks(shape.needs) if shape.needs else ""
 
 
-def tasks_beside(shape: Shape, host: Host, slots: float, used: float, taken: Mapping[str, int]) -> int:
+def tasks_beside(shape: Shape, host: Host, slots: float, used: float, taken: Mapping[str | int, int]) -> int:
     """Returns how many tasks of the shape have room on a host that it fits, beside so many slots in use and what is
     taken."""
     # A wide task may have a host that has nothing else, whatever its slots are now.
     count = int((slots - used) / shape.weight) if used else max(1, int(slots / shape.weight))
     for name, number in shape.needs:
-        count = min(count, (host.capacity(name) - taken.get(name, 0)) // number)
+        count = min(count, host.free(name, number, taken) // number)
     return max(0, count)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from depalma.gpuparts import WHOLE
 from depalma.model import MAX_TASKS
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY, tags_of
-from depalma.state.shapes import GPUS, MEMORY, Shape
+from depalma.state.shapes import GPUS, MEMORY, Shape, shown
 
 SLOTS = "slots"
 #: Whose quota it is: kind (tag, user or group) and name.
@@ -49,7 +50,7 @@ class Quotas:
                 if need:
                     used = self.used.get(holder, {}).get(name, 0)
                     used += placed.get(holder, {}).get(name, 0) if placed else 0
-                    room = min(room, max(0, int((most - used) / need)))
+                    room = min(room, max(0, int((in_units(name, most) - used) / need)))
         return room
 
     def count(self, job: Job, tasks: int) -> None:
@@ -75,7 +76,7 @@ def holders_of(job: Job) -> list[Holder]:
 
 
 def amount(shape: Shape, name: str) -> float:
-    """Returns how much of something a task of the shape takes."""
+    """Returns how much of something a task of the shape takes, hundredths of GPUs."""
     return shape.weight if name == SLOTS else dict(shape.needs).get(name, 0)
 
 
@@ -90,11 +91,16 @@ def add(used: dict[Holder, Amounts], holder: Holder, shape: Shape, tasks: int) -
         del used[holder]
 
 
+def in_units(name: str, most: float) -> float:
+    """Returns what a quota says as it is counted: of GPUs in hundredths, which are whole numbers."""
+    return int(most * WHOLE * (1 + 1e-12)) if name == GPUS else most  # 0.29 * 100 is a little less than 29
+
+
 def in_words(name: str, number: float) -> str:
-    """Returns an amount for people."""
+    """Returns an amount, as it is counted, for people."""
     if name == MEMORY:
         return f"{figure(number)} bytes of memory"
-    return f"{figure(number)} {'GPUs' if name == GPUS else name}"
+    return f"{figure(shown(name, number))} {'GPUs' if name == GPUS else name}"
 
 
 def figure(number: float) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import frexp, ldexp
 from typing import NamedTuple
 
+from depalma.gpuparts import WHOLE, gpus_of, in_words, parts_of
 from depalma.model import JobSpec, slots_of
 
 #: Names of what is counted on every host; other names are of resources that the cluster file or `host set` gives it.
 MEMORY = "memory_bytes"
 GPUS = "gpus"
 
-#: What a task takes of what its host has so many of: (name, number), by name.
+#: What a task takes of what its host has so many of: (name, number), by name. GPUs are counted in hundredths.
 Needs = tuple[tuple[str, int], ...]
 
 
@@ -55,7 +57,7 @@ def within(limit_s: float) -> float:
 
 def needs_of(spec: JobSpec) -> Needs:
     """Returns what a task takes besides slots."""
-    needs = {MEMORY: spec.memory_bytes, GPUS: spec.gpus, **(spec.resources or {})}
+    needs = {MEMORY: spec.memory_bytes, GPUS: parts_of(spec.gpus), **(spec.resources or {})}
     return tuple(sorted((name, number) for name, number in needs.items() if number))
 
 
@@ -63,4 +65,22 @@ def described(name: str, number: int) -> str:
     """Returns a number of something that is counted, in words."""
     if name == MEMORY:
         return f"{number} bytes of memory"
-    return f"{number} GPU{'s' * (number != 1)}" if name == GPUS else f"{number} {name}"
+    return in_words(number) if name == GPUS else f"{number} {name}"
+
+
+def shown(name: str, number: float) -> float:
+    """Returns a number of something that is counted as people count it."""
+    return gpus_of(int(number)) if name == GPUS else number
+
+
+def gpu_share(spec: JobSpec) -> float:
+    """Returns the part of a GPU that a task shares; 0 if it has GPUs to itself, or none."""
+    return spec.gpus if spec.gpus < 1 else 0.0
+
+
+def held(needs: Needs, gpus: tuple[int, ...]) -> Iterable[tuple[str | int, int]]:
+    """Returns what an attempt with these needs takes: sums by name, and of each of its GPUs by number."""
+    if not gpus:
+        return needs
+    each = min(WHOLE, dict(needs)[GPUS])
+    return (*needs, *((gpu, each) for gpu in gpus))

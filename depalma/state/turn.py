@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY
-from depalma.state.quotas import amount, figure, holders_of, in_words
+from depalma.state.quotas import amount, figure, holders_of, in_units, in_words
+from depalma.state.shapes import shown
 
 #: Users that are named one by one.
 _MAX_USERS = 10
@@ -66,7 +67,7 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
         for name, most in state.quotas.of(holder).items():
             need = amount(job.shape, name) * least
             used = state.quotas.used.get(holder, {}).get(name, 0)
-            if need and used + need > most:
-                whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, most)} at once"
+            if need and used + need > in_units(name, most):
+                whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, in_units(name, most))} at once"
                 who = f"a gang of {least}" if least > 1 else "a task"
-                yield f"{whose}, {figure(used)} are in use, {who} needs {figure(need)}"
+                yield f"{whose}, {figure(shown(name, used))} are in use, {who} needs {figure(shown(name, need))}"

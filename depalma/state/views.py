@@ -22,7 +22,7 @@ from depalma.state.completions import Finished
 from depalma.state.explain import suspended_reason, telling_task, waiting_reason
 from depalma.state.hosts import Host
 from depalma.state.jobs import Attempt, Job
-from depalma.state.shapes import GPUS
+from depalma.state.shapes import gpu_share, shown
 from depalma.state.stories import Story
 from depalma.state.task_states import QUEUED, UNBLOCKED, UNENDED, WAITING_WORDS, WORDS
 
@@ -122,6 +122,7 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         reason=suspended_reason(job) or attempt.reason,
         attempts=_attempts(story, _live(attempt, word)),
         gpus=attempt.gpus,
+        gpu_share=gpu_share(job.spec),
     )
 
 
@@ -253,14 +254,14 @@ def host_view(state: ClusterState, host: Host, load: Load, last_seen_s: float | 
         version=facts.version if facts else "",
         python=facts.python if facts else "",
         address=facts.address if facts else "",
-        gpus=host.capacity(GPUS),
+        gpus=host.gpu_count,
         since=host.shown_since,
         deadline_at=host.drain.deadline_at if host.drain is not None else None,
         limits=facts.limits if facts else "",
         owner_policy=host.owner_policy,
         owner_step=host.presence.step if host.presence is not None else "",
         resources=host.resources,
-        taken=host.taken,
+        taken={name: shown(name, number) for name, number in host.taken.items() if isinstance(name, str)},
     )
 
 

@@ -218,6 +218,8 @@ class JobClient:
         )
         if load.others % 3 == 0 and spec.count % 2 == 0:
             spec = msgspec.structs.replace(spec, gang=2)  # without chance: the rest goes as it went before
+        if load.others % 4 < 3:
+            spec = msgspec.structs.replace(spec, gpus=(0.5, 0.4, 1)[load.others % 4])
         self._cluster.propose(
             self._master,
             c.encode(c.SubmitJob(f"other-{load.others}", spec, self._cluster.nodes[self._master].clock.time())),

@@ -14,7 +14,8 @@ BAD_SPECS: tuple[dict[str, Any], ...] = (
     {"cpus": 0.0}, {"cpus": float("nan")}, {"cpus": 7.0}, {"priority": 10**9}, {"code_index": 50},
     {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)}, {"group": "a b"},
     {"max_running": -1}, {"retries": 10**6}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
-    {"gpus": -1}, {"labels": ("a>b",)}, {"resources": {"gpus": 1}}, {"limits": {"t": 0}}, {"limits": {"": 1}},
+    {"gpus": -1}, {"gpus": 1.5}, {"gpus": 0.005}, {"gpus": float("nan")},
+    {"labels": ("a>b",)}, {"resources": {"gpus": 1}}, {"limits": {"t": 0}}, {"limits": {"": 1}},
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def some_needs(rng: Random) -> dict[str, Any]:
     if rng.random() < 0.15:
         fields |= {
             "memory_bytes": rng.choice([0, 0, 3 << 30]),
-            "gpus": rng.choice([0, 0, 0, 1, 2]),
+            "gpus": rng.choice([0, 0, 0, 1, 2, 0.5, 0.3, 0.9]),
             "resources": rng.choice([None, None, {"licence": 1}, {"licence": 2, "tape": 1}]),
             "labels": rng.choice([(), (), ("os=x",), ("a", "os!=y")]),
             "prefer": rng.choice([(), ("a=b",)]),
@@ -58,6 +59,7 @@ def order_command(rng: Random, request: str, now: float) -> c.AnyCommand:
             wanted: list[dict[str, float]] = [
                 {"slots": 3},
                 {"slots": 0.5, "gpus": 1},
+                {"gpus": 1.5},
                 {"licence": 1},
                 {"gpus": -1},
                 {},

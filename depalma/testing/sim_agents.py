@@ -23,7 +23,7 @@ from depalma.testing.sim_wire import Cuts, Line, ServerSocket
 if TYPE_CHECKING:
     from depalma.testing.sim_hosts import SimHosts
 
-_FACTS = HostFacts(SLOTS, 2, 8 << 30, 0, "0.1.0", "3.11", "simulated")
+_FACTS = HostFacts(SLOTS, 2, 8 << 30, 1, "0.1.0", "3.11", "simulated")
 #: the session's rhythm and patience, as in agent/session.py and connection.py
 _LOOK_S, _TICK_S, _PATIENCE_S, _GIVE_UP_S = 0.05, 0.1, 0.3, 2.0
 #: for so long a monitor tells that its agent is gone

@@ -5,7 +5,7 @@ What really lives is written down by a Witness, of which neither agents nor mast
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -13,7 +13,8 @@ from random import Random
 import msgspec
 
 from depalma.agent import events as ev
-from depalma.model import AttemptRef, JobSpec, Payload, Report
+from depalma.gpuparts import WHOLE, parts_of
+from depalma.model import AttemptRef, Payload, Report
 from depalma.tails import OutputTail
 from depalma.testing.clock import SkewedClock, Timeline
 from depalma.testing.cluster import Violation
@@ -68,7 +69,7 @@ class Processes:
         self.clock = clock
         self.frozen = False  #: the monitor stands still
         self.hurries = False  #: tasks are short: the storm is over, and what has collected must end in time
-        self.live: dict[AttemptRef, JobSpec] = {}
+        self.live: dict[AttemptRef, ev.Attempt] = {}
         self._timeline = timeline
         self._random = random
         self._witness = witness
@@ -257,18 +258,28 @@ class Processes:
 
     def _start(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
         self._witness.begin(attempt.ref)
-        self.live[attempt.ref] = attempt.job.spec
+        self.live[attempt.ref] = attempt
+        self._look_at_gpus(attempt)
         weights = (5, 5, 5, 0, 0) if self.hurries else (5, 5, 5, 2, 2)
         lasts_s = self._random.choices((0.0, 0.02, 0.2, 0.6, 2.0), weights)[0]
         self._timeline.after(lasts_s, lambda: self._finish(attempt, ended))
 
+    def _look_at_gpus(self, begun: ev.Attempt) -> None:
+        """An attempt has what it asked for, of GPUs of which others on this host have the rest at most."""
+        taken: Counter[int] = Counter()
+        for attempt in self.live.values():
+            taken.update(dict.fromkeys(attempt.argument.gpus, min(WHOLE, parts_of(attempt.job.spec.gpus))))
+        given = sum(taken[gpu] > 0 for gpu in begun.argument.gpus)
+        if given * WHOLE < parts_of(begun.job.spec.gpus) or max(taken.values(), default=0) > WHOLE:
+            raise Violation(f"{begun.ref} begins with GPUs {begun.argument.gpus}, of which {dict(taken)} % are taken")
+
     def _finish(self, attempt: ev.Attempt, ended: Callable[[ev.Attempt, str], None]) -> None:
-        spec = self.live.get(attempt.ref)
-        if spec is None:
+        if attempt.ref not in self.live:
             return  # killed
         if self._stands(attempt):
             self._late.append(lambda: self._finish(attempt, ended))
             return
+        spec = attempt.job.spec
         sure = spec.function == SURE
         outcome = "succeeded" if sure else self._random.choice(["succeeded"] * 8 + ["failed"] * 2)
         self._die(attempt.ref, succeeded=outcome == "succeeded")

@@ -348,15 +348,20 @@ async def test_cancelling_many_at_once_ends_each_once(leader: FakeLeader, agent:
 
 async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, agent: AgentProcess) -> None:
     """And one that asked for none finds what the agent itself has."""
-    show = 'echo "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset} ${CUDA_DEVICE_ORDER-unset}"'
+    names = "${CUDA_VISIBLE_DEVICES-unset} ${DEPALMA_GPUS-unset} ${CUDA_DEVICE_ORDER-unset} ${DEPALMA_GPU_SHARE-whole}"
+    show = f'echo "{names}"'
     leader.job(1, command("sh", "-c", show, gpus=2))
     await leader.assign(Assignment(1, 0, 1, 1, gpus=(1, 3)), Assignment(1, 1, 1, 1))
     await leader.report((1, 0, 1))
     await leader.report((1, 1, 1))
 
-    assert await text(leader) == "1,3 1,3 PCI_BUS_ID\n"
+    assert await text(leader) == "1,3 1,3 PCI_BUS_ID whole\n"
     outside, order = (os.environ.get(name, "unset") for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"))
-    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset {order}\n"
+    assert (await leader.ask_output((1, 1, 1), "stdout")).data.decode() == f"{outside} unset {order} whole\n"
+    leader.job(2, command("sh", "-c", show, gpus=0.25))
+    await leader.assign(Assignment(2, 0, 1, 2, gpus=(3,)))
+    await leader.report((2, 0, 1))
+    assert (await leader.ask_output((2, 0, 1), "stdout")).data.decode() == "3 3 PCI_BUS_ID 0.25\n"
 
 
 async def test_tasks_that_need_half_a_cpu_run_two_on_a_slot(

@@ -412,8 +412,8 @@ async def test_equal_large_results_are_one_blob(leader: FakeLeader, agent: Agent
     assert digests <= leader.blobs.keys()
 
 
-def seen_gpus() -> tuple[str | None, int]:
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+def seen_gpus() -> tuple[str | None, int, str | None]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid(), os.environ.get("DEPALMA_GPU_SHARE")
 
 
 async def test_functions_with_gpus_have_processes_of_their_own(leader: FakeLeader, agent: AgentProcess) -> None:
@@ -421,8 +421,12 @@ async def test_functions_with_gpus_have_processes_of_their_own(leader: FakeLeade
     leader.job(1, function(seen_gpus, gpus=1))
     await leader.assign(Assignment(1, 0, 1, 1, call(), gpus=(0,)), Assignment(1, 1, 1, 1, call(), gpus=(1,)))
     first, second = value(await leader.report((1, 0, 1))), value(await leader.report((1, 1, 1)))
+    leader.job(3, function(seen_gpus, gpus=0.5))
+    await leader.assign(Assignment(3, 0, 1, 1, call(), gpus=(1,)))
+    part = value(await leader.report((3, 0, 1)))
     plain = value(await leader.run(function(seen_gpus), job=2, argument=call()))
 
     assert (first[0], second[0]) == ("0", "1")
     assert first[1] != second[1]
-    assert plain[0] == os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert (part[0], part[2]) == ("1", "0.5")
+    assert (plain[0], plain[2]) == (os.environ.get("CUDA_VISIBLE_DEVICES"), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,29 @@ def test_what_a_task_needs_decides_where_it_runs(client: Client, ctl: Ctl, wait_
     refused = ctl("submit", "--resource", "gpus=1", "--", "true", code=5).stderr
     assert "resources: 'gpus' given; allowed: names other than" in refused
     client.cancel(1, 2, never.id)
+
+
+def test_two_tasks_share_a_gpu_and_a_third_waits(
+    client: Client, ctl: Ctl, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Both see its number and their part; explain says why the third waits, the host what is taken, and what was used
+    is counted by the part."""
+    ctl("host", "set", "h1", "--gpus", "1")
+    show = "echo $DEPALMA_HOST $CUDA_VISIBLE_DEVICES $DEPALMA_GPU_SHARE; while ! test -e release; do sleep 0.05; done"
+    ctl("submit", "--gpus", "0.5", "--array", "0-2", "--cwd", ".", "--", "sh", "-c", show)
+    seen = wait_until(lambda: [ctl("logs", f"1.{task}").stdout for task in range(2)], lambda lines: "" not in lines)
+    assert seen == ["h1 0 0.5\n"] * 2
+    why = ctl("explain", "1.2").stdout
+    assert "h1: fits, but no GPU has 0.5 free: all are taken" in why
+    assert "h2: has 0 GPUs, a task needs 0.5" in why
+    assert "gpus 1/1" in ctl("host", "show", "h1").stdout
+    assert "0.5 of GPU 0" in ctl("show", "1.0").stdout
+    assert [(task.gpus, task.gpu_share) for task in client.job(1).tasks()][:2] == [((0,), 0.5)] * 2
+    refused = ctl("submit", "--gpus", "1.5", "--", "true", code=2).stderr
+    assert "'1.5' given; allowed: a whole number up to 100000, or a part of one GPU in hundredths" in refused
+    with pytest.raises(Rejected, match=r"gpus: 0\.125 given; allowed: a whole number"):
+        client.command(["true"], gpus=0.125)
+    (tmp_path / "release").touch()
+    client.job(1).wait()
+    (row,) = client.accounting()
+    assert row.gpu_s == pytest.approx(row.attempt_s / 2, abs=0.01)

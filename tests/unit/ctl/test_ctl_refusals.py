@@ -36,7 +36,10 @@ def test_a_cluster_that_is_named_wrongly_is_wrong_usage(words: list[str], said: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["submit", "--gpus", "x", "--", "true"], "'--gpus': 'x' is not a whole number, 0 or more"),
+        (
+            ["submit", "--gpus", "x", "--", "true"],
+            "'--gpus': 'x' given; allowed: a whole number up to 100000, or a part of one GPU in hundredths: 0.01 to 0.99",
+        ),
         (["submit", "--max-files", "x", "--", "true"], "'--max-files': 'x' is not a whole number, 16 or more"),
         (["submit", "--max-files", "1", "--", "true"], "'--max-files': '1' is not a whole number, 16 or more"),
         (["submit", "--retry-exit-code", "300", "--", "true"], "'300' is not a whole number, 1 to 255"),

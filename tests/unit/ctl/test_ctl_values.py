@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import click
@@ -10,7 +11,7 @@ import pytest
 from depalma.ctl.moments import parse_moment, parse_past
 from depalma.ctl.spec import build_spec
 from depalma.ctl.submit import submit
-from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_size
+from depalma.ctl.values import Array, parse_array, parse_duration, parse_env, parse_gpus, parse_size
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,19 @@ def test_bad_duration(text: str) -> None:
 )
 def test_array(text: str, expected: Array) -> None:
     assert parse_array(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", 0), ("2", 2), ("1.0", 1), ("0.5", 0.5), (".25", 0.25), ("0.990", 0.99)]
+)
+def test_gpus(text: str, expected: float) -> None:
+    assert repr(parse_gpus(text)) == repr(expected)
+
+
+@pytest.mark.parametrize("text", ["", "half", "1.5", "0.005", "-1", "-0.5", "nan", "inf", "1e9", "1/2"])
+def test_bad_gpus_name_the_value_and_what_is_allowed(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{re.escape(text)}' given; allowed: a whole number up to 100000, or a part"):
+        parse_gpus(text)
 
 
 def test_array_counts_both_ends() -> None:

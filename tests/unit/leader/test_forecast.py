@@ -181,6 +181,19 @@ def test_wide_tasks_wait_for_a_host() -> None:
     assert lab.begins(cpus=2.0) == 45.0
 
 
+def test_parts_of_two_gpus_are_none_for_a_task_that_needs_one() -> None:
+    """Nor is their sum enough for a larger part; quotas count them as they are."""
+    lab = Lab(hosts=1)
+    lab.do(c.SetHost("", "h1", lab.now, None, None, 9, 2))
+    for lasts_s in (100.0, 60.0):
+        lab.submit(lasts_s, gpus=0.6, cpus=0.25, timeout_s=lasts_s)
+    lab.pass_time(25.0)
+    for gpus, begins in ((0.4, 25.0), (0.5, 70.0), (1, 70.0), (2, 110.0)):
+        assert lab.trial(gpus=gpus, cpus=0.25).starts_about == pytest.approx(begins)
+    lab.do(c.SetQuota("", "user", "ann", {"gpus": 1.25}, lab.now))
+    assert lab.trial(gpus=0.1, cpus=0.25).starts_about == pytest.approx(70.0)
+
+
 def test_other_users_have_their_share_first() -> None:
     """Who has used less comes first; who has used more waits until they are even, and no longer."""
     lab = Lab()

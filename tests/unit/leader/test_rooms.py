@@ -113,8 +113,8 @@ async def test_a_gpu_is_not_busy_for_a_task_that_was_over_before_rooms_were_made
     rooms.now()
     reign.now_s += GPU_REST_S
     rooms.now()
-    taken = reign.state.hosts["h1"].gpus_taken
-    taken.add(0)
+    taken = reign.state.hosts["h1"].taken
+    taken[0] = 100
     rooms.note_assigned(session)
     taken.clear()
     session.load = Load(gpus=(GpuLoad("A", 99.0),))
@@ -129,8 +129,8 @@ async def test_gpus_that_something_else_uses() -> None:
     reign = Reign()
     session = connect(reign, "h1", "10.0.0.11")
     rooms = Rooms(reign, reign)  # type: ignore[arg-type]
-    taken = reign.state.hosts["h1"].gpus_taken
-    taken.add(1)
+    taken = reign.state.hosts["h1"].taken
+    taken[1] = 50  # a task of ours has half of it
     session.load = Load(gpus=(GpuLoad("A", 99.0), GpuLoad("B", 99.0), GpuLoad("C", 1.0)))
     assert rooms.now()["h1"].busy_gpus == ()
     reign.now_s += GPU_REST_S

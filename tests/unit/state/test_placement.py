@@ -142,7 +142,7 @@ def test_gpus_come_back_with_a_lost_host(bench):
     bench.dispatch()
     bench.check_snapshot()
     bench.lose("h1")
-    assert bench.state.hosts["h1"].gpus_taken == set()
+    assert bench.state.hosts["h1"].taken == {}
     bench.up("h1", life=2)
     bench.dispatch()
     assert sorted(attempt.gpus for attempt in bench.state.hosts["h1"].attempts.values()) == [(0,), (1,)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from depalma.state import commands as c
 from depalma.state.explain import explain
-from depalma.state.quotas import amount
+from depalma.state.quotas import amount, in_units
 
 GIB = 1 << 30
 
@@ -51,6 +51,9 @@ def test_everybody_and_one_of_his_own(bench):
     [
         ({"gpus": 1}, {"gpus": 2}, 2),
         ({"gpus": 2}, {"gpus": 3}, 1),
+        ({"gpus": 0.29}, {"gpus": 0.29}, 1),
+        ({"gpus": 0.5}, {"gpus": 1.25}, 2),
+        ({"gpus": 1}, {"gpus": 2.5}, 2),
         ({"memory_bytes": 2 * GIB}, {"memory_bytes": 5 * GIB}, 2),
         ({"resources": {"tape": 2}}, {"tape": 3}, 1),
         ({"gpus": 1}, {"tape": 0}, 3),
@@ -121,11 +124,15 @@ def test_never_more_than_the_quota(make_bench, data):
         match data.draw(st.sampled_from(["quota", "submit", "submit", "finish", "finish"])):
             case "quota":
                 name = data.draw(st.sampled_from([*users, "*"]))
-                most = data.draw(st.fixed_dictionaries({}, optional={"slots": numbers, "gpus": numbers}))
+                gpus = st.sampled_from([1, 2, 0.29, 1.5])
+                most = data.draw(st.fixed_dictionaries({}, optional={"slots": numbers, "gpus": gpus}))
                 if most:
                     quota(bench, "user", name, most)
             case "submit":
-                spec = {"cpus": data.draw(st.sampled_from([0.5, 1, 2])), "gpus": data.draw(st.sampled_from([0, 0, 1]))}
+                spec = {
+                    "cpus": data.draw(st.sampled_from([0.5, 1, 2])),
+                    "gpus": data.draw(st.sampled_from([0, 1, 0.3])),
+                }
                 bench.submit(data.draw(numbers), user=data.draw(st.sampled_from(users)), **spec)
             case "finish":
                 live = sorted(bench.state.hosts["h1"].attempts)
@@ -138,4 +145,4 @@ def test_never_more_than_the_quota(make_bench, data):
             jobs = [job for job in bench.state.jobs.values() if job.spec.user == user]
             for name, number in most.items():
                 used = sum(len(job.running) * amount(job.shape, name) for job in jobs)
-                assert used <= max(number, before[user].get(name, 0))
+                assert used <= max(in_units(name, number), before[user].get(name, 0))

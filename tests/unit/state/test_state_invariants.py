@@ -83,7 +83,7 @@ DAMAGES = {
     "what is used of a quota": lambda p: p.state.quotas.used.__setitem__(("user", "x"), {"slots": 1}),
     "a gang of a job without": lambda p: setattr(p.job, "gangs", {0: GangRun(("h1",), 1)}),
     "what is taken": lambda p: p.host.taken.__setitem__("gpus", 1),
-    "a GPU": lambda p: p.host.gpus_taken.add(1),
+    "a GPU": lambda p: p.host.taken.__setitem__(1, 50),
     "a job under another id": lambda p: setattr(p.queued, "id", 9),
     "jobs out of order": _swap_keys,
     "an id to come": lambda p: setattr(p.state, "next_job", 2),
