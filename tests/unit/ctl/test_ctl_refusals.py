@@ -38,7 +38,7 @@ def test_a_cluster_that_is_named_wrongly_is_wrong_usage(words: list[str], said: 
     [
         (
             ["submit", "--gpus", "x", "--", "true"],
-            "'--gpus': 'x' given; allowed: a whole number up to 100000, or a part of one GPU in hundredths: 0.01 to 0.99",
+            "'--gpus': 'x' given; allowed: a whole number up to 100000, or a part of one GPU in hundredths",
         ),
         (["submit", "--max-files", "x", "--", "true"], "'--max-files': 'x' is not a whole number, 16 or more"),
         (["submit", "--max-files", "1", "--", "true"], "'--max-files': '1' is not a whole number, 16 or more"),
