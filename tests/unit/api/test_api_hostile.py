@@ -87,6 +87,13 @@ async def test_an_address_that_the_parser_falls_over_ends_its_connection_only(be
     assert told == []
 
 
+async def test_garbage_without_end_does_not_fill_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(20):
+        status, _ = await send(bench, b"POST /a HTTConnection: x\r\n\r\n")
+        assert status == 400
+    assert len(caplog.records) <= 1
+
+
 async def test_an_absolute_url_is_not_followed(bench: Bench) -> None:
     bench.master.replica.is_leader, bench.master.replica.leader_id = False, "m1"
     status, _ = await send(bench, head(b"GET", b"http://127.0.0.1:9/v1/jobs?consistency=stale"))
