@@ -129,9 +129,9 @@ def verifying(trust: Trust | None) -> ssl.SSLContext | bool:
 
 
 def fingerprint(file: Path | None) -> object:
-    """Something that differs when the file has been replaced."""
+    """Something that differs when the file has been written, replaced, or given another owner or mode."""
     try:
         found = os.stat(file) if file is not None else None
     except OSError as error:
         return error.errno
-    return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None
+    return (found.st_ino, found.st_size, found.st_ctime_ns) if found else None

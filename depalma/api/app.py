@@ -95,7 +95,9 @@ def make_app(services: Services) -> web.Application:
     """Returns the application of one master; run it with AppRunner."""
     forwarder = Forwarder(services)
     streams = Streams(services)
-    api = Api(services, forwarder, streams, Totals(), ROUTES)
+    totals = Totals()
+    services.hub.watch(totals.changed)
+    api = Api(services, forwarder, streams, totals, ROUTES)
     app = web.Application(
         middlewares=[_guard(api)],
         client_max_size=services.config.settings.max_body_bytes,

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from typing import Any
 
 from aiohttp import web
 
 log = logging.getLogger(__name__)
+
+#: What strangers send is told in the log so often at most: it must not fill the disk of a master.
+TELL_S = 10.0
+
+
+class _Teller:
+    """Tells of requests that could not be read, now and then."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next_s = float("-inf")
+
+    def __call__(self, error: BaseException | None) -> None:
+        self._count += 1
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + TELL_S
+            what = f"{type(error).__name__}: {error}"[:500]
+            log.warning("a request could not be read (%d so far): %r", self._count, what)
+
+
+_tell = _Teller()
 
 
 class Connection(web.RequestHandler):
@@ -34,8 +58,12 @@ class Connection(web.RequestHandler):
             self._end(error)
 
     def _end(self, error: Exception) -> None:
-        log.info("ending a connection that sent what cannot be read: %s: %s", type(error).__name__, error)
+        _tell(error)
         self.force_close()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Only of requests that could not be read: what handlers raise is told by the guard around them (app.py)."""
+        _tell(kw.get("exc_info"))
 
 
 class Connections:

@@ -42,7 +42,7 @@ TALK_S = 15.0
 AT_ONCE = 32
 #: What a decoder raises for what strangers send; nesting without end is one of it.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_talking: set[web.WebSocketResponse] = set()
+_talking: set[object] = set()
 
 
 async def invite(api: Api, request: web.Request) -> web.StreamResponse:
@@ -87,8 +87,7 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
     websocket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=1.0)
     if not websocket.can_prepare(request):
         raise Problem("bad_field", f"{request.path} is a WebSocket: send the headers of an upgrade")
-    if len(_talking) >= AT_ONCE:
-        raise Problem("crowded", f"{AT_ONCE} machines are joining at this moment; ask again", status=503)
+    _check_room()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(api.services.secrets.folder / member_file(api.services.master_id))
@@ -110,14 +109,23 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
     return websocket
 
 
+def _check_room() -> None:
+    if len(_talking) >= AT_ONCE:
+        raise Problem("crowded", f"{AT_ONCE} machines are joining at this moment; ask again", status=503)
+
+
 async def join_by_tls(api: Api, request: web.Request) -> web.StreamResponse:
     """Answers a machine that has an invitation, over a connection that is secret by itself."""
     if request.scheme != "https":
         raise Problem("tls_needed", f"{request.path} is for https; who has none uses the WebSocket of the same path")
+    _check_room()
+    _talking.add(request)
     try:
         told = msgspec.json.decode(await read_body(request, MESSAGE_BYTES), type=JoinRequest)
     except _UNREADABLE as error:
         raise Problem("bad_field", f"not what a machine says that joins: {error}") from None
+    finally:
+        _talking.discard(request)
     answer = await _answer(api, told, request.remote or "")
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from depalma.leader.hub import Key
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 
@@ -32,6 +33,15 @@ class Totals:
         self.jobs: Mapping[str, int] = {}
         self.tasks: Mapping[str, int] = {}
         self._counting = asyncio.Lock()
+
+    def changed(self, keys: Collection[Key]) -> None:
+        """Takes note of a job that had ended and lives again, because its tasks are retried."""
+        for key in keys:
+            if key[0] != "job" or len(key) < 2 or self._state is None:
+                continue
+            job = self._state.jobs.get(key[1])
+            if job is not None and not job.is_final and job.id <= self._seen and job.id not in self._live:
+                self._state = None  # all begins again; it is rare
 
     async def refresh(self, state: ClusterState) -> None:
         """Brings `jobs` and `tasks` up to date, if they are not recent anyway. They are not those of one moment."""

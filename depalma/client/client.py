@@ -338,7 +338,8 @@ class Client(Steering, WebhookMethods, Ordering, Accounting):
             executor.shutdown(wait=False)
         for executor in list(self._executors):
             executor.flush(timeout_s=5.0)
-        fetchers, self._fetchers = self._fetchers, None
+        with self._lock:
+            fetchers, self._fetchers = self._fetchers, None
         if fetchers is not None:
             fetchers.shutdown(wait=True)
         self._finalizer()
@@ -390,7 +391,10 @@ class Client(Steering, WebhookMethods, Ordering, Accounting):
             else:
                 then(data)
 
-        self._in_background(fetch)
+        try:
+            self._in_background(fetch)
+        except RuntimeError as error:  # the program is ending, and takes no more work: whoever waits must not
+            fail(DepalmaError(f"the result of {payload.size_bytes} bytes was not fetched: {error}"))
 
     def _cancel_soon(self, job: int) -> None:
         # In the background: a future may be cancelled on an event loop, which must not wait for a master.

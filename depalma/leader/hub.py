@@ -24,7 +24,12 @@ class Hub:
 
     def __init__(self) -> None:
         self._callbacks: dict[Key, dict[int, Callable[[], None]]] = {}
+        self._watchers: list[Callable[[Collection[Key]], None]] = []
         self._next = 0
+
+    def watch(self, callback: Callable[[Collection[Key]], None]) -> None:
+        """Calls `callback` with all keys that changed, each time, for ever."""
+        self._watchers.append(callback)
 
     def subscribe(self, key: Key, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls `callback` after each change of `key` until the returned function is called."""
@@ -41,6 +46,9 @@ class Hub:
 
     def publish(self, keys: Iterable[Key]) -> None:
         """Wakes the waiters of `keys`, and those of ANY."""
+        keys = tuple(keys)
+        for watcher in self._watchers:
+            watcher(keys)
         for key in (*keys, ANY):
             for callback in tuple(self._callbacks.get(key, {}).values()):
                 callback()

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from depalma.api.app import ROUTES
+from depalma.api.joining import AT_ONCE, join_by_tls
+from depalma.api.problems import Problem
 
 if TYPE_CHECKING:
     from conftest import Bench  # type: ignore[import-not-found]
@@ -82,6 +85,13 @@ async def test_an_address_that_the_parser_falls_over_ends_its_connection_only(be
     await bench.get("/v1/jobs")
     gc.collect()  # a task that failed is told about when it goes
     assert told == []
+
+
+async def test_garbage_without_end_does_not_fill_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(20):
+        status, _ = await send(bench, b"POST /a HTTConnection: x\r\n\r\n")
+        assert status == 400
+    assert len(caplog.records) <= 1
 
 
 async def test_an_absolute_url_is_not_followed(bench: Bench) -> None:
@@ -182,3 +192,12 @@ async def test_many_slow_clients_do_not_slow_the_others(bench: Bench) -> None:
     finally:
         for _, writer in slow:
             writer.close()
+
+
+async def test_strangers_that_join_are_no_more_than_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TLS of the API too: each may send a body."""
+    monkeypatch.setattr("depalma.api.joining._talking", set(range(AT_ONCE)))
+    request = make_mocked_request("POST", "/v1/join").clone(scheme="https")
+    with pytest.raises(Problem, match="32 machines are joining at this moment") as caught:
+        await join_by_tls(Any, request)  # type: ignore[arg-type]
+    assert caught.value.code == "crowded"

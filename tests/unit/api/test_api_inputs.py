@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depalma.api.inputs import duration_s, integer
+from depalma.api.inputs import duration_s, integer, read_body
 from depalma.api.problems import Problem
 from depalma.client.wire import KEEP_ALIVE, BadFrame, FrameReader, ResultBatch, TaskResult, frame
 from depalma.model import Payload
@@ -59,3 +63,32 @@ def test_frames_are_found_however_the_bytes_are_cut(cuts: list[int]) -> None:
 def test_a_damaged_stream_is_an_error(data: bytes) -> None:
     with pytest.raises(BadFrame):
         FrameReader().feed(data)
+
+
+async def test_a_body_of_unknown_length_ends_at_the_limit_of_its_path() -> None:
+    """Strangers may send some: to them the server's limit for all bodies is no limit."""
+    taken = asyncio.get_running_loop().create_future()
+
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            await read_body(request, 1000)
+        except Problem as problem:
+            taken.set_result(problem.code)
+            return problem.response("")
+        return web.Response()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield bytes(1000)
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post("/", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    async with aiohttp.ClientSession() as http, asyncio.timeout(10):
+        sending = asyncio.create_task(http.post(url, data=pieces()))
+        assert await taken == "too_large"
+        sending.cancel()
+    await runner.cleanup()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from depalma.api.app import ROUTES
+from depalma.api.app import API, ROUTES
 from depalma.codetree import sign, tree_at, tree_digest
 from depalma.model import CodeView, EventView, HostView, LoadFigures, LoadHistory, LoadPoint, MasterView, Report
 from depalma.state.commands import AckCode
@@ -295,6 +295,26 @@ async def test_masters_and_overview(bench: Bench) -> None:
     assert [host["name"] for host in overview["hosts"]] == ["h1"]
     assert set(overview["rates"]) == {"finished_per_s", "submitted_per_s"}
     assert 0 < len(overview["events"]) <= 20
+
+
+async def test_totals_follow_jobs_that_are_retried(bench: Bench) -> None:
+    totals = bench.app[API].totals
+
+    async def counted() -> dict[str, int]:
+        totals._fresh_until = 0.0
+        await totals.refresh(bench.master.state)
+        return {name: count for name, count in [*totals.jobs.items(), *totals.tasks.items()] if count}
+
+    bench.host_up()
+    job = bench.submit()
+    bench.assign(job, 0)
+    bench.finish(job, 0, outcome="failed", exit_code=1)
+    assert await counted() == {"failed": 1}
+    await bench.post("/v1/jobs/retry", {"jobs": [job]})
+    assert await counted() == {"queued": 1}
+    bench.assign(job, 0)
+    bench.finish(job, 0)
+    assert await counted() == {"succeeded": 1}
 
 
 async def test_totals_follow_jobs_to_their_end_and_out_of_history(bench: Bench) -> None:

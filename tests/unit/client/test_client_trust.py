@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ssl
+import time
+from pathlib import Path
 
 import pytest
 
 from depalma.client.transport import Answer, Attempt, Endpoints, Exchange, Pause, Request
 from depalma.errors import NoLeader
+from depalma.trust import fingerprint
 
 
 def untrusted() -> ssl.SSLCertVerificationError:
@@ -42,3 +45,15 @@ def test_one_false_master_among_true_ones_stops_nobody() -> None:
     assert isinstance(second, Attempt)
     assert not exchange.answered(second, Answer(503, {}), 0.0)
     assert isinstance(exchange.next(0.0), Pause)
+
+
+def test_a_file_that_was_made_readable_is_read_again(tmp_path: Path) -> None:
+    """Copied as root, and given to its user only then: its bytes and their time stay as they were."""
+    file = tmp_path / "ca.crt"
+    file.write_bytes(b"x")
+    file.chmod(0)
+    before = fingerprint(file)
+    deadline = time.monotonic() + 5
+    while fingerprint(file) == before and time.monotonic() < deadline:  # the clock of files has a coarse tick
+        file.chmod(0o600)
+    assert fingerprint(file) != before
