@@ -170,6 +170,20 @@ class OutputFiles:
                 return OutputTail(pack(self.tail(ref)))
         return OutputTail()
 
+    def last_words(self, slot: str) -> str:
+        """Returns `: ` and the last line on standard error of what runs on a slot, or nothing."""
+        with contextlib.suppress(OSError):
+            tail = read_slice(self.live(slot, "stderr"), 0, TAIL_BYTES)[0].decode(errors="replace").strip()
+            return ": " + tail.rsplit("\n", 1)[-1] if tail else ""
+        return ""
+
+    def cut(self, live: Iterable[tuple[AttemptRef, str]], limit_bytes: int) -> None:
+        """Cuts what attempts, each on its slot, have written beyond the limit."""
+        for ref, slot in live:
+            for stream in ("stdout", "stderr"):
+                if cut(self.live(slot, stream), limit_bytes):
+                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, limit_bytes)
+
     def salvage(self, slot: str, ref: AttemptRef | None, trash: Path) -> OutputTail | None:
         """Keeps what an attempt had written whose worker died, under its own name. Returns the end of it."""
         wrote = False
