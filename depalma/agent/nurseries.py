@@ -145,6 +145,8 @@ class Nurseries:
                 data = nursery.near.recv(_MESSAGE_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it died before it had read everything; what it had said comes after that
             except OSError:
                 data = b""
             if not data:
