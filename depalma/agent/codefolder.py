@@ -59,12 +59,12 @@ class CodeFolder:
         return entries if [entry.index for entry in entries] == list(range(1, len(entries) + 1)) else []
 
     def append(self, entries: list[CodeEntry]) -> None:
-        """Takes entries into the log of this host, once their tree is complete."""
-        self.entries = self.entries + entries
-        self.index = self.entries[-1].index
+        """Takes entries into the log of this host, once their tree is complete. Errors: OSError, nothing is taken."""
+        longer = self.entries + entries
         building = self.root / "entries.new"
-        building.write_bytes(msgspec.msgpack.encode(self.entries))
+        building.write_bytes(msgspec.msgpack.encode(longer))
         building.rename(self.root / "entries")
+        self.entries, self.index = longer, longer[-1].index
 
     def reset(self) -> None:
         """Begins at index 0 (blocks)."""
