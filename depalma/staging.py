@@ -83,6 +83,8 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> int:
             return 0
         if not stat.S_ISREG(found.st_mode):
             raise ArchiveError(f"{name!r}: neither a file nor a folder")
+        if found.st_size > LIMITS.size_bytes:
+            raise ArchiveError(f"{name!r}: the files have more than {LIMITS.size_bytes} bytes")
         info.size = found.st_size
         info.mode = 0o755 if found.st_mode & 0o100 else 0o644
         try:
@@ -162,7 +164,9 @@ def output_members(folder: Path, globs: Sequence[str]) -> list[Member]:
 def _look(
     folder: Path, above: tuple[str, ...], globs: list[tuple[str, ...]], found: dict[str, Path], used: set[int]
 ) -> None:
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    for entry in entries:
         path = (*above, entry.name)
         hits = [number for number, glob in enumerate(globs) if _matches(path, glob)]
         if hits:
@@ -175,18 +179,25 @@ def _look(
 def _take(entry: os.DirEntry[str], name: str, found: dict[str, Path]) -> None:
     if entry.is_symlink() or not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
         raise ArchiveError(f"{name!r}: neither a file nor a folder")
+    if name.count("/") >= LIMITS.depth:
+        raise ArchiveError(f"{name[:200]!r}: deeper than {LIMITS.depth} folders")
+    if len(found) >= LIMITS.members:
+        raise ArchiveError(f"more than {LIMITS.members} files")
     found[name] = Path(entry.path)
     if entry.is_dir(follow_symlinks=False):
-        for inner in os.scandir(entry.path):
-            _take(inner, f"{name}/{inner.name}", found)
+        with os.scandir(entry.path) as entries:
+            for inner in entries:
+                _take(inner, f"{name}/{inner.name}", found)
 
 
 def _matches(path: tuple[str, ...], glob: tuple[str, ...]) -> bool:
-    if not glob:
-        return not path
-    if glob[0] == "**":
-        return any(_matches(path[start:], glob[1:]) for start in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], glob[0]) and _matches(path[1:], glob[1:])
+    ends = {0}  #: how much of the path what was looked at of the glob can match
+    for part in glob:
+        if part == "**":
+            ends = set(range(min(ends), len(path) + 1)) if ends else ends
+        else:
+            ends = {end + 1 for end in ends if end < len(path) and fnmatch.fnmatchcase(path[end], part)}
+    return len(path) in ends
 
 
 # ---------------------------------------------------------------- unpacking

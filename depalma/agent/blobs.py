@@ -51,8 +51,7 @@ class Blobs:
         self._uploaded: dict[str, None] = {}
         self._doubted: dict[tuple[str, str], None] = {}  #: (master, digest) that came with another SHA-256
         self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self._cache.glob("*.part"):
-            left.unlink()
+        _drop_doubtful(self._cache, root / "blobs" / "boot")
 
     async def have(self, digest: str, for_s: float) -> Path:
         """Returns the file of a blob, fetched if need be and verified. Errors: BlobUnavailable after `for_s`."""
@@ -224,6 +223,19 @@ class Blobs:
                 problem = f"{url}: {error or type(error).__name__}"
             log.info("blob %s: %s", digest[:12], problem)
         return problem
+
+
+def _drop_doubtful(cache: Path, marker: Path) -> None:
+    """Removes what is not whole, and what came before the machine last started: that is not synced, and may be zeros.
+
+    `marker`: the file that says in which boot they came.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    known = marker.exists() and marker.read_text() == boot
+    for left in cache.glob("*.part" if known else "*"):
+        left.unlink()
+    if not known:
+        marker.write_text(boot)
 
 
 def _begun(part: Path) -> tuple[hashlib._Hash, int]:

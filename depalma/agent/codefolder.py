@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from depalma.agent.store import remove_tree
 from depalma.archive import MODULE_MEMBER, unpack
 from depalma.codetree import CodeEntry, tree_at, tree_digest, tree_digests
 
@@ -58,12 +59,12 @@ class CodeFolder:
         return entries if [entry.index for entry in entries] == list(range(1, len(entries) + 1)) else []
 
     def append(self, entries: list[CodeEntry]) -> None:
-        """Takes entries into the log of this host, once their tree is complete."""
-        self.entries = self.entries + entries
-        self.index = self.entries[-1].index
+        """Takes entries into the log of this host, once their tree is complete. Errors: OSError, nothing is taken."""
+        longer = self.entries + entries
         building = self.root / "entries.new"
-        building.write_bytes(msgspec.msgpack.encode(self.entries))
+        building.write_bytes(msgspec.msgpack.encode(longer))
         building.rename(self.root / "entries")
+        self.entries, self.index = longer, longer[-1].index
 
     def reset(self) -> None:
         """Begins at index 0 (blocks)."""
@@ -95,7 +96,7 @@ class CodeFolder:
             (fresh / "files").write_bytes(msgspec.msgpack.encode(_look(target)))
             (fresh / "files").rename(listing)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove_tree(fresh)
 
     def is_sound(self, digest: str) -> bool:
         """Returns whether an archive is unpacked here and nobody has touched its files since (blocks).
@@ -104,9 +105,9 @@ class CodeFolder:
         """
         try:
             was = _files.decode((self._store / f"{digest}.files").read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
+            return _look(self._store / digest) == was
+        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # the last: somebody made very deep folders
             return False
-        return _look(self._store / digest) == was
 
     # ------------------------------------------------------------ trees
 

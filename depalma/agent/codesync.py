@@ -90,19 +90,18 @@ class CodeSync:
             if known:
                 digests = await self._digests(known[0], known[-1])
                 return [Reached(index, digests[index]) for index in known]
-            fresh = self._next()
-            if not fresh:
-                return []
-            try:
-                reached = await self._apply(fresh)
-            except (CommandFailed, Interrupted):
-                raise
-            except (DepalmaError, OSError, TimeoutError):
-                if len(fresh) == 1:
+            while fresh := self._next():
+                try:
+                    if reached := await self._apply(fresh):
+                        return reached
+                    # The log was thrown away meanwhile: what there is now is of another one.
+                except (CommandFailed, Interrupted):
                     raise
-                self._one_by_one = True  # as far as it goes, and to know which one it is
-                return await self._apply(self._next())
-            return reached
+                except (DepalmaError, OSError, TimeoutError):
+                    if len(fresh) == 1:
+                        raise
+                    self._one_by_one = True  # as far as it goes, and to know which one it is
+            return []
 
     def _next(self) -> list[CodeEntry]:
         """Returns the entries that are applied next: one command, or others up to the next command."""
@@ -234,6 +233,8 @@ class CodeSync:
 
 def _entry_problem(entry: CodeEntry) -> str:
     """Returns why the entry must not be applied here: what masters check, checked where it would do harm."""
+    if entry.rollback_of and not 0 < entry.rollback_of < entry.index:
+        return f"it rolls back to {entry.rollback_of}, which is not before it"
     if entry.kind == COMMAND:
         return "" if entry.argv and entry.argv[0] else "a command without a word"
     for digest in filter(None, (entry.digest, entry.requirements)):

@@ -66,6 +66,7 @@ class Recalled(Event, frozen=True):
 
     lane: int
     attempts: tuple[AttemptRef, ...]
+    full: bool = False  #: they did not fit: nothing more does for now
 
 
 class WorkerReady(Event, frozen=True):

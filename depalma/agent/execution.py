@@ -207,6 +207,9 @@ class Execution:
         if lane is None:
             return
         lane.recalling = False
+        if event.full:
+            for attempt in lane.queue:  # as many as there is room for, until one has ended
+                attempt.job.depth = max(1, min(attempt.job.depth, len(lane.queue) - len(event.attempts)))
         self._take_back(lane, event.attempts, now)
         for attempt in lane.queue:
             if attempt.doomed == "returned":

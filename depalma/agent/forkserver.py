@@ -7,6 +7,7 @@ agent as descriptor 3. A worker is forked twice, so that it becomes a child of t
 from __future__ import annotations
 
 import array
+import contextlib
 import importlib
 import marshal
 import os
@@ -66,22 +67,28 @@ class ForkServer:
 
     def _fork(self, number: int, key: int, fd: int) -> None:
         reading, writing = os.pipe()
+        said, say = os.pipe()  # it begins when the agent can hear of it: if we die before, another one takes its place
         middle = os.fork()
         if middle == 0:
             try:
                 os.close(reading)
+                os.close(say)
                 if os.fork() == 0:
-                    self._become_worker(number, key, fd, writing)
+                    self._become_worker(number, key, fd, writing, said)
             finally:
                 os._exit(0)
         os.close(writing)
+        os.close(said)
         os.close(fd)
         pid, start = map(int, (os.read(reading, 64) or b"0 0").split())
         os.close(reading)
         os.waitpid(middle, 0)
         self._say("forked", number, pid, start)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(say, b".")
+        os.close(say)
 
-    def _become_worker(self, number: int, key: int, fd: int, writing: int) -> None:
+    def _become_worker(self, number: int, key: int, fd: int, writing: int, said: int) -> None:
         try:
             os.setsid()
             # Whoever hears of it finds its session; and its start is known, however soon it is dead.
@@ -89,6 +96,9 @@ class ForkServer:
             os.write(writing, b"%d %d" % (os.getpid(), own.start if own is not None else 0))
             os.close(writing)
             self.sock.close()
+            if not os.read(said, 1):
+                return
+            os.close(said)
             for target, name in ((1, "out"), (2, "err")):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 spool = os.open(f"{self.root}/spool/w{number}.{name}", flags, 0o644)

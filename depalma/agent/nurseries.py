@@ -78,7 +78,19 @@ class Nurseries:
         if nursery is None and self._failures < _FAILURES:
             self._open(handle.code_index)
         if nursery is None or not nursery.ready or not self._ask(nursery, handle):
-            self._spawn(handle)
+            self._spawn_anew(handle)
+
+    def _spawn_anew(self, handle: WorkerHandle) -> None:
+        """Starts a worker without any."""
+        self._spawn(handle)
+        self._repeat(handle)
+
+    def _repeat(self, handle: WorkerHandle) -> None:
+        """Tells the monitor, which knows the worker from now on, what it was told before."""
+        for reason in sorted(handle.still):
+            self._link.send(("suspend", handle.key, reason))
+        if handle.stopped:
+            self._link.send(("kill", handle.key, 0.0))
 
     def _ask(self, nursery: Nursery, handle: WorkerHandle) -> bool:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [handle.far.fileno()]))]
@@ -133,6 +145,8 @@ class Nurseries:
                 data = nursery.near.recv(_MESSAGE_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it died before it had read everything; what it had said comes after that
             except OSError:
                 data = b""
             if not data:
@@ -151,10 +165,7 @@ class Nurseries:
                 _, number, pid, start = message
                 handle = nursery.asked.pop(number)
                 self._link.send(("adopt", handle.key, pid, start))
-                for reason in sorted(handle.still):
-                    self._link.send(("suspend", handle.key, reason))
-                if handle.stopped:
-                    self._link.send(("kill", handle.key, 0.0))
+                self._repeat(handle)
                 self._link.flush()
 
     def end(self, indices: Iterable[int]) -> None:
@@ -179,10 +190,11 @@ class Nurseries:
             self._own.pop(nursery.code_index, None)
         elif nursery in self._ending:
             self._ending.remove(nursery)
+        self._readable(nursery)  # what it has said before it died: these workers are there
         self._close(nursery)
         owed, nursery.asked = nursery.asked, {}
         for handle in owed.values():
-            self._spawn(handle)
+            self._spawn_anew(handle)
 
     def forget_all(self) -> None:
         """Forgets every process: all are dead, or about to be."""

@@ -24,7 +24,7 @@ from depalma.agent.nurseries import Nurseries, Nursery
 from depalma.agent.proctree import OWNER
 from depalma.agent.spawning import NURSERY
 from depalma.agent.stage import name_of as name_of_attempt
-from depalma.agent.store import OutputFiles, cut, empty_folder, read_slice
+from depalma.agent.store import OutputFiles, empty_folder
 from depalma.agent.workers import ARGUMENT_LIMIT_BYTES, Garbled, WorkerHandle, job_message, limits_of, task_variables
 from depalma.model import AttemptRef, Report
 
@@ -132,9 +132,7 @@ class Runner:
                     self._environment(job.id, self._command_environment(job))
                 argv = self._argv(attempt)
             except (OSError, ValueError, RuntimeError) as error:
-                now = time.time()
-                problem = printable(f"the command cannot be started: {error}")
-                self.emit(Ended((self._report(attempt, "failed", None, None, problem, now, now),)))
+                self._fail(attempt, f"the command cannot be started: {error}")
                 continue
             key = self._key(attempt.ref)
             line.refs[attempt.ref] = None
@@ -201,6 +199,10 @@ class Runner:
             return self._report(known, "failed", code, None, error or f"exit code {code}", started, ended)
         return self._report(known, "succeeded", 0, None, error, started, ended)
 
+    def _fail(self, attempt: Attempt, problem: str) -> None:
+        now = time.time()
+        self.emit(Ended((self._report(attempt, "failed", None, None, printable(problem), now, now),)))
+
     def _report(
         self, attempt: Attempt, outcome: str, code: int | None, number: int | None, error: str, start: float, end: float
     ) -> Report:
@@ -218,6 +220,7 @@ class Runner:
         handle = self.workers[number] = WorkerHandle(number, code_index, code_digest)
         self._environment(_WORKERS, {})
         handle.key = self._key(handle)
+        self.output.salvage(f"w{number}", None, self.root / "trash" / f"old.{handle.key}")  # lanes are numbered anew
         asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)
         self.nurseries.fork(handle)
 
@@ -255,12 +258,17 @@ class Runner:
         for position, attempt in enumerate(attempts):
             job = attempt.job
             message: Message | None = None
-            if job.id not in handle.jobs:
-                pickled = job.spec.function_pickle
-                path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
-                message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")
-            if not handle.send(attempt, (*self._argument(attempt), *self.stage_of(attempt)), message):
-                self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:])))
+            try:
+                if job.id not in handle.jobs:
+                    pickled = job.spec.function_pickle
+                    path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
+                    message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")
+                argument = self._argument(attempt)
+            except OSError as error:
+                self._fail(attempt, f"its argument cannot be written for the worker: {error}")
+                continue
+            if not handle.send(attempt, (*argument, *self.stage_of(attempt)), message):
+                self.emit(Recalled(number, tuple(attempt.ref for attempt in attempts[position:]), full=True))
                 return
 
     def _argument(self, attempt: Attempt) -> tuple[bytes | None, str, int]:
@@ -277,7 +285,7 @@ class Runner:
     def _drop_argument(self, ref: AttemptRef) -> None:
         path = self._argument_files.pop(ref, None)
         if path is not None:
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)
 
     def blob_path(self, digest: str) -> str:
         """Returns where a fetched blob is."""
@@ -365,8 +373,7 @@ class Runner:
         how = f"signal {-code} ({signal_name(-code)})" if code < 0 else f"exit code {code}"
         reason = printable(error) or f"worker process died: {how}"
         if not handle.ready:
-            tail = read_slice(self.output.live(f"w{handle.number}", "stderr"), 0, 65536)[0]
-            reason += ": " + tail.decode(errors="replace").strip().rsplit("\n", 1)[-1] if tail.strip() else ""
+            reason += self.output.last_words(f"w{handle.number}")
         ref = next(iter(handle.sent), None)
         if ref is not None:
             self._drop_argument(ref)
@@ -384,7 +391,7 @@ class Runner:
     def recalled(self, lane: int, keys: list[int]) -> None:
         """Takes the monitor's answer: these it has not started, and will not."""
         refs: list[AttemptRef] = []
-        for key in keys:
+        for key in [key for key in keys if key in self.keys]:  # else everything was forgotten meanwhile
             ref = self.keys.pop(key)
             assert not isinstance(ref, WorkerHandle | Nursery)
             self.slots[self.commands.pop(ref).slot].refs.pop(ref)
@@ -417,6 +424,7 @@ class Runner:
         self.slots.clear()
         self.keys.clear()
         self._known_jobs.clear()
+        self._argument_files.clear()
         self._paused.clear()
 
     def command_slot(self, ref: AttemptRef) -> int | None:
@@ -442,7 +450,4 @@ class Runner:
         """Cuts what running attempts have written beyond the limit."""
         live = [(next(iter(line.refs)), str(slot)) for slot, line in self.slots.items() if line.refs]
         live += [(next(iter(h.sent)), f"w{h.number}") for h in self.workers.values() if h.sent]
-        for ref, slot in live:
-            for stream in ("stdout", "stderr"):
-                if cut(self.output.live(slot, stream), self.output_limit_bytes):
-                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, self.output_limit_bytes)
+        self.output.cut(live, self.output_limit_bytes)

@@ -9,11 +9,11 @@ staged/JOB.TASK.ATTEMPT.done    its scratch folder, after it ended, if outputs w
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Container
 from pathlib import Path
 
 from depalma import staging
+from depalma.agent.store import remove_tree
 from depalma.model import AttemptRef, Payload
 
 
@@ -25,13 +25,13 @@ class Stage:
         self._trash = root / "trash"
         self._out = root / "blobs" / "out"
         self._limit_bytes = limit_bytes
-        shutil.rmtree(self._root, ignore_errors=True)
+        remove_tree(self._root)
         self._root.mkdir(mode=0o700, parents=True)
 
     def place(self, archive: Path, ref: AttemptRef) -> None:
         """Unpacks the inputs of an attempt. Errors: ArchiveError, OSError."""
         target = self._root / name_of(ref)
-        shutil.rmtree(target, ignore_errors=True)
+        remove_tree(target)
         staging.unpack(archive, target)
         target.chmod(0o700)
 
@@ -50,7 +50,7 @@ class Stage:
             return Payload(digest=digest, size_bytes=size_bytes)
         finally:
             part.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
     def sweep(self, live: Container[AttemptRef]) -> None:
         """Throws away what belongs to no attempt that is here any more.
@@ -60,7 +60,7 @@ class Stage:
         for folder in list(self._root.iterdir()):
             words = folder.name.removesuffix(".done").split(".")
             if len(words) == 3 and (int(words[0]), int(words[1]), int(words[2])) not in live:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
 
 def name_of(ref: AttemptRef) -> str:

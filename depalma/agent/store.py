@@ -18,7 +18,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import struct
 import time
 from collections.abc import Iterable
@@ -171,6 +170,20 @@ class OutputFiles:
                 return OutputTail(pack(self.tail(ref)))
         return OutputTail()
 
+    def last_words(self, slot: str) -> str:
+        """Returns `: ` and the last line on standard error of what runs on a slot, or nothing."""
+        with contextlib.suppress(OSError):
+            tail = read_slice(self.live(slot, "stderr"), 0, TAIL_BYTES)[0].decode(errors="replace").strip()
+            return ": " + tail.rsplit("\n", 1)[-1] if tail else ""
+        return ""
+
+    def cut(self, live: Iterable[tuple[AttemptRef, str]], limit_bytes: int) -> None:
+        """Cuts what attempts, each on its slot, have written beyond the limit."""
+        for ref, slot in live:
+            for stream in ("stdout", "stderr"):
+                if cut(self.live(slot, stream), limit_bytes):
+                    log.info("task %d.%d: %s is cut at %d bytes", ref[0], ref[1], stream, limit_bytes)
+
     def salvage(self, slot: str, ref: AttemptRef | None, trash: Path) -> OutputTail | None:
         """Keeps what an attempt had written whose worker died, under its own name. Returns the end of it."""
         wrote = False
@@ -250,15 +263,31 @@ def empty_folder(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder, also one that its owner has locked, with all below it (blocks)."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if not os.path.lexists(folder):
-        return
-    pending = [str(folder)]
+    """Removes a folder, also one that is locked or however deep, with all below it (blocks); else it stays.
+
+    What is further below is moved up first: neither the stack nor the descriptors nor the length of a path may limit
+    what a task can leave behind.
+    """
+    top = str(folder)
+    pending, moved = [top], 0
     while pending:
         here = pending.pop()
         with contextlib.suppress(OSError):
             os.chmod(here, 0o700)
             with os.scandir(here) as entries:
-                pending += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    shutil.rmtree(folder, ignore_errors=True)
+                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            for path, is_folder in found:
+                with contextlib.suppress(OSError):
+                    if not is_folder:
+                        os.unlink(path)
+                    elif here == top:
+                        pending.append(path)
+                    else:
+                        moved += 1
+                        os.chmod(path, 0o700)
+                        os.rename(path, higher := f"{top}/.{os.getpid()}.{moved}")
+                        pending.append(higher)
+            if here != top:
+                os.rmdir(here)
+    with contextlib.suppress(OSError):
+        os.rmdir(top)
