@@ -25,6 +25,7 @@ from depalma.model import JobSpec, JobView
 from depalma.orderviews import TrialView
 from depalma.policies.busy import busy_lines
 from depalma.policies.forecast import start_lines
+from depalma.policies.preempt import ending_lines
 from depalma.state.checks import bad_spec
 from depalma.state.commands import AddTasks, CancelJobs, CloseJob, SubmitJob
 from depalma.state.dependencies import bad_jobs_after
@@ -139,6 +140,7 @@ async def why(api: Api, request: web.Request) -> web.StreamResponse:
     if (rooms := services.rooms()) and job.queued and not job.is_final:  # what only the leader knows
         lines += busy_lines(rooms) if job.ready else ()
         lines[1:1] = start_lines(api.state, rooms, services.rates.mean_s, job, now())
+    lines[1:1] = ending_lines(api.state, job, None, services.sessions.why_ending)
     return api.reply(request, Lines(lines))
 
 

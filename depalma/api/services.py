@@ -15,7 +15,7 @@ from depalma.jobarchive.keeper import JobArchive
 from depalma.leader.hub import Hub
 from depalma.leader.questions import Questions
 from depalma.loopwatch import LoopWatch
-from depalma.model import Load, Report
+from depalma.model import AttemptRef, Load, Report
 from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AnyCommand, Applied
@@ -90,6 +90,9 @@ class Sessions(Protocol):
 
     def load_of(self, host: str) -> Load:
         """Returns the last load that the host told; zeros if it is not connected."""
+
+    def why_ending(self, host: str, ref: AttemptRef) -> str:
+        """Returns why the host was told to end an attempt, to run elsewhere; empty if this leader told it nothing."""
 
     def last_seen_s(self, host: str) -> float | None:
         """Returns for how long the host has been silent; None if this leader never heard it."""

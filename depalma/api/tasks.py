@@ -16,6 +16,7 @@ from depalma.api.problems import Problem, shown
 from depalma.api.route import READ_QUERY, Mode, Route
 from depalma.api.shapes import Lines, TaskList
 from depalma.model import TaskState, TaskView
+from depalma.policies.preempt import ending_lines
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.views import task_view, task_views
@@ -75,7 +76,9 @@ async def show_archived(api: Api, request: web.Request, job: Job) -> web.StreamR
 async def why(api: Api, request: web.Request) -> web.StreamResponse:
     """Explains why a task is as it is."""
     job, index = find_task(api, request.match_info["task"])
-    return api.reply(request, Lines(whole_answer(api.state, job, index)))
+    lines = whole_answer(api.state, job, index)
+    lines[1:1] = ending_lines(api.state, job, index, api.services.sessions.why_ending)
+    return api.reply(request, Lines(lines))
 
 
 async def why_archived(api: Api, request: web.Request, job: Job) -> web.StreamResponse:

@@ -67,7 +67,7 @@ class Orders:
         """Tells the agent to end attempts, once each and outcome."""
         fresh = [ref for ref in refs if (ref, outcome) not in session.killed]
         if fresh:
-            session.killed.update((ref, outcome) for ref in fresh)
+            session.killed.update(((ref, outcome), reason) for ref in fresh)
             session.send(Kill(self.next_order(), self._context.term, tuple(fresh), outcome, reason))
 
     def _send(self, session: AgentSession, templates: dict[int, JobTemplate], tasks: list[Assignment]) -> None:

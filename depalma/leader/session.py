@@ -40,7 +40,7 @@ class AgentSession:
         self.known_jobs: set[int] = set()  #: whose template this connection has carried
         self.code_sent = 0  #: the last code index that this connection has carried
         self.code_sent_whole = False  #: the host's tree was another one, so it was sent everything
-        self.killed: set[tuple[AttemptRef, str]] = set()  #: attempts it was told to end, and with which outcome
+        self.killed: dict[tuple[AttemptRef, str], str] = {}  #: attempts it was told to end, with which outcome: why
         self.slots_told = 0  #: of its welcome
         self.tells_history = False  #: of its hello
         self.suspends_jobs = False  #: of its hello

@@ -94,6 +94,11 @@ class Sessions:
         session = self.by_host.get(host)
         return session.load if session is not None else Load()
 
+    def why_ending(self, host: str, ref: AttemptRef) -> str:
+        """Returns why the host was told to end an attempt that lives there; empty if this leader did not tell it to."""
+        killed = self.by_host[host].killed if host in self.by_host else {}
+        return killed.get((ref, "moved"), "")
+
     def last_seen_s(self, host: str) -> float | None:
         """Returns for how long the host has been silent; None if this leader never heard it."""
         return self._leases.last_seen_s(host, self._context.clock())

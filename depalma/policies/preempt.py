@@ -10,7 +10,7 @@ is made, so nothing is ended for those behind it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from depalma.policies.places import HostRoom
 from depalma.state.cluster_state import ClusterState
 from depalma.state.gpus import Taken, without
 from depalma.state.hosts import Host
+from depalma.state.jobs import Job
 from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
 from depalma.state.shapes import Shape, held
@@ -26,6 +27,8 @@ from depalma.state.shares import Account
 
 #: Waiting tasks for which room is made at a time.
 MOST = 32
+#: Tasks that are named to people.
+_NAMED = 5
 
 
 class Preemption(Struct, frozen=True):
@@ -51,7 +54,36 @@ def preemptions(
         for lane in level.lanes.values():
             for job in _wanted(state, lane, left) if lane.shape.preempts else ():
                 left -= lane.shape.gang or 1
-                yield from _make_room_for_all(rooms, lane, f"preempted by job {job} of priority {priority}")
+                yield from _make_room_for_all(rooms, lane, f"{_by(job)}of priority {priority}")
+
+
+def _by(job: int) -> str:
+    return f"preempted by job {job} "
+
+
+def ending_lines(
+    state: ClusterState, job: Job, index: int | None, why_ending: Callable[[str, AttemptRef], str]
+) -> Iterator[str]:
+    """Yields for people what is under way: that the task was told to end, and which tasks make room for the job.
+
+    `why_ending` is what the leader knows: why a host was told to end an attempt; empty if it was not.
+    """
+    if index is None and job.total == 1:
+        index = job.first
+    attempt = job.running.get(index) if index is not None else None
+    if index is not None and attempt is not None:
+        if reason := why_ending(attempt.host, (job.id, index, attempt.number)):
+            yield f"told to end within {job.spec.grace_s:g} s: {reason}"
+    elif job.shape.preempts and job.ready:
+        places = [
+            f"task {ref[0]}.{ref[1]} on {host.name}"
+            for host in state.hosts.values()
+            for ref in host.attempts
+            if why_ending(host.name, ref).startswith(_by(job.id))
+        ]
+        if places:
+            more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+            yield f"room is made for it; told to end: {', '.join(places[:_NAMED])}{more}"
 
 
 class _Room:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,15 +68,21 @@ def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_unti
     ctl("cancel", "1-3")
 
 
-def test_a_job_that_preempts_is_made_room_for(cluster: LocalCluster, ctl: Ctl, wait_until: Callable[..., Any]) -> None:
+def test_a_job_that_preempts_is_made_room_for(
+    cluster: LocalCluster, ctl: Ctl, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
     """Tasks of lower priority are warned, end, and run again when it is over; without being asked nobody has to."""
-    work = ["sh", "-c", "trap 'echo warned; exit 1' TERM; echo began; while ! test -e release; do sleep 0.05; done"]
+    work = [
+        "sh", "-c",
+        f"trap 'echo warned; while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 1' TERM; echo began;"
+        " while ! test -e release; do sleep 0.05; done",
+    ]  # fmt: skip
 
     def tasks(job: int) -> dict[str, int]:
         found: dict[str, int] = json.loads(ctl("show", str(job), "-o", "json").stdout)["tasks"]
         return found
 
-    ctl("submit", "--array", "0-3", "--cwd", ".", "--", *work)
+    ctl("submit", "--array", "0-3", "--grace", "60", "--cwd", ".", "--", *work)
     wait_until(lambda: [ctl("logs", f"1.{task}").stdout for task in range(4)], lambda seen: seen == ["began\n"] * 4)
     ctl("submit", "--priority", "5", "--", "true")
     why = ctl("explain", "2").stdout
@@ -83,7 +90,13 @@ def test_a_job_that_preempts_is_made_room_for(cluster: LocalCluster, ctl: Ctl, w
     assert "nobody can say when it starts: no task of job 1 has ended yet, and there is no time limit" in why
     ctl("cancel", "2")
 
-    ctl("run", "--priority", "5", "--preempt", "--", "true")
+    ctl("submit", "--priority", "5", "--preempt", "--", "true")
+    making = "room is made for it; told to end: task 1."
+    why = wait_until(lambda: ctl("explain", "3").stdout, lambda text: making in text)
+    victim = why.partition(making)[2].split()[0]
+    assert "told to end within 60 s: preempted by job 3 of priority 5" in ctl("explain", f"1.{victim}").stdout
+    (tmp_path / "go").touch()
+    ctl("wait", "3")
     with cluster.client() as client:
         ((first, *_),) = [task.attempts for task in client.job(1).tasks() if len(task.attempts) > 1]
     assert (first.state, first.reason) == ("moved", "preempted by job 3 of priority 5")

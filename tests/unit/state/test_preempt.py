@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depalma.dispatcher import HostRoom
-from depalma.policies.preempt import MOST, preemptions
+from depalma.policies.preempt import MOST, ending_lines, preemptions
 from depalma.state import commands as c
 from depalma.state.explain import explain
 
@@ -115,3 +115,23 @@ def test_it_is_bounded(bench):
     bench.dispatch()
     bench.submit(1_000_000, priority=1, preempt=True)
     assert sum(len(refs) for _, refs, _ in wanted(bench)) == MOST
+
+
+def test_what_is_under_way_is_said_of_both_sides(bench):
+    """For whom a task was told to end, and which tasks make room for a job that waits."""
+    bench.host("h1", slots=2)
+    bench.host("h2", slots=2)
+    victims = bench.submit(4, grace_s=30.0)
+    bench.dispatch()
+    other = bench.submit(1, priority=5)
+    job = bench.submit(1, priority=6, preempt=True)
+    ((host, (ref,), reason),) = wanted(bench)
+
+    def lines(job, index=None):
+        return list(ending_lines(bench.state, job, index, lambda name, told: reason if told == ref else ""))
+
+    said = [f"room is made for it; told to end: task 1.{ref[1]} on {host}"]
+    assert (lines(job), lines(job, 0)) == (said, said)
+    assert lines(victims, ref[1]) == ["told to end within 30 s: preempted by job 3 of priority 6"]
+    assert [lines(victims, index) for index in range(4) if index != ref[1]] == [[], [], []]
+    assert (lines(victims), lines(other)) == ([], [])
