@@ -161,7 +161,7 @@ def test_every_step_of_a_job_is_a_change(bench, step):
 
 
 def test_who_follows_does_not_walk_through_what_is_kept():
-    """From any place on, and from the newest at next to no cost: it is read at each commit, by everybody who follows."""
+    """From any place on, and from the newest at next to no cost: it is read at each commit by all who follow."""
     for size in range(6):
         kept = deque(range(size))
         for start in range(size + 2):
