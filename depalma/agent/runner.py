@@ -110,11 +110,10 @@ class Runner:
 
         Ours win: who submits from within a task may hand on all of that task's environment.
         """
-        cpus = job.spec.cpus
         return {
             **job.spec.env,
             "DEPALMA_JOB_ID": str(job.id),
-            "DEPALMA_CPUS": f"{cpus:g}",
+            "DEPALMA_CPUS": f"{job.spec.cpus:g}",
             "DEPALMA_CODE_INDEX": str(job.code_index),
             "DEPALMA_CODE_DIR": self.code_dir(job.code_index),
         }
@@ -195,9 +194,8 @@ class Runner:
             return self._report(
                 known, "failed", None, -code, error or f"killed by {signal_name(-code)}", started, ended
             )
-        if code:
-            return self._report(known, "failed", code, None, error or f"exit code {code}", started, ended)
-        return self._report(known, "succeeded", 0, None, error, started, ended)
+        outcome, error = ("failed", error or f"exit code {code}") if code else ("succeeded", error)
+        return self._report(known, outcome, code, None, error, started, ended)
 
     def _fail(self, attempt: Attempt, problem: str) -> None:
         now = time.time()
@@ -343,8 +341,7 @@ class Runner:
 
     def drain(self, handle: WorkerHandle) -> None:
         """Takes what a worker has answered."""
-        reports = self._answers(handle)
-        if reports:
+        if reports := self._answers(handle):
             self.emit(Ended(tuple(reports)))
 
     def _answers(self, handle: WorkerHandle) -> list[Report]:

@@ -96,7 +96,7 @@ class AgentSession:
         """Forgets that it was told to end these: a connection may last for years."""
         if self.killed:
             over = frozenset(refs)
-            self.killed = {each for each in self.killed if each[0] not in over}
+            self.killed = {each: why for each, why in self.killed.items() if each[0] not in over}
 
     async def ask(self, question: Callable[[int], Question]) -> Answer:
         """Sends `question(request id)` and returns the agent's answer. Errors: ConnectionError when it goes away."""

@@ -218,10 +218,10 @@ class Sessions:
         if host.removing:
             raise Goodbye(Refused(f"host {hello.host} is being removed from the cluster", stop=True))
         current = self.by_host.get(hello.host)
-        if current is not None and current.incarnation != hello.incarnation:
-            silent = self._leases.silent_s(hello.host, context.clock())
-            if silent < context.config.settings.lease_s:
-                raise Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
+        another = current is not None and current.incarnation != hello.incarnation and host.state != "lost"
+        # The other one, wherever it is, may run its tasks for as long as it was told, by its own clock.
+        if another and not self._leases.over({hello.host: host.facts}, context.clock()):
+            raise Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
         try:
             # What a lease is must not depend on the cluster file of whoever leads when it is over.
             anew = host.incarnation != hello.incarnation or host.state in ("lost", "down") or host.facts is None

@@ -75,7 +75,7 @@ class Messengers:
             return
         for name in names:
             messenger, task = self._running.get(name, (None, None))
-            if messenger is not None and task is not None and not task.done():
+            if messenger is not None and task is not None and not (messenger.is_over or task.done()):
                 messenger.wake()
             elif name in self._context.state.webhooks.by_name:
                 messenger = Messenger(self._context, name, self._note)
@@ -116,6 +116,7 @@ class Messenger:
         self._name = name
         self._note = note
         self._wake = asyncio.Event()
+        self.is_over = False  #: its target was removed; it only closes its connections still
         self._epoch = -1
         self._position = 0  #: the last id that was delivered
         self._failures = 0
@@ -140,6 +141,7 @@ class Messenger:
                     await self._deliver(http, webhook, *self._ahead[0])
                 else:
                     await self._wake.wait()
+            self.is_over = True
 
     async def _deliver(self, http: aiohttp.ClientSession, webhook: Webhook, number: int, event: EventView) -> None:
         """Tries once; after a failure waits before it returns."""

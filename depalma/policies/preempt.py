@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from msgspec import Struct
 
 from depalma.model import AttemptRef
-from depalma.policies.places import HostRoom
+from depalma.policies.busy import least
+from depalma.policies.places import HostRoom, Place
 from depalma.state.cluster_state import ClusterState
-from depalma.state.gpus import Taken, without
-from depalma.state.hosts import Host
+from depalma.state.gpus import Taken
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
@@ -29,6 +29,10 @@ from depalma.state.shares import Account
 MOST = 32
 #: Tasks that are named to people.
 _NAMED = 5
+
+
+#: What it costs to end an attempt: the priority first, then how long it has run.
+Loss = tuple[int, float, AttemptRef]
 
 
 class Preemption(Struct, frozen=True):
@@ -45,16 +49,21 @@ def preemptions(
     """Yields what is to end now. `ending`: what was told to end already; its room is counted as free."""
     if not state.ready.preempting:
         return
-    rooms = [_Room(state, state.hosts[name], room, ending) for name, room in hosts.items() if name in state.hosts]
+    least_busy = least(room.foreign for room in hosts.values())
+    places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]
+    rooms = [_Room(state, place, ending) for place in places]
+    state.fits.begin(state.hosts)
     left = MOST
     for priority in state.ready.priorities():
         level = state.ready.levels[priority]
         if _is_held_up(state, level, rooms):
             return
         for lane in level.lanes.values():
-            for job in _wanted(state, lane, left) if lane.shape.preempts else ():
-                left -= lane.shape.gang or 1
-                yield from _make_room_for_all(rooms, lane, f"{_by(job)}of priority {priority}")
+            if lane.shape.preempts:
+                fitting = [room for room in rooms if not misfit(lane.shape, room.host, room.slots)]
+                for job in _wanted(state, lane, left):
+                    left -= lane.shape.gang or 1
+                    yield from _make_room_for_all(fitting, lane, f"{_by(job)}of priority {priority}")
 
 
 def _by(job: int) -> str:
@@ -89,13 +98,13 @@ def ending_lines(
 class _Room:
     """A host as it will be when everything has ended that was told to."""
 
-    def __init__(self, state: ClusterState, host: Host, room: HostRoom, ending: Collection[AttemptRef]) -> None:
+    def __init__(self, state: ClusterState, place: Place, ending: Collection[AttemptRef]) -> None:
         self.state = state
-        self.host = host
-        self.slots = room.slots
+        self.host = host = place.host
+        self.slots = place.slots
+        self.limit = place.limit  #: the rest is left to something else; so are GPUs in `taken`
         self.used = host.used
-        busy = [gpu for gpu in room.busy_gpus if not host.taken.get(gpu)]
-        self.taken = without(host.taken, busy)
+        self.taken = dict(place.taken)
         self.left: list[AttemptRef] = []  #: what lives there and may be ended, first what costs least
         for ref in host.attempts:
             if ref in ending:
@@ -103,9 +112,11 @@ class _Room:
             elif state.jobs[ref[0]].spec.restartable:
                 self.left.append(ref)
         self.left.sort(key=self.loss)
+        self._asked: tuple[Shape, int] | None = None  #: for whom `cost` was reckoned last, as things stand
+        self._cost: tuple[list[Loss], list[AttemptRef]] | None = None
 
-    def loss(self, ref: AttemptRef) -> tuple[int, float, AttemptRef]:
-        """Returns what it costs to end an attempt: the priority first, then how long it has run."""
+    def loss(self, ref: AttemptRef) -> Loss:
+        """Returns what it costs to end an attempt."""
         return self.state.jobs[ref[0]].spec.priority, -self.host.attempts[ref].assigned_at, ref
 
     def give_back(self, ref: AttemptRef) -> None:
@@ -117,6 +128,7 @@ class _Room:
 
     def take(self, shape: Shape) -> None:
         """Counts what a task will have as taken."""
+        self._asked = None
         self.used += shape.weight
         for name, number in held(shape.needs, self.host.choose_gpus(shape, self.taken) or ()):
             self.taken[name] = self.taken.get(name, 0) + number
@@ -127,32 +139,49 @@ class _Room:
 
     def stand(self, standing: tuple[float, Taken, list[AttemptRef]]) -> None:
         """Comes back to how things stood."""
+        self._asked = None
         self.used, self.taken, self.left = standing
 
-    def fits(self, shape: Shape, without: Collection[AttemptRef] = ()) -> bool:
-        """Returns whether a task may start there, once these are gone."""
-        used, taken = self.used, dict(self.taken)
-        for ref in without:
-            gone = self.state.jobs[ref[0]].shape
-            used -= gone.weight
-            for name, number in held(gone.needs, self.host.attempts[ref].gpus):
-                taken[name] -= number
-        return used + shape.weight <= self.slots and self.host.has_room(shape.needs, taken)
+    def fits(self, shape: Shape, used: float, taken: Taken) -> bool:
+        """Returns whether a task may start there beside what is used and taken."""
+        # A wide task may have a host that has nothing else of ours, however busy it is.
+        return (not used or used + shape.weight <= self.limit) and self.host.has_room(shape.needs, taken)
 
     def victims(self, shape: Shape, priority: int) -> list[AttemptRef] | None:
         """Returns what has to end for a task of the priority, as little as possible; None when that is not enough."""
+        jobs, used, taken = self.state.jobs, self.used, dict(self.taken)
+
+        def count(ref: AttemptRef, times: int) -> None:
+            nonlocal used
+            shape = jobs[ref[0]].shape
+            used += times * shape.weight
+            for name, number in held(shape.needs, self.host.attempts[ref].gpus):
+                taken[name] += times * number
+
         chosen: list[AttemptRef] = []
         for ref in self.left:
-            if self.fits(shape, chosen) or self.state.jobs[ref[0]].spec.priority >= priority:
+            if self.fits(shape, used, taken) or jobs[ref[0]].spec.priority >= priority:
                 break
             chosen.append(ref)
-        if not self.fits(shape, chosen):
+            count(ref, -1)
+        if not self.fits(shape, used, taken):
             return None
-        for ref in list(chosen):  # what does not help stays
-            rest = [other for other in chosen if other != ref]
-            if self.fits(shape, rest):
-                chosen = rest
-        return chosen
+        needed = []
+        for ref in chosen:
+            count(ref, 1)
+            if not self.fits(shape, used, taken):  # what does not help stays
+                needed.append(ref)
+                count(ref, -1)
+        return needed
+
+    def cost(self, shape: Shape, priority: int) -> tuple[list[Loss], list[AttemptRef]] | None:
+        """Returns what it costs to make room for a task, dearest first, and what has to end; None if nothing helps.
+        Reckoned once as things stand: of a thousand hosts one is chosen for each task."""
+        if self._asked != (shape, priority):
+            victims = self.victims(shape, priority)
+            self._cost = (sorted(map(self.loss, victims), reverse=True), victims) if victims else None
+            self._asked = shape, priority
+        return self._cost
 
 
 def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
@@ -160,7 +189,8 @@ def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
     return any(
         not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
         for lane in level.lanes.values()
-        if all(state.limits.room(gate) > 0 for gate in lane.gates)
+        if state.fits.of(lane, state.hosts)  # most lanes of a long queue fit no host at all
+        and all(state.limits.room(gate) > 0 for gate in lane.gates)
         and any(_room_of_user(state, lane, line.account) > 0 for line in lane.lines.values())
     )
 
@@ -190,7 +220,7 @@ def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
 
 def _make_room_for_all(rooms: list[_Room], lane: Lane, reason: str) -> list[Preemption]:
     """Returns what has to end for a task of the lane; for a gang only if that is room for all of it."""
-    before = [room.standing() for room in rooms]
+    before = [room.standing() for room in rooms] if lane.shape.gang else []
     found: list[Preemption] = []
     for _ in range(lane.shape.gang or 1):
         made = _make_room(rooms, lane, reason)
@@ -205,18 +235,15 @@ def _make_room_for_all(rooms: list[_Room], lane: Lane, reason: str) -> list[Pree
 def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Preemption | None:
     """Returns what has to end for one task of the lane, nothing if there is room; None if none can be made."""
     shape = lane.shape
-    fitting = [room for room in rooms if not misfit(shape, room.host, room.slots)]
-    for room in fitting:
-        if room.fits(shape):
+    for room in rooms:
+        if room.fits(shape, room.used, room.taken):
             room.take(shape)
             return Preemption(room.host.name, (), reason)
-    best: tuple[list[tuple[int, float, AttemptRef]], _Room, list[AttemptRef]] | None = None
-    for room in fitting:
-        victims = room.victims(shape, lane.priority)
-        if victims:
-            loss = sorted((room.loss(ref) for ref in victims), reverse=True)
-            if best is None or loss < best[0]:
-                best = loss, room, victims
+    best: tuple[list[Loss], _Room, list[AttemptRef]] | None = None
+    for room in rooms:
+        cost = room.cost(shape, lane.priority)
+        if cost is not None and (best is None or cost[0] < best[0]):
+            best = cost[0], room, cost[1]
     if best is None:
         return None
     _, room, victims = best

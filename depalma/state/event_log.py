@@ -7,12 +7,16 @@ bounded size is kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
 
 from msgspec import Struct
 
 from depalma.model import AttemptRef, EventView
 from depalma.state.task_states import WORDS
+
+K = TypeVar("K")
 
 #: Events that are kept at least (whole records are dropped, so it may be a few more).
 KEEP_EVENTS = 50_000
@@ -60,6 +64,15 @@ class EventRecord(Struct, frozen=True, array_like=True, gc=False):
         words = bytes(self.words[place] for place in places) if self.words else b""
         refs = tuple(self.refs[place] for place in places)
         return EventRecord(self.first, self.kind, self.at, self.job, self.host, refs, words, self.detail)
+
+
+def from_place(kept: deque[K], start: int) -> Iterator[K]:
+    """Yields what stands at `start` and behind it, walking there from the nearer end: who follows is always at the
+    new one, and is told at each commit."""
+    behind = len(kept) - start
+    if behind < start:
+        return reversed(list(islice(reversed(kept), max(0, behind))))
+    return islice(kept, start, None)
 
 
 class EventLog:

@@ -8,14 +8,14 @@ from itertools import islice
 
 from depalma.model import EventView
 from depalma.state.cluster_state import ClusterState
-from depalma.state.event_log import EventRecord
+from depalma.state.event_log import EventRecord, from_place
 
 
 def events_after(state: ClusterState, index: int, limit: int = 1000) -> list[EventView]:
     """Returns up to `limit` kept events with a number above `index`, in order."""
     records = state.events.records
     start = max(0, bisect_right(records, index + 1, key=lambda record: record.first) - 1)
-    events = (event for record in islice(records, start, None) for event in _open(record, index))
+    events = (event for record in from_place(records, start) for event in _open(record, index))
     return list(islice(events, max(0, limit)))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 
 from depalma.model import EventView
-from depalma.state.event_log import EventRecord
+from depalma.state.event_log import EventRecord, from_place
 from depalma.state.jobs import Job
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Outbox:
     def after(self, last_id: int, limit: int) -> list[tuple[int, EventView]]:
         """Returns up to `limit` ids above `last_id` that are kept, with their events."""
         start = max(0, bisect_right(self.entries, last_id + 1, key=lambda entry: entry.first) - 1)
-        opened = (each for entry in islice(self.entries, start, None) for each in _open(entry, last_id))
+        opened = (each for entry in from_place(self.entries, start) for each in _open(entry, last_id))
         return list(islice(opened, limit))
 
 

@@ -39,6 +39,7 @@ class Reign:
     config: ClusterConfig
     rates: Rates
     term: int = 1
+    master_id: str = "m1"
     clock = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
     spent = staticmethod(time.thread_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depalma.dispatcher import HostRoom
+from depalma.policies import preempt
 from depalma.policies.preempt import MOST, ending_lines, preemptions
 from depalma.state import commands as c
 from depalma.state.explain import explain
@@ -135,3 +136,48 @@ def test_what_is_under_way_is_said_of_both_sides(bench):
     assert lines(victims, ref[1]) == ["told to end within 30 s: preempted by job 3 of priority 6"]
     assert [lines(victims, index) for index in range(4) if index != ref[1]] == [[], [], []]
     assert (lines(victims), lines(other)) == ([], [])
+
+
+def test_what_is_left_to_something_else_is_no_room(bench):
+    """Slots and GPUs that the dispatcher does not give out, as something else uses them: room is made elsewhere."""
+    bench.host("h1", slots=4, gpus=1)
+    bench.host("h2", slots=1, gpus=1)
+    bench.submit(1, on_host="h1")
+    bench.submit(1, on_host="h2", gpus=1, priority=-1)
+    bench.dispatch()
+    bench.submit(1, priority=9, preempt=True)
+    busy = {"h1": HostRoom("h1-1", 4, foreign=1.0), "h2": HostRoom("h2-1", 1)}
+    (made,) = preemptions(bench.state, busy, set())
+    assert (made.host, made.refs) == ("h2", ((2, 0, 1),))
+    bench.cancel(3)
+
+    bench.submit(1, priority=9, preempt=True, gpus=1)
+    busy = {"h1": HostRoom("h1-1", 4, busy_gpus=(0,)), "h2": HostRoom("h2-1", 1)}
+    (made,) = preemptions(bench.state, busy, set())
+    assert (made.host, made.refs) == ("h2", ((2, 0, 1),))
+
+
+def test_a_wide_task_may_have_a_busy_host(bench):
+    """Once it has nothing else of ours; so all of it has to end."""
+    bench.host("h1", slots=4)
+    bench.host("h2", slots=1)
+    bench.submit(2, on_host="h1")
+    bench.dispatch()
+    bench.submit(1, priority=9, preempt=True, cpus=3)
+    busy = {"h1": HostRoom("h1-1", 4, foreign=1.0), "h2": HostRoom("h2-1", 1)}
+    (made,) = preemptions(bench.state, busy, set())
+    assert made.refs == ((1, 0, 1), (1, 1, 1))
+
+
+def test_what_it_costs_is_reckoned_once_a_host(bench, monkeypatch):
+    """And again where room was made, not everywhere for each task: that stopped the leader for most of a second."""
+    for number in range(8):
+        bench.host(f"h{number}", slots=4)
+    bench.submit(32)
+    bench.dispatch()
+    bench.submit(12, priority=9, preempt=True)
+    asked = []
+    reckon = preempt._Room.victims
+    monkeypatch.setattr(preempt._Room, "victims", lambda room, *of: asked.append(room) or reckon(room, *of))
+    assert len(wanted(bench)) == 12
+    assert len(asked) < 8 + 12

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+
 import pytest
 
 from depalma.state import commands as c
 from depalma.state import event_log
+from depalma.state.cluster_state import ClusterState
 from depalma.state.events import events_after, newest, oldest_kept
 
 
@@ -154,3 +158,23 @@ def test_every_step_of_a_job_is_a_change(bench, step):
     }[step]()
 
     assert bench.machine.drain_changes().jobs == {1}
+
+
+def test_who_follows_does_not_walk_through_what_is_kept():
+    """From any place on, and from the newest at next to no cost: it is read at each commit by all who follow."""
+    for size in range(6):
+        kept = deque(range(size))
+        for start in range(size + 2):
+            assert list(event_log.from_place(kept, start)) == list(kept)[start:]
+
+    state = ClusterState.empty()
+    for _ in range(event_log.KEEP_EVENTS):
+        state.events.add("job.held", 1.0, job=1)
+    began_s = time.thread_time()
+    for _ in range(200):
+        list(state.events.records)
+    walked_s = time.thread_time() - began_s
+    began_s = time.thread_time()
+    for _ in range(200):
+        assert len(events_after(state, newest(state) - 1)) == 1
+    assert time.thread_time() - began_s < walked_s / 2
