@@ -139,7 +139,7 @@ async def why(api: Api, request: web.Request) -> web.StreamResponse:
     services = api.services
     if (rooms := services.rooms()) and job.queued and not job.is_final:  # what only the leader knows
         lines += busy_lines(rooms) if job.ready else ()
-        lines[1:1] = start_lines(api.state, rooms, services.rates.mean_s, job, now())
+        lines[2:2] = start_lines(api.state, rooms, services.rates.mean_s, job, now())
     lines[1:1] = ending_lines(api.state, job, None, services.sessions.why_ending)
     return api.reply(request, Lines(lines))
 
