@@ -6,6 +6,7 @@ Certificates are read again when their files change; connections that stand keep
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import resource
@@ -17,7 +18,7 @@ from typing import Any
 from depalma.api.connection import Connections
 from depalma.certificates import CertificateFiles
 from depalma.errors import ConfigError
-from depalma.trust import Trust, fingerprint
+from depalma.trust import BadAuthority, Trust, context_of, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ LOOK_S = 2.0
 TELL_S = 10.0
 _AGAIN_S = 1.0
 _HANDSHAKE_BYTE = 22
+_NO_CHECK_TIME = 0x200000  #: of OpenSSL: who has expired may be given a new certificate while it runs
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PLAIN = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\n"
@@ -70,7 +72,7 @@ class ServerKeys:
             self.context = self._read()
 
     def _look(self) -> object:
-        return fingerprint(self._files.member), fingerprint(self._files.hosts)
+        return [fingerprint(file) for file in (self._files.member, self._files.hosts, self._files.authority)]
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -83,9 +85,21 @@ class ServerKeys:
                 context.load_verify_locations(cafile=hosts)
                 context.verify_mode = ssl.CERT_OPTIONAL  # an agent may show one; who shows a wrong one is refused
             context.load_cert_chain(self._files.member)
-        except OSError as error:
+            self._rehearse(context)
+        except (OSError, BadAuthority) as error:
             raise ConfigError(f"{self._files.member}, {hosts}: cannot be used: {error}") from error
         return context
+
+    def _rehearse(self, serving: ssl.SSLContext) -> None:
+        """Returns if our clients would believe it, at some time. Errors: OSError, BadAuthority."""
+        asking = context_of(self._files.authority)
+        asking.verify_flags = ssl.VerifyFlags(asking.verify_flags | _NO_CHECK_TIME)
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = asking.wrap_bio(to_client, to_server)
+        server = serving.wrap_bio(to_server, to_client, server_side=True)
+        for side in (client, server, client):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
 
 
 class Listener:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _FETCHERS = 4
+_CLOSE_S = 5.0  #: after so long a client that is closed gives up what waits for a master in the background
 
 
 class Client(Steering, WebhookMethods, Ordering, Accounting):
@@ -341,7 +342,10 @@ class Client(Steering, WebhookMethods, Ordering, Accounting):
         with self._lock:
             fetchers, self._fetchers = self._fetchers, None
         if fetchers is not None:
+            late = threading.Timer(_CLOSE_S, self._connections.refuse)
+            late.start()
             fetchers.shutdown(wait=True)
+            late.cancel()
         self._finalizer()
         _all_clients.discard(self)
 
