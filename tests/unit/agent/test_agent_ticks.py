@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from depalma import pausing
 from depalma.agent.driver import Agent
-from depalma.agent.events import Tick
+from depalma.agent.events import OwnerStands, Tick
+from depalma.agent.owner import Owner
+from depalma.ownership import OwnerPolicy, Pause
 from depalma.testing.fake_leader import wait_until
+
+
+async def test_the_owner_is_seen_while_files_take_long(tmp_path: Path) -> None:
+    done = threading.Event()
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(done.wait)
+    stands: list[OwnerStands] = []
+    owner = Owner(tmp_path, stands.append, lambda news: None)
+    owner._policy = OwnerPolicy(cpu_percent=99.0)
+    pausing.begin(tmp_path, Pause(time.time()))
+    try:
+        await asyncio.wait_for(owner.look(), 10.0)
+        assert stands[0].reason
+    finally:
+        done.set()
+        owner._looker.shutdown()
 
 
 async def test_time_limits_are_looked_at_while_files_take_long(tmp_path: Path) -> None:
