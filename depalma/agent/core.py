@@ -125,7 +125,7 @@ class AgentCore(Execution):
         self.out = out
         if self.lease_until and now >= self.lease_until:
             self._cut_off(f"no leader was heard for {self.lease_s:g} s", must_rejoin=False)
-        if self.incarnation or type(event) in (Rejoined, OwnerStands):
+        if self.incarnation or type(event) in (Rejoined, OwnerStands, Evicted):
             self._handlers[type(event)](event, now)
         return out
 

@@ -24,6 +24,7 @@ from depalma.agent import masterlist, proctree
 from depalma.agent.aside import Aside
 from depalma.agent.blobs import Blobs
 from depalma.agent.certificate import keeping
+from depalma.agent.chores import keep_tidy
 from depalma.agent.codefolder import CodeFolder
 from depalma.agent.codekeeper import CodeKeeper
 from depalma.agent.codesync import CodeSync
@@ -139,6 +140,7 @@ class Agent:
             await self._owner.look()  # a pause holds from the first moment on
             certificate = await keeping(self._trust, http, self._finder, name)
             self._spawn(self._sweeper.watch())
+            self._spawn(keep_tidy(self._root, self._stage, self._trust, core.attempts))
             works = (self._tick_forever(), session.beat(), session.run(), self._code.watch(), self._owner.watch())
             for work in (*certificate, *works):
                 self._spawn(work)
@@ -443,7 +445,3 @@ class Agent:
                 self._look_after_monitor()
                 # Not at each commit: a file costs more than that.
                 self._journal.committed((*self._core.pending.values(), *self._core.early.values()))
-                await asyncio.to_thread(empty_folder, self._root / "trash")
-                if self._trust is not None:
-                    await asyncio.to_thread(self._trust.refresh)
-                await asyncio.to_thread(self._stage.sweep, self._core.attempts)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Owner:
         self._look_s = 0.0
         self._recorded: OwnerNews | None = None  #: what the leader knows; None = it does not want to
         self._wake = asyncio.Event()
+        # Threads of the loop's own pool may all be busy with large files.
+        self._looker = ThreadPoolExecutor(1, "owner")
 
     def welcomed(self, frame: Welcome) -> None:
         """Takes what the leader says: the policy, and what it knows of us."""
@@ -82,7 +85,7 @@ class Owner:
         now = boottime()
         if self._policy.watches and now >= self._look_s:
             self._look_s = now + _LOOK_S
-            self._sight = await asyncio.to_thread(self._see, now)
+            self._sight = await asyncio.get_running_loop().run_in_executor(self._looker, self._see, now)
         elif not self._policy.watches:
             self._sight = Sight(0.0)
         pause = self._switch.read()

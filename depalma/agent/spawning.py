@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ from depalma.agent.proctree import MARKER
 #: Signals that Python ignores for itself and that a command must see with their usual meaning.
 _RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _RESOLVED_FOR_S = 2.0
+#: Slots leave so many: to look at processes and to kill them takes some, and without them the lease would not be held.
+_SPARE_DESCRIPTORS = 16
 #: In place of a slot: the process is no task and no worker, but what workers are forked from.
 NURSERY = -2
 
@@ -184,7 +187,11 @@ class Slots:
         # A new inode: whoever still has the old one open cannot write into the next task's output.
         if os.path.exists(path):
             os.unlink(path)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS:
+            os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return fd
 
     def _renew_scratch(self, slot: int, keep: str) -> None:
         """Makes the scratch folder of a slot a new one; what is in it goes to `keep`, or to the trash."""

@@ -220,9 +220,14 @@ class Worker:
         digest = hashlib.sha256(data).hexdigest()
         target = f"{self.root}/blobs/out/{digest}"
         temporary = f"{target}.{self.pid}"
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.rename(temporary, target)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.rename(temporary, target)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
         return None, digest, len(data)
 
     def _pack_exception(self, problem: BaseException, error: str) -> tuple[bytes | None, str, int]:

@@ -230,6 +230,19 @@ def test_an_evicted_blob_is_fetched_again(rig_of: Any) -> None:
     rig.one(rig(Assign(1, 1, (), (Assignment(1, 2, 1, 1, None, "a", -1),))), Prepare)
 
 
+def test_what_is_evicted_after_a_cut_off_is_fetched_again(rig_of: Any) -> None:
+    """Between two incarnations nothing else is believed; but the blob is gone, and who needed it would fail."""
+    rig = rig_of()
+    rig(Assign(1, 1, (JobTemplate(1, COMMAND, 0, ""),), (Assignment(1, 0, 1, 1, None, "a", -1),)))
+    rig(Prepared("a"))
+    rig(LeaseLost("the monitor died"))
+    rig(Evicted("a"))
+    rig(Rejoined("i2"))
+    rig.connect(2)
+
+    rig.one(rig(Assign(2, 2, (JobTemplate(1, COMMAND, 0, ""),), (Assignment(1, 1, 1, 1, None, "a", -1),))), Prepare)
+
+
 def test_killing_what_is_being_prepared(rig_of: Any) -> None:
     rig = rig_of()
     rig(Assign(1, 1, (JobTemplate(1, COMMAND, 0, ""),), (Assignment(1, 0, 1, 1, None, "a", -1),)))

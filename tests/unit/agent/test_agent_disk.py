@@ -187,6 +187,14 @@ def test_a_function_may_do_away_with_its_scratch_folder(tmp_path: Path) -> None:
         assert os.listdir(one.scratch) == []
 
 
+def test_a_result_for_which_there_is_no_room_takes_none(tmp_path: Path) -> None:
+    """What had fitted stayed, one such file a task, so the disk stayed full."""
+    with worker(tmp_path) as one, largest_file(5000), pytest.raises(OSError):
+        one._pack(b"x" * 9000)
+
+    assert list((tmp_path / "blobs/out").iterdir()) == []
+
+
 def test_a_function_may_lock_its_scratch_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     program = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,27 @@ def test_the_deadline_kills_although_the_log_is_gone(monitor) -> None:
 
     monitor.say(("ping", 1))
     monitor.listen(lambda: ("pong", 1) in monitor.heard, "an answer: it goes on")
+
+
+def test_the_deadline_kills_although_all_descriptors_are_in_use(monitor) -> None:
+    """A host may have more slots than a process may have files, of which each takes two."""
+    used = len(os.listdir(f"/proc/{monitor.process.pid}/fd"))
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_NOFILE, (used + 25, used + 25))
+    monitor.lease()
+    hides = "setsid sleep 3013 & sleep 3013"
+    for slot in range(20):
+        monitor.spawn(slot + 1, "sh", "-c", hides, slot=slot)
+    monitor.listen(lambda: 20 in monitor.exits, "the end of the last one, for which there is no room")
+    assert "Too many open files" in monitor.exits[20][4]
+    monitor.listen(lambda: monitor.sleeping() >= 2 and not monitor.sleeping() % 2, "others, that run")
+
+    monitor.lease(0.3)
+
+    monitor.listen(lambda: not monitor.below(), "end of them", for_s=5.0)
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    monitor.lease()
+    monitor.spawn(30, "true")
+    assert monitor.exit(30) == (0, "")
 
 
 @pytest.fixture
