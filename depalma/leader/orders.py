@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from depalma import items
-from depalma.blobs import UnknownBlob
+from depalma.blobs import BadBlob, UnknownBlob
 from depalma.leader.context import Context
 from depalma.leader.holdings import Holdings
 from depalma.leader.session import AgentSession
@@ -106,9 +106,9 @@ class Orders:
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
         try:
             argument = await self._context.blobs.item(payload.digest, position)
-        except UnknownBlob as error:
-            # Lost with its disks, or not in the backup. The agent looks for it longer than we can wait here, and then
-            # reports the attempt as failed; an error would end us, and every leader after us.
+        except (UnknownBlob, BadBlob, OSError, items.BadItems, IndexError) as error:
+            # Lost with its disks, not in the backup, or damaged. The agent looks for it longer than we can wait here,
+            # and then reports the attempt as failed; an error would end us, and every leader after us.
             log.error("argument of task %d.%d: %s", bare.job, bare.task, error)
             return replace(bare, argument_blob=payload.digest, argument_item=position)
         if len(argument) <= _ARGUMENT_LIMIT_BYTES:

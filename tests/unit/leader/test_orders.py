@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
-from depalma import protocol
+from depalma import items, protocol
+from depalma.agent.worker import read_item
 from depalma.blobs import Blobs, BlobStore
 from depalma.leader.orders import KNOWN_JOBS, Orders
 from depalma.leader.session import AgentSession
@@ -88,3 +90,24 @@ async def test_large_files_of_a_job_are_noted_for_its_host(tmp_path: Path) -> No
     orders = Orders(reign)  # type: ignore[arg-type]
     await orders.assign(session, [assigned(reign, spec)])
     assert (list(orders.holdings.of("h1")), list(orders.holdings.of("h2"))) == ([LOST], [])
+
+
+async def test_damaged_arguments_are_the_task_s_trouble_too(tmp_path: Path) -> None:
+    """A client may have made them so, whose blob was taken before anybody looked: no leader may end of it."""
+    store = BlobStore(tmp_path / "blobs")
+    blobs = Blobs(store, {}, "token")
+    reign = Reign(Machine(), blobs)
+    good = items.pack([b"ab" * 5000, b"cd"])
+    digest = await blobs.put_bytes(good[:16] + bytes(7) + b"\x80" + good[24:])
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    spec = JobSpec(kind="command", argv=("/bin/true",), arguments=Payload(digest=digest, size_bytes=len(good)), count=2)
+    ref = assigned(reign, spec)
+
+    await Orders(reign).assign(session, [ref])  # type: ignore[arg-type]
+
+    (frame,) = [protocol.decode_to_agent(data) for data in session._outbox]
+    assert isinstance(frame, Assign)
+    assert [(task.argument, task.argument_blob, task.argument_item) for task in frame.tasks] == [(None, digest, 0)]
+    with pytest.raises(RuntimeError, match="argument 0 is damaged in its blob"):
+        read_item(str(store.path(digest)), 0)
+    await blobs.close()
