@@ -19,7 +19,7 @@ from depalma.errors import Rejected
 from depalma.joining import is_signed
 from depalma.leader.context import Context
 from depalma.leader.leases import Leases
-from depalma.leader.orders import Orders
+from depalma.leader.orders import Orders, frames_of
 from depalma.leader.questions import Questions
 from depalma.leader.reports import in_parts
 from depalma.leader.session import AgentSession, Goodbye
@@ -276,10 +276,9 @@ class Sessions:
 
     def send_code(self, session: AgentSession, *, again: bool = False) -> None:
         """Sends the entries of the code log that this connection has not carried yet."""
-        entries = self._context.state.code[session.code_sent :]
-        if entries:
+        for entries in frames_of(self._context.state.code[session.code_sent :]):
             session.code_sent = entries[-1].index
-            session.send(CodeLog(self.orders.next_order(), self._context.term, tuple(entries), again))
+            session.send(CodeLog(self.orders.next_order(), self._context.term, entries, again))
 
     def retry_code(self, hosts: set[str]) -> list[str]:
         """Makes hosts that are behind (all, if none is named) try again what failed; returns those that were asked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from aiohttp import web
 from depalma import items, protocol
 from depalma.agent.worker import read_item
 from depalma.blobs import Blobs, BlobStore
-from depalma.leader.orders import KNOWN_JOBS, Orders
-from depalma.leader.session import AgentSession
+from depalma.codetree import CodeEntry
+from depalma.leader.orders import KNOWN_JOBS, Orders, frames_of
+from depalma.leader.session import QUEUED_BYTES, AgentSession
 from depalma.model import HostFacts, JobSpec, Payload
 from depalma.policies.near import LEAST_BYTES
 from depalma.protocol import Assign
@@ -111,3 +113,51 @@ async def test_damaged_arguments_are_the_task_s_trouble_too(tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="argument 0 is damaged in its blob"):
         read_item(str(store.path(digest)), 0)
     await blobs.close()
+
+
+async def test_frames_are_no_larger_than_agents_take(tmp_path: Path) -> None:
+    """Small tasks of jobs with large environments, all for one host, which was cut off again and again; and a code log
+    with large commands for a host that begins anew."""
+    reign = Reign(Machine(), Blobs(BlobStore(tmp_path / "blobs"), {}, "token"))
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    spec = JobSpec(kind="command", argv=("true", "x" * 130_000), env={"A": "x" * 130_000}, cpus=1 / 64)
+    assigned(reign, spec)
+    for job in range(2, 101):
+        for command in (c.SubmitJob("", spec, 1.0), c.AssignTasks(1, "h1", "i1", ((job, 0, 1),), 1.0)):
+            assert isinstance(reign.machine.apply(c.encode(command), 1), c.Applied)
+    sending = asyncio.create_task(Orders(reign).assign(session, [(job, 0, 1) for job in range(1, 101)]))  # type: ignore[arg-type]
+    told: list[int] = []
+    while not sending.done():
+        await asyncio.sleep(0)
+        assert session._outbox_bytes <= QUEUED_BYTES + 2 * 1024 * 1024
+        for data in session._outbox:  # the writer's work
+            assert len(data) < protocol.MAX_FRAME_BYTES / 4
+            frame = protocol.decode_to_agent(data)
+            assert isinstance(frame, Assign)
+            told += [task.job for task in frame.tasks]
+        session._outbox, session._outbox_bytes = [], 0
+        session._taken.set()
+    for data in session._outbox:
+        frame = protocol.decode_to_agent(data)
+        assert isinstance(frame, Assign)
+        told += [task.job for task in frame.tasks]
+    assert told == list(range(1, 101))
+
+    entry = CodeEntry(
+        index=1, name="x", kind="command", digest="", size_bytes=0, added_at=1.0, added_by="", argv=("x" * 65_000,)
+    )
+    frames = list(frames_of([entry] * 300))
+    assert sum(map(len, frames)) == 300
+    assert max(sum(len(each.argv[0]) for each in frame) for frame in frames) < protocol.MAX_FRAME_BYTES / 4
+    assert list(frames_of([])) == []
+
+
+async def test_nobody_waits_for_a_connection_that_is_gone() -> None:
+    session = AgentSession("h1", "i1", FACTS, web.WebSocketResponse())
+    session._outbox_bytes = QUEUED_BYTES + 1
+    waiting = asyncio.create_task(session.has_written())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    session.abandon()
+    async with asyncio.timeout(10):
+        await waiting
