@@ -348,6 +348,10 @@ class Blobs:
         """Returns how many items a blob of packed items has. Errors: UnknownBlob, items.BadItems."""
         return items.count(await self._map(digest))
 
+    async def check_items(self, digest: str) -> None:
+        """Returns if each item of a blob can be read. Errors: UnknownBlob, items.BadItems."""
+        await asyncio.to_thread(items.check, await self._map(digest))
+
     async def _map(self, digest: str) -> memoryview:
         view = self._mapped.get(digest)
         if view is not None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 
 MAGIC = b"DPI1"
 _HEAD = struct.Struct("<4sI")
 _OFFSET = struct.Struct("<Q")
+_AT_ONCE = 10_000
 
 
 class BadItems(ValueError):
@@ -42,6 +44,18 @@ def count(packed: bytes | memoryview) -> int:
     if data_start + end != len(packed):
         raise BadItems(f"packed arguments have {len(packed) - data_start} data bytes, the last offset says {end}")
     return int(number)
+
+
+def check(packed: bytes | memoryview) -> None:
+    """Returns if each item can be read. Errors: BadItems."""
+    number = count(packed)
+    room = len(packed) - _HEAD.size - _OFFSET.size * (number + 1)
+    for first in range(0, number, _AT_ONCE):
+        some = min(_AT_ONCE, number - first) + 1
+        offsets = struct.unpack_from(f"<{some}Q", packed, _HEAD.size + _OFFSET.size * first)
+        for position, (begin, end) in enumerate(pairwise(offsets), first):
+            if not begin <= end <= room:
+                raise BadItems(f"offsets of item {position} are damaged: {begin}..{end}")
 
 
 def read(packed: bytes | memoryview, position: int) -> bytes:

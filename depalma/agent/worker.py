@@ -320,6 +320,8 @@ def read_item(path: str, item: int) -> bytes:
             raise RuntimeError(f"argument {item} is not in its blob of {count} items")
         file.seek(8 + 8 * item)
         begin, end = _ITEM.unpack(file.read(16))
+        if not begin <= end <= os.fstat(file.fileno()).st_size:
+            raise RuntimeError(f"argument {item} is damaged in its blob: {begin}..{end}")
         file.seek(8 + 8 * (count + 1) + begin)
         return file.read(end - begin)
 

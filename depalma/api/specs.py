@@ -5,12 +5,14 @@ The state checks every spec again when it applies it; asking here too keeps refu
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from depalma import items
 from depalma.api.problems import Problem, bad_field
 from depalma.blobs import Blobs, UnknownBlob, is_digest
-from depalma.model import INLINE_LIMIT_BYTES, JobSpec, Payload
+from depalma.model import INLINE_LIMIT_BYTES, MAX_TASKS, JobSpec, Payload
 from depalma.state.checks import bad_spec
 
 
@@ -39,6 +41,11 @@ async def settled_items(payload: Payload, count: int, blobs: Blobs) -> Payload:
             found = await blobs.items_count(payload.digest)
         else:
             found = items.count(payload.inline)
+        # What goes beside the log is looked at here, or leaders and agents would find out, one after the other.
+        if payload.digest and found == count <= MAX_TASKS:
+            await blobs.check_items(payload.digest)
+        elif len(payload.inline) > INLINE_LIMIT_BYTES:
+            await asyncio.to_thread(items.check, payload.inline)
     except items.BadItems as error:
         raise Problem("bad_field", f"arguments: {error}; allowed: what depalma.items.pack makes") from None
     except UnknownBlob as error:

@@ -99,7 +99,8 @@ class Forgetting:
         for start in range(0, len(jobs), _SLICE):
             found += [job for job in jobs[start : start + _SLICE] if job.is_final]
             await asyncio.sleep(0)
-        return found
+        # By their end: who waited for a job for weeks has its results for as long as others have theirs.
+        return sorted(found, key=_ended_at)
 
     async def _forget(self, jobs: list[int]) -> None:
         if not jobs:
@@ -113,3 +114,7 @@ class Forgetting:
         if waiting and not self._told:
             log.warning("%d finished jobs are not forgotten: no majority of masters can archive them", waiting)
         self._told = bool(waiting)
+
+
+def _ended_at(job: Job) -> float:
+    return job.finished_at or 0.0

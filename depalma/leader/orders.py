@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import msgspec
 from msgspec.structs import replace
 
 from depalma import items
-from depalma.blobs import UnknownBlob
+from depalma.blobs import BadBlob, UnknownBlob
+from depalma.codetree import CodeEntry
 from depalma.leader.context import Context
 from depalma.leader.holdings import Holdings
 from depalma.leader.session import AgentSession
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 _ARGUMENT_LIMIT_BYTES = 16 * INLINE_LIMIT_BYTES
 #: Jobs that a connection is remembered to have carried; an agent does not mind to be told again.
 KNOWN_JOBS = 100_000
-#: Arguments of one frame; many tasks with middling arguments are spread over several.
+#: Jobs and arguments of one frame; many with large environments, or middling arguments, are spread over several.
 _FRAME_LIMIT_BYTES = 1024 * 1024
 
 
@@ -54,12 +56,14 @@ class Orders:
             job = ref[0]
             if job not in session.known_jobs and job not in templates:
                 templates[job] = await self._template(job)
+                size_bytes += len(msgspec.msgpack.encode(templates[job]))
                 self.holdings.note(session.host, data_of(templates[job].spec))
             tasks.append(assignment)
             size_bytes += len(assignment.argument or b"") + sum(map(len, assignment.gang))
             if size_bytes > _FRAME_LIMIT_BYTES:
                 self._send(session, templates, tasks)
                 templates, tasks, size_bytes = {}, [], 0
+                await session.has_written()
         if tasks:
             self._send(session, templates, tasks)
 
@@ -106,11 +110,25 @@ class Orders:
     async def _from_blob(self, bare: Assignment, payload: Payload, position: int) -> Assignment:
         try:
             argument = await self._context.blobs.item(payload.digest, position)
-        except UnknownBlob as error:
-            # Lost with its disks, or not in the backup. The agent looks for it longer than we can wait here, and then
-            # reports the attempt as failed; an error would end us, and every leader after us.
+        except (UnknownBlob, BadBlob, OSError, items.BadItems, IndexError) as error:
+            # Lost with its disks, not in the backup, or damaged. The agent looks for it longer than we can wait here,
+            # and then reports the attempt as failed; an error would end us, and every leader after us.
             log.error("argument of task %d.%d: %s", bare.job, bare.task, error)
             return replace(bare, argument_blob=payload.digest, argument_item=position)
         if len(argument) <= _ARGUMENT_LIMIT_BYTES:
             return replace(bare, argument=argument)
         return replace(bare, argument_blob=payload.digest, argument_item=position)
+
+
+def frames_of(entries: Iterable[CodeEntry]) -> Iterator[tuple[CodeEntry, ...]]:
+    """Yields the entries in as many frames as they need: an agent that begins anew gets all of the code log."""
+    frame: list[CodeEntry] = []
+    size_bytes = 0
+    for entry in entries:
+        frame.append(entry)
+        size_bytes += len(msgspec.msgpack.encode(entry))
+        if size_bytes > _FRAME_LIMIT_BYTES:
+            yield tuple(frame)
+            frame, size_bytes = [], 0
+    if frame:
+        yield tuple(frame)

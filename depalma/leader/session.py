@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: An agent that does not read for so many bytes of frames is cut off rather than remembered in memory.
 OUTBOX_LIMIT_BYTES = 64 * 1024 * 1024
+#: Whoever sends very much goes on when there is less than this.
+QUEUED_BYTES = 8 * 1024 * 1024
 
 
 class Goodbye(Exception):
@@ -51,6 +53,8 @@ class AgentSession:
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
+        self._taken = asyncio.Event()  #: what was queued is being written, or never will be
+        self._is_over = False
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._next_request = 0
 
@@ -65,12 +69,19 @@ class AgentSession:
             self.close()
         self._wake.set()
 
+    async def has_written(self) -> None:
+        """Returns when little is queued any more: whoever sends very much would be cut off for what it sends."""
+        while self._outbox_bytes > QUEUED_BYTES and not self._is_over:
+            self._taken.clear()
+            await self._taken.wait()
+
     async def write_outbox(self) -> None:
         """Writes queued frames until cancelled or the connection breaks."""
         while not self._websocket.closed:
             await self._wake.wait()
             self._wake.clear()
             frames, self._outbox, self._outbox_bytes = self._outbox, [], 0
+            self._taken.set()
             try:
                 for data in frames:
                     await self._websocket.send_bytes(data)
@@ -118,6 +129,8 @@ class AgentSession:
 
     def abandon(self) -> None:
         """Fails the open questions: the connection is gone."""
+        self._is_over = True
+        self._taken.set()
         for waiting in self._answers.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionError(f"host {self.host} disconnected"))

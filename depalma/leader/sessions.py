@@ -14,13 +14,14 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from depalma import protocol
-from depalma.consensus import NotLeader, OutcomeUnknown
+from depalma.consensus import CommandTooLarge, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.joining import is_signed
 from depalma.leader.context import Context
 from depalma.leader.leases import Leases
-from depalma.leader.orders import Orders
+from depalma.leader.orders import Orders, frames_of
 from depalma.leader.questions import Questions
+from depalma.leader.reports import in_parts
 from depalma.leader.session import AgentSession, Goodbye
 from depalma.leader.suspensions import Suspensions
 from depalma.lease import RENEWALS
@@ -109,8 +110,8 @@ class Sessions:
         `reports`: what had ended before, and the agent had no time to tell.
         """
         try:
-            if reports:
-                await self._context.execute(FinishTasks(host, incarnation, reports, self._context.wall()))
+            for part in in_parts(reports):
+                await self._context.execute(FinishTasks(host, incarnation, part, self._context.wall()))
             await self._context.execute(HostLost(host, incarnation, reason, self._context.wall()))
         except Rejected as refusal:
             log.info("host %s, incarnation %s is gone already: %s", host, incarnation, refusal)
@@ -275,10 +276,9 @@ class Sessions:
 
     def send_code(self, session: AgentSession, *, again: bool = False) -> None:
         """Sends the entries of the code log that this connection has not carried yet."""
-        entries = self._context.state.code[session.code_sent :]
-        if entries:
+        for entries in frames_of(self._context.state.code[session.code_sent :]):
             session.code_sent = entries[-1].index
-            session.send(CodeLog(self.orders.next_order(), self._context.term, tuple(entries), again))
+            session.send(CodeLog(self.orders.next_order(), self._context.term, entries, again))
 
     def retry_code(self, hosts: set[str]) -> list[str]:
         """Makes hosts that are behind (all, if none is named) try again what failed; returns those that were asked."""
@@ -335,12 +335,13 @@ class Sessions:
         if any(report.outcome == "returned" for report in frame.reports):
             session.no_ahead_until = context.clock() + NO_AHEAD_S
             self.news += 1
-        command = FinishTasks(session.host, session.incarnation, frame.reports, context.wall())
-        outcome = await self._propose(session, command)
-        if isinstance(outcome, FinishOutcome):
-            over = (*outcome.recorded, *outcome.stale)
-            session.note_over(over)
-            session.send(ReportsCommitted(over))
+        for part in in_parts(frame.reports):
+            command = FinishTasks(session.host, session.incarnation, part, context.wall())
+            outcome = await self._propose(session, command)
+            if isinstance(outcome, FinishOutcome):
+                over = (*outcome.recorded, *outcome.stale)
+                session.note_over(over)
+                session.send(ReportsCommitted(over))
 
     def _heartbeat(self, session: AgentSession, frame: Heartbeat) -> None:
         self._leases.heard(session.host, self._context.clock())
@@ -400,7 +401,7 @@ class Sessions:
         """Proposes what an agent said; if it cannot be recorded the agent is made to connect and say it again."""
         try:
             return (await self._context.execute(command)).value
-        except (NotLeader, OutcomeUnknown) as error:
+        except (NotLeader, OutcomeUnknown, CommandTooLarge) as error:
             log.info("what host %s said is not recorded: %s", session.host, error)
             session.close()
         except Rejected as refusal:

@@ -29,7 +29,7 @@ from depalma.state.quotas import Holder, amount, holders_of, in_units
 
 #: How far a chain of jobs that wait for each other is followed, and how many of them are looked at in all.
 _MOST_LINKS = 20
-_MOST_SOURCES = 40
+_MOST_SOURCES = 20
 #: Jobs that are named one by one.
 _NAMED = 3
 

@@ -76,7 +76,8 @@ class Place:
         self.taken = host.taken  #: replaced when something is placed, never changed
         self.avoid: tuple[int, ...] = ()
         if room.busy_gpus:
-            self.avoid = tuple(gpu for gpu in room.busy_gpus if not host.taken.get(gpu))
+            given = range(host.gpu_count)  # the machine may have more than it was said to have
+            self.avoid = tuple(gpu for gpu in room.busy_gpus if gpu in given and not host.taken.get(gpu))
             self.taken = without(host.taken, self.avoid)
             self.taken[GPUS] = host.taken.get(GPUS, 0) + WHOLE * len(self.avoid)
         self.reserved: Reservation | None = None  #: for a task that needs much

@@ -233,7 +233,9 @@ def _bad_placement(spec: JobSpec) -> Rejected | None:
             try:
                 if len(text) > 1000:
                     raise ValueError
-                rule_of(text)
+                rule = rule_of(text)
+                if rule.operator in "<>" and not rule.values[0].isascii():
+                    raise ValueError
             except ValueError:
                 return bad_field(field, text, f"{ALLOWED}; at most 1000 characters")
     for tag, limit in (spec.limits or {}).items():

@@ -38,7 +38,8 @@ def rule_of(text: str) -> Rule:
     text = text.strip()
     if match := _COMPARED.fullmatch(text):
         key, operator, value = match.groups()
-        if operator in "<>" and _number(value) is None:
+        # What is not ASCII is refused where it is submitted; before, it depended on the Python.
+        if operator in "<>" and value.isascii() and _number(value) is None:
             raise ValueError(f"{text!r}: {value!r} is no number")
         return Rule(key, operator, (value.strip(),))
     if match := _LISTED.fullmatch(text):

@@ -66,6 +66,8 @@ def test_damaged_offsets_are_noticed():
             items.read(bad, 0)
         with pytest.raises(BadItems, match="offsets of item"):
             items.read(bad, 1)
+        with pytest.raises(BadItems, match="offsets of item 0 are damaged"):
+            items.check(bad)
 
 
 @given(st.binary(max_size=80))
@@ -81,3 +83,29 @@ def test_noise_never_does_more_than_that(noise):
             items.read(data, place)
         except BadItems:
             continue
+
+
+@given(st.lists(st.binary(max_size=3), max_size=30), st.integers(1, 5), st.data())
+def test_what_is_checked_can_be_read(values, at_once, data):
+    """All of it or none, however it was damaged."""
+    packed = bytearray(items.pack(values))
+    items.check(packed)
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = 8 + 8 * data.draw(st.integers(0, len(values)))
+        packed[place : place + 8] = struct.pack("<Q", data.draw(st.sampled_from([0, 1, 2, 5, 1 << 63])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items, "_AT_ONCE", at_once)
+        assert _is_bad(lambda: items.check(packed)) == _is_bad(lambda: _read_all(packed))
+
+
+def _is_bad(look):
+    try:
+        look()
+    except BadItems:
+        return True
+    return False
+
+
+def _read_all(packed):
+    for place in range(items.count(packed)):
+        items.read(packed, place)

@@ -176,6 +176,17 @@ async def test_large_inline_arguments_go_to_the_blobs(bench: Bench) -> None:
     assert await bench.master.blobs.item(digest, 0) == b"x" * 5000
 
 
+async def test_damaged_arguments_beside_the_log_are_refused(bench: Bench) -> None:
+    """Offsets in the middle, which nobody looks at before the task is given out: as a blob, and as what becomes one."""
+    good = items.pack([b"x" * 5000, b"y"])
+    bad = good[:16] + bytes(7) + b"\x80" + good[24:]
+    digest = await bench.master.blobs.put_bytes(bad)
+    for arguments in ({"digest": digest}, {"inline": base64.b64encode(bad).decode()}):
+        problem = await bench.post("/v1/jobs", {**COMMAND, "count": 2, "arguments": arguments}, 400)
+        assert "offsets of item 0 are damaged" in problem["detail"]
+    assert not bench.master.state.jobs
+
+
 async def test_arguments_in_a_blob_that_nobody_has_are_refused(bench: Bench) -> None:
     problem = await bench.post("/v1/jobs", {**COMMAND, "arguments": {"digest": "0" * 64}}, 404)
     assert problem["code"] == "unknown_blob"

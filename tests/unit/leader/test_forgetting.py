@@ -113,3 +113,19 @@ async def test_many_are_asked_for_in_parts_and_no_further_than_they_are_taken() 
     apply(leader.state, SubmitJob("", JobSpec(kind="command", argv=("true",)), NOW), 1)
     await trimmed(leader)
     assert list(leader.state.jobs) == [2_001], "what is live stays"
+
+
+async def test_what_ended_first_goes_first() -> None:
+    """Not what was submitted first: a job that took weeks would be gone, with its results, a moment after its end."""
+    leader = Leader(history_jobs=4)
+    apply(leader.state, SubmitJob("", JobSpec(kind="command", argv=("true",)), NOW - 9_000), 1)
+    leader.ended(5, NOW - 100)
+    apply(leader.state, CancelJobs("", (1,), NOW), 1)
+    assert await trimmed(leader) == [2, 3]
+
+    leader = Leader(history_jobs=4)
+    leader.archives = set()
+    apply(leader.state, SubmitJob("", JobSpec(kind="command", argv=("true",)), NOW - 9_000), 1)
+    leader.ended(5, NOW - 100)
+    apply(leader.state, CancelJobs("", (1,), NOW), 1)
+    assert await trimmed(leader) == [2, 3]

@@ -123,3 +123,11 @@ def test_a_wide_task_on_a_busy_host_leaves_no_slot_of_another_empty(bench):
     commands = plan(bench.state, rooms, {}, bench.now, 1, 100)
 
     assert [(command.host, len(command.tasks)) for command in commands] == [("h1", 1), ("h2", 2)]
+
+
+def test_a_gpu_that_is_not_given_to_us_is_none_of_ours(bench):
+    """The machine has more GPUs than its host was said to have: that somebody uses another one takes nothing away."""
+    bench.host("h1", slots=4, gpus=1)
+    bench.submit(1, gpus=1)
+    assert len(plan(bench.state, {"h1": HostRoom("h1-1", 4, busy_gpus=(1,))}, {}, bench.now, 1, 9)) == 1
+    assert plan(bench.state, {"h1": HostRoom("h1-1", 4, busy_gpus=(0,))}, {}, bench.now, 1, 9) == []

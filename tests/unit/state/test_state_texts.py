@@ -11,6 +11,7 @@ from depalma import cron
 from depalma.model import JobSpec
 from depalma.state import commands as c
 from depalma.state import order_commands as oc
+from depalma.state.constraints import holds, rule_of
 from depalma.state.machine import Machine
 from depalma.state.texts import is_plain, shown
 
@@ -31,6 +32,13 @@ def test_known_characters_are_what_python_says():
 @pytest.mark.parametrize("value", ["a\\u00e9", "'\"\\", ["é", {"ü\n": 1.5}], None, "\ud83d", float("nan")])
 def test_values_are_shown_as_ever(value):
     assert shown(value) == repr(value)
+
+
+def test_rules_that_were_taken_before_hold_for_no_host():
+    """Digits that are not ASCII: a job that has them must not end those who look at it."""
+    rule = rule_of(f"ram>{ONE}")
+    assert not holds(rule, {"ram": "64"})
+    assert not holds(rule_of("ram>1"), {"ram": ONE})
 
 
 def test_what_only_some_know_is_judged_alike():
