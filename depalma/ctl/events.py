@@ -81,6 +81,7 @@ def _follow(session: Session, after: int) -> Iterator[dict[str, Any]]:
         for event in session.get("/v1/events", after=after, limit=_PAGE, wait=wait)["events"]:
             yield event
             after = event["index"]
+        session.be_patient()
         wait = f"{_WAIT_S}s"
 
 

@@ -81,6 +81,7 @@ def next_attempt(session: Session, task: str, after: int) -> dict[str, Any]:
     index = None
     while True:
         answer = session.ask(f"/v1/tasks/{task}", wait=f"{LOG_WAIT_S:g}s" if index else None, index=index)
+        session.be_patient()
         view: dict[str, Any] = answer.json()
         if view["state"] in FINAL or view["attempt"] > after:
             return view

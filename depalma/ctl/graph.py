@@ -37,6 +37,7 @@ def submit_file(ctx: click.Context, session: Session, path: str, words: tuple[st
         listed = ", ".join(f"{name} {job}" for name, job in zip(names, ids, strict=True))
         session.narrate(f"submitted {count(len(ids), 'job')}: {listed}")
     if wait:
+        session.be_patient()
         from depalma.ctl.wait import wait_and_exit
 
         wait_and_exit(session, ids, print_jobs=True)

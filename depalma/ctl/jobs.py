@@ -144,6 +144,7 @@ def _changes(session: Session, filters: Mapping[str, Any], limit: int) -> Iterat
     index: str | None = None
     while True:
         answer = session.ask("/v1/jobs", **filters, limit=min(limit, _PAGE), wait="5s" if index else None, index=index)
+        session.be_patient()
         index = answer.headers.get("depalma-index")
         for row in reversed(answer.json()["jobs"]):
             mark = (row["state"], row["tasks"])

@@ -132,11 +132,14 @@ class _Pump(threading.Thread):
 def _cancel(session: Session, job: int) -> None:
     """Asks for the end of the job and waits for it; another Ctrl-C leaves that to the cluster."""
     session.narrate(f"cancelling job {job} (Ctrl-C again: do not wait for its end)")
+    taken = False
     try:
         session.post("/v1/jobs/cancel", {"jobs": [job], "by": login_name()})
+        taken = True
         wait_for(session, job)
     except (KeyboardInterrupt, Terminated):
-        session.narrate(f"job {job} is being cancelled; see: depalmactl show {job}")
+        how = "is being cancelled" if taken else "may go on: no master has said that it is cancelled"
+        session.narrate(f"job {job} {how}; see: depalmactl show {job}")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

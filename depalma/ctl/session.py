@@ -22,6 +22,8 @@ T = TypeVar("T")
 FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name")
 #: When not one master accepts a connection for this long, the cluster is not there; nobody waits out --timeout.
 NOBODY_S = 1.5
+#: What waits for a job, or follows something, bears a time without any leader for so long, as the Python client does.
+PATIENCE_S = 300.0
 
 
 class Session:
@@ -49,6 +51,16 @@ class Session:
         self.timeout_s = timeout_s
         self._connection: Connection | None = None
         self._connections: Connections | None = None
+        self._patient = False
+        self._patient_until: float | None = None
+        self._without = False  #: nobody answers, and that was said
+
+    def be_patient(self, until: float | None = None) -> None:
+        """Has calls from now on bear a time without any leader, at most to `until` (monotonic seconds).
+
+        For what was answered already: that the cluster is there is known.
+        """
+        self._patient, self._patient_until = True, until
 
     @property
     def structured(self) -> bool:
@@ -106,7 +118,8 @@ class Session:
     def call(self, request: Request) -> Answer:
         """Returns the cluster's answer. Errors: NoLeader, Rejected.
 
-        A request that no master answers is tried until --timeout; but when nobody even listens, not so long.
+        A request that no master answers is tried until --timeout; but when nobody even listens, not so long, and of
+        what is patient longer.
         """
         connections = self.connections
         first_s = min(NOBODY_S, self.timeout_s)
@@ -115,13 +128,29 @@ class Session:
             return connections.call(request, deadline_s=first_s)
         except NoLeader as error:
             first = error
-        left_s = self.timeout_s - (time.monotonic() - started)
-        if left_s <= 0 or not any(_listens(url) for url in self.connection.masters):
+        left_s = self._left_s(started)
+        if left_s <= 0:
             raise _with_advice(first, "")
         try:
-            return connections.call(request, deadline_s=left_s)
+            answer = connections.call(request, deadline_s=left_s)
         except NoLeader as error:
             raise _with_advice(error, str(first)) from error
+        if self._without:
+            self._without = False
+            self.narrate("a master answers again")
+        return answer
+
+    def _left_s(self, started: float) -> float:
+        """Returns for how long a call is still tried that had no answer at first."""
+        now = time.monotonic()
+        if not self._patient:
+            left_s = self.timeout_s - (now - started)
+            return left_s if any(_listens(url) for url in self.connection.masters) else 0.0
+        left_s = max(PATIENCE_S, self.timeout_s) if self._patient_until is None else self._patient_until - now
+        if left_s > 0 and not self._without:
+            self._without = True
+            self.narrate(f"no master answers; asking for up to {left_s:.0f} s")
+        return left_s
 
     def run(self, verb: Verb[T]) -> T:
         """Returns what a verb of the client returns. Errors: NoLeader, Rejected."""

@@ -135,7 +135,9 @@ def map_command(ctx: click.Context, /, words: tuple[str, ...], wait: bool, is_op
 
 def post_job(session: Session, spec: dict[str, Any]) -> int:
     """Submits and returns the id."""
-    return int(session.post("/v1/jobs", spec)["id"])
+    job = int(session.post("/v1/jobs", spec)["id"])
+    session.be_patient()
+    return job
 
 
 def announce(session: Session, job: int, tasks: int, *, waits: bool = False) -> None:

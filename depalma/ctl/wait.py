@@ -38,7 +38,8 @@ def wait(session: Session, jobs: tuple[list[str], ...], limit_s: float | None) -
     """Wait until the jobs are over and exit with the job's own exit code (128+n for signal n).
 
     Of several jobs, the first that did not succeed gives the code. 124: the wait timed out; 125: the wait itself
-    failed.
+    failed. Once it has been answered it goes on through five minutes without any master, as do run, submit --wait,
+    logs -f, events -f and jobs -w.
     """
     failures.passes_job_code = True
     wait_and_exit(session, ids.resolve(session, jobs), limit_s=limit_s)
@@ -78,6 +79,7 @@ def wait_for(
     slice_s = SLICE_S if watcher is None else _DRAW_S
     # The first look does not block: a blocking read is tried for as long as it may block, even when nobody is there.
     view: dict[str, Any] = session.get(f"/v1/jobs/{job}")
+    session.be_patient(deadline)
     while True:
         if watcher is not None:
             watcher(view)

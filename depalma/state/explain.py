@@ -124,7 +124,9 @@ def _job_lines(state: ClusterState, job: Job) -> list[str]:
             about = [line for line in explain(state, job, told) if line not in lines]
             lines += [f"task {job.id}.{told}: {line}" for line in about]
         return lines
-    lines = [f"{job.state()}: {counts.running} tasks on hosts, {counts.queued} queued"]
+    ended = (("failed", counts.failed), ("cancelled", counts.cancelled), ("lost", counts.lost))
+    badly = "".join(f", {number} {word}" for word, number in ended if number)
+    lines = [f"{job.state()}: {counts.running} tasks on hosts, {counts.queued} queued{badly}"]
     if alone:
         return [*lines, *explain(state, job, job.first)]
     if job.cancelled:

@@ -62,6 +62,17 @@ def read_lines(process: subprocess.Popen[str], until: Callable[[str], object]) -
     raise AssertionError(f"ended with {process.wait()}: {lines[-5:]}, {process.stderr and process.stderr.read()}")
 
 
+def read_errors(process: subprocess.Popen[str], until: Callable[[str], object]) -> list[str]:
+    """Returns the lines of stderr up to the first that `until` accepts."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if until(line):
+            return lines
+    raise AssertionError(f"ended with {process.wait()}: {lines[-5:]}")
+
+
 COUNT = "i=0; while test $i -lt 150; do echo line $i; i=$((i+1)); sleep 0.04; done"
 
 
@@ -72,6 +83,31 @@ def test_run_goes_on_when_the_leader_dies(cluster: LocalCluster, environment: di
         rest = read_lines(running, lambda line: "line 149" in line)
         assert rest == [f"line {number}" for number in range(21, 150)]
         assert running.wait(30) == 3
+
+
+def test_what_waits_bears_a_time_without_any_master(fresh_cluster: Callable[..., LocalCluster], tmp_path: Path) -> None:
+    """A cluster of one master that is started anew takes nobody along who waits or follows; others hear it soon."""
+    cluster = fresh_cluster(masters=1, agents=1)
+    environment = {**os.environ, "DEPALMA_MASTERS": cluster.masters[0], "DEPALMA_TOKEN_FILE": cluster.token_file}
+    job = ["sh", "-c", f"echo began; while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3"]
+    with started(environment, "run", "--", *job) as running:
+        read_lines(running, lambda line: "began" in line)
+        with (
+            started(environment, "submit", "--wait", "--", "sh", "-c", job[2]) as waiting,
+            started(environment, "events", "-f", "-n", "1") as following,
+        ):
+            read_lines(waiting, lambda line: line.strip().isdigit())  # each was answered once
+            read_lines(following, bool)
+            cluster.kill("m1")
+            for each in (running, waiting, following):
+                read_errors(each, lambda line: "no master answers; asking for up to 300 s" in line)
+            refused = subprocess.run([*COMMAND, "jobs"], env=environment, capture_output=True, text=True, check=False)
+            assert refused.returncode == 4
+            cluster.restart("m1")
+            (tmp_path / "go").touch()
+            read_errors(waiting, lambda line: "a master answers again" in line)
+            assert (running.wait(60), waiting.wait(60)) == (3, 3)
+            read_lines(following, lambda line: "job.finished" in line)
 
 
 def test_logs_follow_through_a_frozen_leader(cluster: LocalCluster, environment: dict[str, str]) -> None:

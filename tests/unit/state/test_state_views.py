@@ -275,7 +275,10 @@ def test_explain_an_open_and_a_cancelled_job(bench):
     job = bench.submit(2)
     bench.assign((2, 0, 1))
     bench.cancel(2)
-    assert explain(bench.state, job) == ["running: 1 tasks on hosts, 0 queued", "the job was cancelled by ann"]
+    assert explain(bench.state, job) == [
+        "running: 1 tasks on hosts, 0 queued, 1 cancelled",
+        "the job was cancelled by ann",
+    ]
 
     bench.finish((2, 0, 1), outcome="cancelled")
     assert explain(bench.state, job)[1:] == ["the job was cancelled by ann"]
@@ -377,3 +380,11 @@ def test_a_job_that_only_tasks_were_cancelled_of_says_why(bench):
     why = "waited for task 1.1 to succeed; it failed"
     assert (job.state(), job_view(bench.state, job).reason) == ("cancelled", f"task 2.1 cancelled: {why}")
     assert explain(bench.state, job)[1:] == ["task 2.1: cancelled while it was queued", f"task 2.1: {why}"]
+
+
+def test_of_a_job_that_goes_on_it_is_said_what_has_ended_badly(bench):
+    bench.host()
+    job = bench.submit(3)
+    bench.assign((1, 0, 1), (1, 1, 1))
+    bench.finish((1, 0, 1), outcome="failed", error="Boom")
+    assert explain(bench.state, job)[0] == "running: 1 tasks on hosts, 1 queued, 1 failed"
