@@ -25,12 +25,12 @@ from typing import Any
 if __name__ == "__main__":  # started isolated (-I -S): the package is found beside this file
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from depalma.agent import proctree
+from depalma.agent import orphans, proctree, visiting
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
 from depalma.agent.limits import LOOK_S, Ended
 from depalma.agent.restraint import Restraint
-from depalma.agent.spawning import NURSERY, Slots, Spawned, Spawner, SpawnError, marker
+from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
@@ -38,8 +38,6 @@ _KILL_AGAIN_S = 0.05
 #: /proc may show too few children while some of them end: it is read again, whether there is a reason or not.
 _SWEEP_S = 1.0
 _COALESCE_S = 0.02  #: for ends that nobody waits for: at 2 ms a command of 1 ms cost all processes half as much again
-#: A worker that was forked for us is adopted by then, or is none.
-_ADOPT_WITHIN_S = 5.0
 
 
 def boottime() -> float:
@@ -75,6 +73,8 @@ class Monitor:
             "spawn": self._spawn,
             "adopt": self._adopt,
             "recall": self._recall,
+            "visit": lambda message: visiting.begin(self, message),
+            "signal": lambda message: visiting.pass_on(self, message),
             "kill": self._kill,
             "suspend": self._suspend,
             "resume": self._resume,
@@ -107,9 +107,10 @@ class Monitor:
             self._exits = []
         self._prompt = False
 
-    def _note_exit(
+    def note_exit(
         self, key: int, status: int | None, start: float, end: float, problem: str, code: str = "", wrote: bool = False
     ) -> None:
+        """Has the agent told how a process ended."""
         if not self._exits:
             self._exits_s = time.monotonic()
         self._exits.append((key, status, start, end, problem, code, wrote))
@@ -166,22 +167,31 @@ class Monitor:
         _, key, _, _, _, _, (out, err), slot, *_ = message
         spawned = Spawned(key, slot, ("" if out[:1] == ">" else out, "" if err[:1] == ">" else err))
         try:
-            if boottime() >= self.lease_until or self.stopping:
+            if not self.may_start:
                 raise SpawnError("the host's lease is over", 126)
             self.spawner.spawn(spawned, message, fd)
         except SpawnError as error:
             self._unwatch(spawned)
             self.slots.kept(spawned)  # its inputs may be there already
             now = time.time()
-            self._note_exit(key, error.exit_code << 8, now, now, str(error))
+            self.note_exit(key, error.exit_code << 8, now, now, str(error))
             return
         finally:
             if fd >= 0:
                 os.close(fd)
-        self.by_pid[spawned.pid] = self.by_key[key] = spawned
-        self.restraint.look_soon()
+        self.take_on(spawned)
         if slot >= 0:
             self.running[slot] = key
+
+    @property
+    def may_start(self) -> bool:
+        """Whether anything may begin now."""
+        return boottime() < self.lease_until and not self.stopping
+
+    def take_on(self, spawned: Spawned) -> None:
+        """Has a process that was started looked after from now on."""
+        self.by_pid[spawned.pid] = self.by_key[spawned.key] = spawned
+        self.restraint.look_soon()
 
     def _adopt(self, message: tuple[Any, ...]) -> None:
         """Takes on a worker that was forked for us: it is our child, but nobody told us its key before."""
@@ -190,15 +200,14 @@ class Monitor:
         spawned.started = time.time()
         now = proctree.stat(pid)
         if now is None or (now.ppid, now.start) != (os.getpid(), start):
-            self._note_exit(key, self._strangers.pop((pid, start), 9), spawned.started, time.time(), "")
+            self.note_exit(key, self._strangers.pop((pid, start), 9), spawned.started, time.time(), "")
             self._prompt = True
             return
         spawned.pid = pid
         self.unknown.pop(pid, None)
         for other in self.by_key.values():
             other.orphans.discard(pid)
-        self.by_pid[pid] = self.by_key[key] = spawned
-        self.restraint.look_soon()
+        self.take_on(spawned)
 
     def _start_next(self, slot: int) -> None:
         """Starts the next command of a slot that is free now."""
@@ -253,7 +262,7 @@ class Monitor:
 
     def _trees(self, message: tuple[Any, ...]) -> None:
         self.sweep()  # what has lost its parent since the last look
-        self.channel.queue(("trees", message[1], [(spawned.key, spawned.pids()) for spawned in self.by_key.values()]))
+        self.channel.queue(("trees", message[1], [(s.visited or s.key, s.pids()) for s in self.by_key.values()]))
 
     def _ping(self, message: tuple[Any, ...]) -> None:
         self._queue_exits()  # the answer says what runs: see questions.py
@@ -263,6 +272,7 @@ class Monitor:
         _, self.stopping, grace_s = message
         self.lines.clear()
         if self.by_key or self.unknown:
+            visiting.end_all(self.by_key.values())
             proctree.send_tree(os.getpid(), signal.SIGTERM)
             proctree.send_tree(os.getpid(), signal.SIGCONT)  # what stands still could not obey
             end = boottime() + grace_s
@@ -313,40 +323,16 @@ class Monitor:
         own = os.getpid()
         known = self._children()
         for pid in known - self.by_pid.keys():
-            self._judge(pid)
-        for spawned in [s for s in self.by_key.values() if s.status is not None]:
+            orphans.judge(pid, self.by_key, self.unknown)
+        # Visitors before what they visit: they were started later.
+        for spawned in [s for s in reversed(self.by_key.values()) if s.status is not None]:
             spawned.orphans &= known
             for pid in spawned.orphans:
                 spawned.dirty = True
                 proctree.send_tree(pid, signal.SIGKILL)
                 proctree.send(pid, own, signal.SIGKILL)
-            if not spawned.orphans:
+            if not spawned.orphans and not visiting.remain(spawned, self.by_key):
                 self._finish(spawned)
-
-    def _judge(self, pid: int) -> None:
-        """Attributes an orphan to the task it came from: by its group, its session, or its marker."""
-        now = proctree.stat(pid)
-        if now is None or now.state == "Z" or any(pid in spawned.orphans for spawned in self.by_key.values()):
-            return
-        mark = proctree.environment_value(pid, proctree.MARKER)
-        for spawned in self.by_key.values():
-            if spawned.pid in (now.pgrp, now.session):
-                spawned.orphans.add(pid)
-                return
-            if mark == marker(spawned.key):
-                if spawned.slot != NURSERY:
-                    spawned.orphans.add(pid)
-                    return
-                if now.session == pid and proctree.age_s(now) < _ADOPT_WITHIN_S:
-                    return  # a worker that was just forked
-                mark = ""  # it may come from any worker that was forked there
-        # It hid its environment: it may belong to any task that lived when it was first seen.
-        tasks = {key for key, spawned in self.by_key.items() if spawned.slot != NURSERY}
-        candidates = self.unknown.setdefault(pid, tasks)
-        candidates &= self.by_key.keys()
-        if not candidates or mark.startswith(marker(0)[:-1]):
-            proctree.send_tree(pid, signal.SIGKILL)
-            proctree.send(pid, os.getpid(), signal.SIGKILL)
 
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
@@ -354,7 +340,7 @@ class Monitor:
         problem = self.slots.kept(spawned)
         self._unwatch(spawned)
         over, times = spawned.over or Ended("", ""), (spawned.started, spawned.ended)
-        self._note_exit(spawned.key, spawned.status, *times, over.words or problem, over.code, spawned.wrote)
+        self.note_exit(spawned.key, spawned.status, *times, over.words or problem, over.code, spawned.wrote)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:

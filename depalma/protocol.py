@@ -40,6 +40,7 @@ class Hello(Frame, frozen=True, tag="hello"):
     unreported: tuple[AttemptRef, ...]
     tells_history: bool = False  #: AskLoadHistory may be sent
     suspends_jobs: bool = False  #: Suspended may be sent
+    takes_visits: bool = False  #: OpenVisit may be sent
 
 
 class Heartbeat(Frame, frozen=True, tag="beat"):
@@ -112,6 +113,12 @@ class OwnerNews(Frame, frozen=True, tag="owner"):
     reason: str = ""
     step: str = ""  #: lowered, suspended, warned, requeued; the last one that was taken
     suspended: bool = False  #: what was not told to end stands still
+
+
+class VisitOver(Frame, frozen=True, tag="visit_over"):
+    """Nothing of a visit is left, and nothing more is said in it."""
+
+    visit: int
 
 
 # ---------------------------------------------------------------- leader → agent
@@ -249,13 +256,43 @@ class AskOutput(Frame, frozen=True, tag="ask_output"):
     limit_bytes: int
 
 
+class OpenVisit(Frame, frozen=True, tag="visit_open"):
+    """Run this inside a running attempt (no words: a shell), with a terminal or without; see `visits.py`. Its number
+    is one of this connection; the visit ends with it. Only for agents whose hello says that they do it."""
+
+    visit: int
+    job: int
+    task: int
+    attempt: int
+    argv: tuple[str, ...]
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+    terminal: str = ""  #: the user's TERM
+
+
+class CloseVisit(Frame, frozen=True, tag="visit_close"):
+    """The user is gone: end what runs there; nothing more of it is wanted."""
+
+    visit: int
+
+
+class InVisit(Frame, frozen=True, tag="visit"):
+    """What one end of a visit says to the other, both ways; the masters do not read it."""
+
+    visit: int
+    message: bytes
+
+
 #: What answers a question, and what is one.
 Answer = Processes | LoadTold | Output
 Question = AskProcesses | AskLoadHistory | AskOutput
-FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | OwnerNews | Answer
+FromVisit = InVisit | VisitOver
+ToVisit = OpenVisit | InVisit | CloseVisit
+FromAgent = Hello | Heartbeat | Started | Reports | CodeAcknowledged | CodeProblem | OwnerNews | Answer | FromVisit
 ToAgent = (
     Welcome | Masters | Refused | HeartbeatAnswer | Assign | Kill | Forget | Suspended | ReportsCommitted | CodeLog
-    | Question
+    | Question | ToVisit
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

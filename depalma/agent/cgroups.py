@@ -29,10 +29,11 @@ _V1 = ("memory", "pids", "cpuacct")
 _V2 = ("memory", "pids")
 
 
-def own_places() -> dict[str, str]:
-    """Returns the folder of the calling process in each hierarchy: `v2`, and the controllers of v1 by name."""
+def own_places(process: str = "self") -> dict[str, str]:
+    """Returns the folder of the calling process in each hierarchy: `v2`, and the controllers of v1 by name; or that of
+    another process, as the calling one sees it."""
     try:
-        with open("/proc/self/cgroup") as file:
+        with open(f"/proc/{process}/cgroup") as file:
             paths = [line.rstrip("\n").split(":", 2) for line in file]
         with open("/proc/self/mountinfo") as file:
             mounts = [line.split() for line in file]
@@ -61,6 +62,12 @@ class TaskGroup:
     def __init__(self, folders: dict[str, str]) -> None:
         self.folders = folders  #: by what they are for: memory, pids, cpu
         self.procs = [f"{folder}/cgroup.procs" for folder in dict.fromkeys(folders.values())]
+
+    @classmethod
+    def of(cls, pid: int) -> TaskGroup:
+        """Returns the groups that a process is in and the calling one is not."""
+        own = own_places()
+        return cls({kind: folder for kind, folder in own_places(str(pid)).items() if folder != own.get(kind)})
 
     def cpu_s(self) -> float | None:
         """Returns the processor time of all processes that were ever in it; None = not counted here."""

@@ -31,15 +31,16 @@ class Channel:
         self._out: deque[tuple[bytearray, tuple[int, ...]]] = deque()
         self._in = bytearray()
 
-    def queue(self, message: Message, fd: int = -1) -> None:
-        """Adds a message; a descriptor given with it is closed here once it is sent."""
+    def queue(self, message: Message, *fds: int) -> None:
+        """Adds a message; descriptors given with it (negative: none) are closed here once it is sent."""
         body = marshal.dumps(message)
-        if fd < 0 and self._out and not self._out[-1][1]:
+        fds = tuple(fd for fd in fds if fd >= 0)
+        if not fds and self._out and not self._out[-1][1]:
             tail = self._out[-1][0]
             tail += _HEAD.pack(len(body))
             tail += body
             return
-        self._out.append((bytearray(_HEAD.pack(len(body)) + body), (fd,) if fd >= 0 else ()))
+        self._out.append((bytearray(_HEAD.pack(len(body)) + body), fds))
 
     def flush(self) -> bool:
         """Writes what can be written. Returns whether nothing is left. Errors: OSError when the other end is gone."""

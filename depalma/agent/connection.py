@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import aiohttp
@@ -154,6 +155,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._frames: list[bytes] = []
+        self._bulk: deque[bytes] = deque()  #: what gives way to everything else; whoever puts it there bounds it
         self._some = asyncio.Event()
 
     def put(self, frame: bytes) -> None:
@@ -161,9 +163,15 @@ class Outbox:
         self._frames.append(frame)
         self._some.set()
 
+    def put_bulk(self, frame: bytes) -> None:
+        """Adds a frame that may wait: for each of them others have a chance to go first."""
+        self._bulk.append(frame)
+        self._some.set()
+
     def clear(self) -> None:
         """Drops what was meant for a connection that is gone."""
         self._frames.clear()
+        self._bulk.clear()
         self._some.clear()
 
     async def pump(self, socket: Socket, refill: Callable[[], list[bytes]]) -> None:
@@ -174,6 +182,10 @@ class Outbox:
             frames, self._frames = self._frames, []
             for frame in (*frames, *refill()):
                 await socket.send_bytes(frame)
+            if self._bulk:
+                await socket.send_bytes(self._bulk.popleft())
+                if self._bulk:
+                    self._some.set()
 
     def wake(self) -> None:
         """Makes the writer ask for a refill."""

@@ -121,8 +121,7 @@ class AgentCore(Execution):
 
     def handle(self, event: AnyEvent, now: float) -> list[AnyAction]:
         """Returns what is to be done, in this order. `now`: seconds of CLOCK_BOOTTIME, never earlier than before."""
-        out: list[AnyAction] = []
-        self.out = out
+        self.out = out = list[AnyAction]()
         if self.lease_until and now >= self.lease_until:
             self._cut_off(f"no leader was heard for {self.lease_s:g} s", must_rejoin=False)
         if self.incarnation or type(event) in (Rejoined, OwnerStands, Evicted):
@@ -141,6 +140,7 @@ class AgentCore(Execution):
             unreported=tuple(self.pending),
             tells_history=True,
             suspends_jobs=True,
+            takes_visits=True,
         )
 
     @property

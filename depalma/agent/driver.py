@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -44,10 +42,11 @@ from depalma.agent.store import ReportJournal, empty_folder, lock_folder
 from depalma.agent.supplies import Supplies
 from depalma.agent.sweeping import Sweeper
 from depalma.agent.tailkeeper import TailKeeper
+from depalma.agent.visits import Visits
 from depalma.config import ClusterConfig, HostConfig
 from depalma.model import AttemptRef
 from depalma.monitor import boottime
-from depalma.protocol import AskLoadHistory, AskOutput, AskProcesses, Masters, Refused, Started, ToAgent, Welcome
+from depalma.protocol import Masters, Question, Refused, Started, ToAgent, ToVisit, Welcome
 from depalma.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,8 @@ class Agent:
         proctree.become_subreaper()
         asyncio.get_running_loop().set_exception_handler(self._failed)
         self._lock = await asyncio.to_thread(lock_folder, self._root, _LOCK_WAIT_S)
-        await asyncio.to_thread(self._kill_strays)
+        if killed := await asyncio.to_thread(proctree.kill_strays, str(self._root)):
+            log.warning("killed %d processes that an earlier agent left behind", killed)
         pausing.name_folder(self._root, self._host.name)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
@@ -129,6 +129,7 @@ class Agent:
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
             self._questions = Questions(name, self._runner, self._link, core, meter, session.send)
+            self._visits = Visits(self._runner, self._link, core, session.send_bulk)
             self._code = self._code_keeper()
             self._owner = Owner(self._root, self.deliver, session.send)
             tails = TailKeeper(self._runner.output, self._blobs)
@@ -203,15 +204,6 @@ class Agent:
             return 0.0  # no master knows of this incarnation
         return TELL_S if self._core.connected or self._core.attempts or self._core.pending else _TELL_IDLE_S
 
-    def _kill_strays(self) -> None:
-        """Ends what an agent of this folder left, if it was killed together with its monitor."""
-        while pids := proctree.strays(str(self._root)):
-            log.warning("killing %d processes that an earlier agent left behind", len(pids))
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-
     def _adopt_old_reports(self) -> None:
         """Reports of an earlier life are sent once more: a master that can still use them does."""
         for report in self._journal.load():
@@ -281,6 +273,7 @@ class Agent:
                     self._do[type(action)](action)
         finally:
             self._handling = False
+        self._visits.look()
         self._link.flush()
 
     def _action_table(self) -> dict[type, Callable[[Any], object]]:
@@ -354,6 +347,7 @@ class Agent:
         self._dead.clear()
         self._runner.forget_all()
         self._aside.forget_all()
+        self._visits.forget_all()
         for upload in self._uploads.values():
             upload.cancel()
         self._uploads.clear()
@@ -391,6 +385,7 @@ class Agent:
             if message[0] == "exits":
                 self._runner.exits(message[1])
                 self._aside.exits(message[1])
+                self._visits.exits(message[1])
             elif message[0] == "ready":
                 self._facts = msgspec.structs.replace(self._facts, limits=describe_limits(message[1]))
                 self._monitor_ready.set()
@@ -409,8 +404,10 @@ class Agent:
     # ------------------------------------------------------------ the leader
 
     def _receive(self, url: str, frame: ToAgent) -> None:
-        if isinstance(frame, AskProcesses | AskLoadHistory | AskOutput):
+        if isinstance(frame, Question):
             self._questions.ask(frame)
+        elif isinstance(frame, ToVisit):
+            self._visits.take(frame)
         elif not isinstance(frame, Masters):  # the session has taken note of these
             if isinstance(frame, Refused):
                 log.warning("%s refuses: %s", url, frame.reason)

@@ -87,9 +87,14 @@ def rlimits(limits: Limits, group: TaskGroup) -> list[tuple[int, tuple[int, int]
 
 def shim(limits: Limits, group: TaskGroup, argv: list[bytes]) -> list[bytes]:
     """Returns the command line that runs `argv` (the program by its path) in the group and with the rlimits."""
+    return inside(group, rlimits(limits, group), argv)
+
+
+def inside(group: TaskGroup, pairs: list[tuple[int, tuple[int, int]]], argv: list[bytes]) -> list[bytes]:
+    """Does the same with rlimits as `rlimits` returns them."""
     letters = {resource.RLIMIT_NOFILE: ("n", 1), resource.RLIMIT_CPU: ("t", 1), resource.RLIMIT_DATA: ("d", 1024)}
     orders = []
-    for number, (soft, hard) in rlimits(limits, group):
+    for number, (soft, hard) in pairs:
         letter, unit = letters[number]
         orders += [f"ulimit -S -{letter} {soft // unit}", f"ulimit -H -{letter} {hard // unit}"]
     procs = [os.fsencode(path) for path in group.procs]
@@ -211,6 +216,13 @@ def _cpu_s(pid: int) -> float:
         return 0.0
     words = data[data.rindex(b")") + 2 :].split()
     return sum(map(int, words[11:15])) / _TICKS
+
+
+def as_of(pid: int) -> list[tuple[int, tuple[int, int]]]:
+    """Returns the rlimits of those above that a process has and the calling one has not. Errors: OSError."""
+    numbers = resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_DATA
+    found = [(number, resource.prlimit(pid, number)) for number in numbers]
+    return [(number, pair) for number, pair in found if pair != resource.getrlimit(number)]
 
 
 NOTHING = Limits()

@@ -56,12 +56,14 @@ class MonitorLink:
         """Returns the monitor's process id, 0 if there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def send(self, message: Message, fd: int = -1) -> None:
-        """Queues a message; `flush` sends it. A descriptor is closed here in any case."""
+    def send(self, message: Message, *fds: int) -> None:
+        """Queues a message; `flush` sends it. Descriptors are closed here in any case."""
         if self._channel is not None:
-            self._channel.queue(message, fd)
-        elif fd >= 0:
-            os.close(fd)
+            self._channel.queue(message, *fds)
+            return
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     def flush(self) -> None:
         """Sends what is queued, the rest when there is room."""

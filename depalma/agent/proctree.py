@@ -6,6 +6,7 @@ number until it is reaped, any other one is held by a pidfd while its parent is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -179,6 +180,18 @@ def strays(owner: str) -> list[int]:
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit())
         if pid != own and environment_value(pid, OWNER) == owner and (now := stat(pid)) and now.state != "Z"
     ]
+
+
+def kill_strays(owner: str) -> int:
+    """Kills them all, for a new agent of the folder. Returns how many there were."""
+    killed = 0
+    while pids := strays(owner):
+        killed += len(pids)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    return killed
 
 
 def _children_by_scan(pid: int) -> list[int]:

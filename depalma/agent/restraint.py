@@ -107,7 +107,7 @@ class Restraint:
             return False
         # What stands beside the tasks goes on: code that is put in place, and what workers are forked from.
         everything = bool(self._reasons) and spawned.key > 0 and spawned.slot != NURSERY
-        return everything or spawned.key in self._of_keys
+        return everything or spawned.key in self._of_keys or spawned.visited in self._of_keys
 
     def _holds_any(self, candidates: Collection[int], held: Collection[int]) -> bool:
         """Returns whether a process stands still that may belong to each of the candidates."""

@@ -81,15 +81,16 @@ class Runner:
         self.keys[key] = meaning
         return key
 
-    def _environment(self, number: int, variables: dict[str, str]) -> None:
-        """Tells the monitor the environment that the tasks of a job share."""
+    def tell_environment(self, job: Job | None) -> None:
+        """Has the monitor know the environment of a job's commands and of what visits its tasks; None: of workers."""
+        number = _WORKERS if job is None else job.id
         if number in self._known_jobs:
             return
+        variables = {} if job is None else self._command_environment(job)
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
         whole = {**inherited, **variables, OWNER: str(self.root), "DEPALMA_HOST": self.host}
-        encoded = {os.fsencode(name): os.fsencode(value) for name, value in whole.items()}
+        self.link.send(("environment", number, {os.fsencode(name): os.fsencode(whole[name]) for name in whole}))
         self._known_jobs[number] = None
-        self.link.send(("environment", number, encoded))
         if len(self._known_jobs) > _KNOWN_JOBS:
             live = {command.attempt.job.id for command in self.commands.values()} | {_WORKERS, number}
             for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
@@ -127,8 +128,7 @@ class Runner:
         for attempt in attempts:
             job = attempt.job
             try:
-                if job.id not in self._known_jobs:
-                    self._environment(job.id, self._command_environment(job))
+                self.tell_environment(job)
                 argv = self._argv(attempt)
             except (OSError, ValueError, RuntimeError) as error:
                 self._fail(attempt, f"the command cannot be started: {error}")
@@ -216,7 +216,7 @@ class Runner:
     def start_worker(self, number: int, code_index: int, code_digest: str) -> None:
         """Starts a worker process."""
         handle = self.workers[number] = WorkerHandle(number, code_index, code_digest)
-        self._environment(_WORKERS, {})
+        self.tell_environment(None)
         handle.key = self._key(handle)
         self.output.salvage(f"w{number}", None, self.root / "trash" / f"old.{handle.key}")  # lanes are numbered anew
         asyncio.get_running_loop().add_reader(handle.near, self._readable, handle)

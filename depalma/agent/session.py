@@ -66,6 +66,11 @@ class Session:
         if self._core.connected:
             self._outbox.put(encode(frame))
 
+    def send_bulk(self, frame: FromAgent) -> None:
+        """Does the same with one that gives way to all others."""
+        if self._core.connected:
+            self._outbox.put_bulk(encode(frame))
+
     def report(self, reports: Iterable[Report]) -> None:
         """Sends reports, with all others that collect until the connection takes them."""
         self._reports += reports

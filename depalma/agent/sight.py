@@ -31,6 +31,8 @@ _DEVICES = "/dev/input/event*"
 _CLASSES = "/sys/class/input"
 _SESSIONS = "/run/systemd/sessions/*"
 _DESKTOPS = ("x11", "wayland", "mir")
+#: Numbers of terminals that the agent made for visits: also while no process has them.
+made: set[int] = set()
 
 
 class Input:
@@ -114,7 +116,7 @@ class Input:
 
 def _own_terminals() -> set[int]:
     """Returns the numbers of the terminals that processes of our tasks have."""
-    found = set()
+    found = set(made)
     for pid, _ in proctree.descendants(os.getpid()):
         data = proctree.read(f"/proc/{pid}/stat")
         number = int(data[data.rindex(b")") + 2 :].split()[4]) if data else 0

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Spawned:
 
     __slots__ = (
         "deadline", "dirty", "ended", "finals", "keep", "key", "orphans", "over", "pid", "slot", "started",
-        "status", "watch", "wrote",
+        "status", "visited", "visitors", "watch", "wrote",
     )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
@@ -66,6 +67,8 @@ class Spawned:
         self.over: Ended | None = None  #: which of them ended it
         self.dirty = False  #: somebody else may still have had the spool open
         self.wrote = False  #: there is output of it
+        self.visitors: list[Spawned] = []  #: what users run inside it; it ends with it
+        self.visited: int | None = None  #: the key of what it is a visitor of
 
     def pids(self) -> list[int]:
         """Returns every process of it, dead ones that wait to be reaped included."""
@@ -236,7 +239,7 @@ class Spawner:
         if slot < 0:
             environment[GROUPS.encode()] = self.groups.shared().encode()
         opened: list[int] = []
-        try:
+        with _told(), _closed(opened):
             if slot >= 0:
                 scratch = self.slots.scratch_of(slot, inputs)
                 cwd = cwd or scratch
@@ -256,15 +259,35 @@ class Spawner:
                 path = argv[0]
             spawned.started = time.time()
             spawned.pid = self._start(path, argv, environment, actions)
-        except OSError as error:
-            where = error.filename or ""
-            where = os.fsdecode(where) if isinstance(where, bytes) else str(where)
-            raise SpawnError(f"{where}: {error.strerror}", 126) from error
-        except (ValueError, TypeError, LookupError) as error:  # a zero byte, an empty command, and the like
-            raise SpawnError(f"the command cannot be started: {error}", 126) from error
-        finally:
-            for handle in opened:
-                os.close(handle)
+
+    def enter(
+        self,
+        visitor: Spawned,
+        argv: list[bytes],
+        variables: tuple[int, dict[bytes, bytes]],
+        cwd: str,
+        place: str | list[int],
+        bound: Callable[[list[bytes]], list[bytes]] | None,
+    ) -> None:
+        """Starts a visitor (`visiting.py`) on a terminal, which becomes its own, or with three descriptors as standard
+        input, output and error. `variables`: the job, and what is set besides; `bound` puts it under the limits of
+        the task. Errors: SpawnError."""
+        job, extra = variables
+        environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(visitor.key).encode()}
+        with _told():
+            _enter(cwd)
+            if isinstance(place, str):
+                # Opened by the leader of a new session: so it is its controlling terminal.
+                actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, place, os.O_RDWR, 0)]
+                actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+            else:
+                actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(place)]
+            path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
+            if bound is not None:
+                argv = bound([path, *argv[1:]])
+                path = argv[0]
+            visitor.started = time.time()
+            visitor.pid = self._start(path, argv, environment, actions)
 
     def _watch(self, spawned: Spawned, limits: Limits, files: list[int]) -> Watch:
         outputs = [(f"/proc/self/fd/{fd}", os.fstat(fd).st_size) for fd in files]
@@ -332,6 +355,28 @@ class Spawner:
         if denied:
             raise SpawnError(f"{shown}: permission denied", 126)
         raise SpawnError(f"{shown}: command not found", 127)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Has what goes wrong told in words. Errors: SpawnError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or ""
+        where = os.fsdecode(where) if isinstance(where, bytes) else str(where)
+        raise SpawnError(f"{where}: {error.strerror}", 126) from error
+    except (ValueError, TypeError, LookupError) as error:  # a zero byte, an empty command, and the like
+        raise SpawnError(f"the command cannot be started: {error}", 126) from error
+
+
+@contextlib.contextmanager
+def _closed(handles: list[int]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def _enter(cwd: str) -> None:

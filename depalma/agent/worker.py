@@ -108,6 +108,8 @@ class Worker:
                     del self.jobs[next(iter(self.jobs))]
             else:
                 self._run(message)
+                if os.path.exists(f"{self.spool}.visited"):
+                    self._see_off()
 
     def _run(self, task: tuple[Any, ...]) -> None:
         number, index, attempt = task[:3]
@@ -129,6 +131,12 @@ class Worker:
         *result, exit_code, signal, code = ending
         record = (number, index, attempt, *result, started, time.time(), exit_code, signal, code, wrote)
         self.sock.send(marshal.dumps(record))
+
+    def _see_off(self) -> None:
+        """Waits until whoever visited the task that is over is gone: the next one begins alone, in an empty folder."""
+        while os.path.exists(f"{self.spool}.visited"):
+            time.sleep(0.002)  # the agent has been told of the end, and has them killed
+        self._renew_scratch("")
 
     def _tell_modules(self) -> None:
         """Says what had to be imported: workers that are started later have it from the beginning."""

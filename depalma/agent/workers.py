@@ -129,10 +129,7 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     """Returns what a worker has to know of a job; if that is much, where it is, in a file in `folder`."""
     spec = job.spec
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
-    # What has limits of its own needs a process of its own: a worker cannot be given them task by task.
-    limits = limits_of(spec)
-    # A library holds on to the GPUs that it saw first, so these need one, too.
-    apart = tuple(limits) if spec.isolate or spec.gpus or limits != NOTHING else ()
+    apart = tuple(limits_of(spec)) if is_apart(spec) else ()
     message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd, apart)
     data = marshal.dumps(message)
     if len(data) <= ARGUMENT_LIMIT_BYTES:
@@ -140,6 +137,15 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     path = folder / f"job.{job.id}"
     path.write_bytes(data)
     return ("job", job.id, str(path))
+
+
+def is_apart(spec: JobSpec) -> bool:
+    """Returns whether each task of a function job is a process of its own, and not its worker's.
+
+    What has limits of its own is: a worker cannot be given them task by task. A library holds on to the GPUs that it
+    saw first, so what has some is, too.
+    """
+    return spec.isolate or bool(spec.gpus) or limits_of(spec) != NOTHING
 
 
 def gpus_of(attempt: Attempt) -> str:

@@ -36,6 +36,7 @@ from depalma.api import (
     snapshot,
     steering,
     tasks,
+    visits,
     webhooks,
 )
 from depalma.api.context import Api
@@ -69,6 +70,7 @@ ROUTES: tuple[Route, ...] = (
     *schedules.ROUTES,
     *tasks.ROUTES,
     *logs.ROUTES,
+    *visits.ROUTES,
     *results.ROUTES,
     *blobs_routes.ROUTES,
     *code.ROUTES,

@@ -24,6 +24,7 @@ STATUS: dict[str, int] = {
     "unknown_master": 404,
     "unknown_group": 404,
     "unknown_webhook": 404,
+    "unknown_visit": 404,
     "unknown_code": 404,
     "unknown_blob": 404,
     "job_gone": 404,

@@ -14,6 +14,7 @@ from depalma.consensus import Member
 from depalma.jobarchive.keeper import JobArchive
 from depalma.leader.hub import Hub
 from depalma.leader.questions import Questions
+from depalma.leader.visits import Visits
 from depalma.loopwatch import LoopWatch
 from depalma.model import AttemptRef, Load, Report
 from depalma.policies.places import HostRoom
@@ -87,6 +88,7 @@ class Sessions(Protocol):
     """The agents' connections; only a leader has any."""
 
     questions: Questions
+    visits: Visits
 
     def load_of(self, host: str) -> Load:
         """Returns the last load that the host told; zeros if it is not connected."""

@@ -21,6 +21,7 @@ from depalma.client import accounting_verbs, functions, specs, verbs
 from depalma.client.aio_cluster import AsyncCluster
 from depalma.client.aio_steering import AsyncJobSteering
 from depalma.client.client import Client
+from depalma.client.connections import Connections
 from depalma.client.executor import Executor
 from depalma.client.functions import Function
 from depalma.client.futures import LoneFuture
@@ -33,6 +34,7 @@ from depalma.client.specs import JobOptions
 from depalma.client.steering import AsyncSteering, ids_of
 from depalma.client.transport import Answer, Attempt, Exchange, Pause, Request
 from depalma.client.verbs import CodeVersion, HostLoad, Processes, Verb
+from depalma.client.visiting import AsyncVisiting
 from depalma.client.wire import TaskResult
 from depalma.errors import DepalmaError
 from depalma.model import FINAL_STATES, CodeView, EventView, JobView, TaskView
@@ -41,7 +43,7 @@ from depalma.trust import verifying
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncCluster, AsyncSteering):
+class AsyncClient(AsyncCluster, AsyncSteering, AsyncVisiting):
     """A connection to one cluster for asyncio; arguments and guarantees are those of `Client`.
 
     Use it in one event loop, as `async with AsyncClient() as client`.
@@ -232,6 +234,10 @@ class AsyncClient(AsyncCluster, AsyncSteering):
         return f"<AsyncClient {', '.join(self._sync.endpoints.urls)}>"
 
     # ------------------------------------------------------------ inside
+
+    @property
+    def _shared_connections(self) -> Connections:
+        return self._sync._connections
 
     async def _run(self, verb: Verb[T]) -> T:
         try:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from depalma.client import contexts, functions, host_verbs, master_verbs, specs, verbs
+from depalma.client import contexts, functions, host_verbs, master_verbs, specs, verbs, visiting
 from depalma.client.accounting import Accounting
 from depalma.client.connections import Connections
 from depalma.client.functions import Function
@@ -39,7 +39,7 @@ _FETCHERS = 4
 _CLOSE_S = 5.0  #: after so long a client that is closed gives up what waits for a master in the background
 
 
-class Client(Steering, WebhookMethods, Ordering, Accounting):
+class Client(Steering, visiting.Visiting, WebhookMethods, Ordering, Accounting):
     """A connection to one cluster; it follows the leader, and is safe for threads.
 
     With nothing given it is the cluster of `DEPALMA_MASTERS`, `DEPALMA_CONTEXT` or the current context. Masters by

@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("depalma.ctl.steer:resume", "Let suspended jobs go on"),
         "retry": ("depalma.ctl.steer:retry", "Run the failed tasks of jobs again"),
         "set": ("depalma.ctl.steer:set_command", "Change priority, name or tags of jobs"),
+        "exec": ("depalma.ctl.exec:exec_command", "Run a command, or a shell, in a running task"),
         "ps": ("depalma.ctl.hosts:ps", "List the processes of tasks, as the hosts see them"),
     },
     "Look at the cluster": {

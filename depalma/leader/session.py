@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from aiohttp import WSCloseCode, web
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 OUTBOX_LIMIT_BYTES = 64 * 1024 * 1024
 #: Whoever sends very much goes on when there is less than this.
 QUEUED_BYTES = 8 * 1024 * 1024
+#: Frames that may wait are taken up to this number; who has more of them waits.
+BULK_FRAMES = 4
 
 
 class Goodbye(Exception):
@@ -46,12 +49,16 @@ class AgentSession:
         self.slots_told = 0  #: of its welcome
         self.tells_history = False  #: of its hello
         self.suspends_jobs = False  #: of its hello
+        self.takes_visits = False  #: of its hello
         self.suspended: set[int] = set()  #: jobs that stand still, as it was told
         self.policy_told = OwnerPolicy()  #: of its welcome
         self.no_ahead_until = 0.0  #: loop time; it gave waiting tasks back, so it gets none ahead for a while
         self._websocket = websocket
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
+        self._bulk: deque[bytes] = deque()  #: what gives way to the outbox
+        self._bulk_room = asyncio.Event()
+        self._bulk_room.set()
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()  #: what was queued is being written, or never will be
         self._is_over = False
@@ -75,13 +82,28 @@ class AgentSession:
             self._taken.clear()
             await self._taken.wait()
 
+    async def send_bulk(self, frame: ToAgent) -> None:
+        """Queues a frame that may wait; returns when there is room for it. Errors: ConnectionError."""
+        while not self._bulk_room.is_set():
+            await self._bulk_room.wait()
+        if self._is_over:
+            raise ConnectionError(f"host {self.host} disconnected")
+        self._bulk.append(protocol.encode(frame))
+        if len(self._bulk) >= BULK_FRAMES:
+            self._bulk_room.clear()
+        self._wake.set()
+
     async def write_outbox(self) -> None:
-        """Writes queued frames until cancelled or the connection breaks."""
+        """Writes queued frames until cancelled or the connection breaks; of those that may wait one at a time."""
         while not self._websocket.closed:
             await self._wake.wait()
             self._wake.clear()
             frames, self._outbox, self._outbox_bytes = self._outbox, [], 0
             self._taken.set()
+            if self._bulk:
+                frames.append(self._bulk.popleft())
+                self._bulk_room.set()
+                self._wake.set()
             try:
                 for data in frames:
                     await self._websocket.send_bytes(data)
@@ -131,6 +153,7 @@ class AgentSession:
         """Fails the open questions: the connection is gone."""
         self._is_over = True
         self._taken.set()
+        self._bulk_room.set()  # whoever waits for room looks up
         for waiting in self._answers.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionError(f"host {self.host} disconnected"))

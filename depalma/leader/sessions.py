@@ -24,6 +24,7 @@ from depalma.leader.questions import Questions
 from depalma.leader.reports import in_parts
 from depalma.leader.session import AgentSession, Goodbye
 from depalma.leader.suspensions import Suspensions
+from depalma.leader.visits import Visits
 from depalma.lease import RENEWALS
 from depalma.masters import urls
 from depalma.model import AttemptRef, Load, Report
@@ -36,6 +37,7 @@ from depalma.protocol import (
     Heartbeat,
     HeartbeatAnswer,
     Hello,
+    InVisit,
     LoadTold,
     Masters,
     Output,
@@ -45,6 +47,7 @@ from depalma.protocol import (
     Reports,
     ReportsCommitted,
     Started,
+    VisitOver,
     Welcome,
 )
 from depalma.state.codelog import MAX_TEXT
@@ -83,6 +86,7 @@ class Sessions:
         self.news = 0  #: counts what makes the room on connected hosts another one, loads and the state left out
         self.questions = Questions(context, self.by_host)
         self.suspensions = Suspensions(context, self.orders, self.by_host)
+        self.visits = Visits(self.by_host)
         self._beats: list[tuple[AgentSession, Heartbeat]] = []
         self._beat_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,6 +138,7 @@ class Sessions:
         finally:
             writer.cancel()
             session.abandon()
+            self.visits.lost(session)
             if self.by_host.get(host) is session:
                 del self.by_host[host]
                 self.news += 1
@@ -165,6 +170,7 @@ class Sessions:
             raise Goodbye(_stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
         session.tells_history, session.suspends_jobs = hello.tells_history, hello.suspends_jobs
+        session.takes_visits = hello.takes_visits
         self.welcome(session)
         # No await between here and the end: commits that come later find the session, earlier ones are in the state.
         earlier = self.by_host.get(hello.host)
@@ -323,6 +329,8 @@ class Sessions:
                 self._spawn(self._propose(session, told))
             case Processes() | LoadTold() | Output():
                 session.answered(frame)
+            case InVisit() | VisitOver():
+                self.visits.told(session, frame)
             case Hello():
                 log.warning("host %s sent a second hello; closing", session.host)
                 session.close()
@@ -416,6 +424,7 @@ class Sessions:
 
     def close_all(self) -> None:
         """Ends every connection: the agents look for the new leader."""
+        self.visits.close_all(f"master {self._context.master_id} leads no more")
         for session in self.by_host.values():
             session.close()
         self.by_host.clear()

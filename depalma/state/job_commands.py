@@ -77,6 +77,20 @@ class SetJobs(Command, frozen=True, tag="job.set"):
     tags: tuple[str, ...] | None = None
 
 
+class VisitTask(Command, frozen=True, tag="task.visit"):
+    """A user enters the running task `task` of a job (None: the only one that runs) with a command, or (no words) a
+    shell. Nothing of the task changes: this is the record of it. Refused unless the task runs. Answers Applied(its
+    attempt)."""
+
+    request: str
+    job: int
+    task: int | None
+    argv: tuple[str, ...]
+    at: float
+    by: str = ""
+    tty: bool = False
+
+
 class PassTime(Command, frozen=True, tag="time.pass"):
     """It is `at` for the leader: what was to happen until then happens (a back-off or a start deadline is over), at
     most `limit` of it. Answers Applied(how much did)."""
@@ -132,4 +146,5 @@ JobCommand = (
     | TickSchedule
     | SuspendJobs
     | ResumeJobs
+    | VisitTask
 )

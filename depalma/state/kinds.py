@@ -18,7 +18,7 @@ KINDS: Final = (
     "order.changed",
     "quota.changed",
     "schedule.added", "schedule.removed", "schedule.skipped", "schedule.ticked", "share.changed",
-    "task.assigned", "task.cancelled", "task.finished", "task.lost", "task.requeued", "task.started",
+    "task.assigned", "task.cancelled", "task.finished", "task.lost", "task.requeued", "task.started", "task.visited",
     "webhook.added", "webhook.changed", "webhook.failing", "webhook.recovered", "webhook.removed", "webhook.replayed",
     "webhook.tested",
 )  # fmt: skip

@@ -37,6 +37,7 @@ from depalma.state import (
     steering,
     submissions,
     timing,
+    visiting,
     webhook_commands,
     webhooks,
 )
@@ -88,6 +89,7 @@ _HANDLERS: Final[dict[type[Command], _Handler]] = {
     job_commands.SubmitGraph: graphs.submit_graph,
     job_commands.SetJobs: steering.set_jobs,
     job_commands.RetryJobs: retrying.retry_jobs,
+    job_commands.VisitTask: visiting.visit_task,
     webhook_commands.AddWebhook: webhooks.add_webhook,
     webhook_commands.SetWebhook: webhooks.set_webhook,
     webhook_commands.RemoveWebhook: webhooks.remove_webhook,

@@ -62,6 +62,7 @@ class FakeLeader:
         self.started: dict[AttemptRef, float] = {}
         self.beats: list[wire.Heartbeat] = []
         self.answers_to: dict[int, wire.Answer] = {}
+        self.visits: list[wire.FromVisit] = []
         self.acknowledged: list[wire.CodeAcknowledged] = []
         self.problems: list[wire.CodeProblem] = []
         self.gone: list[dict[str, str]] = []
@@ -260,6 +261,8 @@ class FakeLeader:
                 self.problems.append(frame)
             case wire.Processes() | wire.LoadTold() | wire.Output():
                 self.answers_to[frame.request] = frame
+            case wire.InVisit() | wire.VisitOver():
+                self.visits.append(frame)
             case _:
                 raise AssertionError(f"unexpected {frame}")
 

@@ -384,5 +384,5 @@ class SimAgent:
         self._unanswered_s = None
         if isinstance(frame, protocol.Welcome):
             self._beat_s = frame.heartbeat_s
-        if not isinstance(frame, protocol.Masters | protocol.Question):
+        if not isinstance(frame, protocol.Masters | protocol.Question | protocol.ToVisit):
             self._deliver(frame)

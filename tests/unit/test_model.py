@@ -117,6 +117,7 @@ def every_command() -> list[commands.AnyCommand]:
         job_commands.RetryJobs("r", (1,), 1.0, "ann"),
         job_commands.SetJobs("r", (1,), 1.0, "ann", 3, "n", ("t",)),
         job_commands.SubmitGraph("r", (spec, msgspec.structs.replace(spec, after=(model.Dependency(-1),))), 1.0),
+        job_commands.VisitTask("r", 1, 0, ("a",), 1.0, "ann", True),
         job_commands.PassTime(1.0, 5),
         job_commands.AddSchedule("r", "n", spec, "@daily", "UTC", 2.0, 1.0, "all", "skip", "ann"),
         job_commands.RemoveSchedule("r", "n", 1.0),
@@ -153,7 +154,8 @@ def test_tags_of_commands_never_change():
         "job.release", "job.resume", "job.retry", "job.set", "job.submit", "job.submit_graph", "job.suspend",
         "master.change",
         "order.limit", "order.quota", "order.set", "order.share", "schedule.add",
-        "schedule.remove", "schedule.tick", "task.assign", "task.assign_gang", "task.finish", "task.start", "time.pass",
+        "schedule.remove", "schedule.tick", "task.assign", "task.assign_gang", "task.finish", "task.start",
+        "task.visit", "time.pass",
         "webhook.add", "webhook.deliver", "webhook.remove", "webhook.replay", "webhook.set", "webhook.test",
     ]  # fmt: skip
 

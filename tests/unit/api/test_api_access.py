@@ -44,6 +44,7 @@ async def test_each_route_with_each_token(bench: Bench, route: Route) -> None:
         "name": "db",
         "user": "ann",
         "schedule": "s",
+        "visit": "k",
     }
     path = route.path.format(**names) if "{" in route.path else route.path
     for role in ("user", "agent", "master", "wrong", "none"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: What the paths name; it is there.
 PLACES = {
     "job": "1", "task": "1.0", "digest": "0" * 64, "index": "1", "host": "h1", "group": "g", "master": "m1",
-    "webhook": "w", "schedule": "s", "kind": "tag", "name": "t", "user": "ann",
+    "webhook": "w", "schedule": "s", "kind": "tag", "name": "t", "user": "ann", "visit": "k",
 }  # fmt: skip
 #: Parameters that any text fits.
 FREE_TEXT = frozenset({"tag", "name", "user", "by", "host", "group", "hosts"})

@@ -42,6 +42,7 @@ NEEDS_CLUSTER = {
     "resume": (["1"], 4),
     "retry": (["1"], 4),
     "set": (["1", "--priority", "3"], 4),
+    "exec": (["1", "--", "true"], 125),
     "ps": ([], 4),
     "top": ([], 4),
     "events": ([], 4),
@@ -95,7 +96,7 @@ WRITES = {
     "group remove", "code retry", "code rollback", "code run", "webhook add", "webhook set", "webhook remove",
     "webhook replay", "webhook test",
     "order limit", "order quota", "order share", "order set",
-    "hold", "release", "suspend", "resume", "retry", "set", "cron add", "cron rm", "add", "close",
+    "exec", "hold", "release", "suspend", "resume", "retry", "set", "cron add", "cron rm", "add", "close",
 }  # fmt: skip
 ALONE = {
     "dev",

@@ -257,7 +257,7 @@ class Fuzzer(JobMakers, CodeMakers, JoinMakers, WebhookMakers):
             self.order, self.host_change, self.add_code, self.ack_code, self.ack_code, self.forget, self.change_masters,
             self.host_list, self.group, self.owner, self.owner, self.owner, self.webhook,
             self.append_code, self.fail_code, self.lag_code, self.steer, self.steer, self.retry,
-            rng.choice([self.graph, self.finish]), self.assign, self.pass_time,
+            rng.choice([self.graph, self.finish]), rng.choice([self.assign, self.visit]), self.pass_time,
             self.schedule, self.join, self.stand, rng.choice([self.gang, self.assign_gang, self.finish]),
         ]  # fmt: skip
         return rng.choice(makers)()

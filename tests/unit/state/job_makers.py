@@ -97,6 +97,13 @@ class JobMakers:
         )
         return c.AssignGang(self.rng.choice([1, 1, 1, 0]), wrong, command.at, "fuzz")
 
+    def visit(self) -> c.AnyCommand:
+        rng = self.rng
+        live = [(job.id, index) for job in self.bench.state.jobs.values() for index in job.running]
+        job, index = rng.choice(live) if live and rng.random() < 0.7 else (self.job_id(), rng.randint(0, 2))
+        argv = rng.choice([(), ("ls", "-l"), ("",), ("x" * 70_000,)])
+        return jc.VisitTask(self.request(), job, rng.choice([index, None]), argv, self.bench.now, "ann")
+
     def pass_time(self) -> c.AnyCommand:
         return jc.PassTime(self.bench.now + self.rng.choice([-5.0, 0.0, 0.0, 9.0]), self.rng.choice([1, 1000]))
 
