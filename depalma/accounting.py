@@ -27,6 +27,10 @@ class HostUse(Struct, frozen=True, array_like=True, gc=False):
     timed_out: int = 0
     cancelled: int = 0
     lost: int = 0
+    ways_s: tuple[float, ...] = ()  #: of attempt_s, what ran as each of the job's alternatives; empty = nothing did
+    slot_s: float = 0.0  #: these three are worked out when a row is made, they are not stored
+    memory_byte_s: float = 0.0
+    gpu_s: float = 0.0
 
 
 class JobUse(Struct, frozen=True, kw_only=True):
@@ -51,9 +55,9 @@ class JobUse(Struct, frozen=True, kw_only=True):
     lost: int
     attempts: int
     attempt_s: float  #: of all attempts together
-    slot_s: float  #: attempt_s times the slots of a task
-    memory_byte_s: float  #: attempt_s times the memory that a task asked for
-    gpu_s: float  #: attempt_s times the GPUs of a task
+    slot_s: float  #: time of attempts times the slots that each had
+    memory_byte_s: float  #: time of attempts times the memory that each asked for
+    gpu_s: float  #: time of attempts times the GPUs that each had
     hosts: tuple[HostUse, ...]
 
 
@@ -109,6 +113,7 @@ def _keys(row: JobUse, by: GroupBy) -> tuple[str, ...]:
 
 def _add_hosts(sums: dict[str, GroupUse], row: JobUse) -> None:
     total_s = row.attempt_s or 1.0
+    mixed = any(use.ways_s for use in row.hosts)  # else all attempts had the same, and time tells it all
     for use in row.hosts:
         group = sums.setdefault(use.host, GroupUse(key=use.host))
         group.jobs += 1
@@ -119,6 +124,6 @@ def _add_hosts(sums: dict[str, GroupUse], row: JobUse) -> None:
         group.attempts += use.attempts
         group.attempt_s += use.attempt_s
         share = use.attempt_s / total_s
-        group.slot_s += row.slot_s * share
-        group.memory_byte_s += row.memory_byte_s * share
-        group.gpu_s += row.gpu_s * share
+        group.slot_s += use.slot_s if mixed else row.slot_s * share
+        group.memory_byte_s += use.memory_byte_s if mixed else row.memory_byte_s * share
+        group.gpu_s += use.gpu_s if mixed else row.gpu_s * share

@@ -1,7 +1,7 @@
 """Which task goes where next. [pure]
 
 Strict priority over all jobs; within a priority the user who is furthest behind his share (`policies/order.py`), of
-his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Five rules of a round:
+his jobs the oldest. A job that cannot start keeps those behind it off what it waits for. Six rules of a round:
 
 1. A priority that has got nothing for long (`age_s`) gets one task first, so nothing starves.
 2. Free slots of all hosts are filled, in order. On which host: `policies/places.py`.
@@ -11,6 +11,7 @@ his jobs the oldest. A job that cannot start keeps those behind it off what it w
 4. A job that could not place all its tasks keeps hosts from those behind it: one host for a task that needs much
    (rule 2, `policies/reserve.py`), all hosts it could use (rule 3). A job at a limit keeps nothing.
 5. The tasks of a gang are placed together, in free slots, or not at all (`policies/gangs.py`).
+6. A task with alternatives runs in the first of its ways that has room on some host, in a free slot.
 
 Cost: proportional to the tasks placed; and a fraction of a microsecond for each connected host, and for each lane
 (`state/ready.py`) and user that comes first and may not start, of which one of gangs looks at its hosts one by one. Not
@@ -19,7 +20,7 @@ to what is queued.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from math import inf
 
@@ -33,7 +34,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import AssignTasks
 from depalma.state.jobs import Job
 from depalma.state.order_commands import AssignGang
-from depalma.state.ready import Lane, Line
+from depalma.state.ready import Lane, Line, Way
 from depalma.state.shapes import Shape
 from depalma.state.shares import Account
 
@@ -153,7 +154,7 @@ class _Round:
                 return True
             if self.turns.room(lane, account) < (lane.shape.gang or 1):
                 return False  # this user is at a limit or quota of his own: he keeps nothing, others in the lane may
-            self._close(lane)
+            self._close(lane, [way for way in lane.ways if self.turns.room(lane, account, way.shape)])
         self.shut.add(lane)
         return False
 
@@ -166,6 +167,8 @@ class _Round:
         lane, job, account = walk.lane, walk.job, walk.account
         if lane.shape.gang:
             return self._place_gang(walk)
+        if lane.ways:
+            return self._place_ways(walk, most, rival)
         most = min(most, walk.left, self.turns.room(lane, account))
         if most <= 0:
             walk.is_over = True
@@ -176,14 +179,46 @@ class _Round:
             return 0
         mean_s = UNKNOWN_S if known_s is None else known_s
         if rival < inf:
-            most = min(most, self.turns.tasks_before(rival, lane, account, mean_s))
-        placed = self._place(walk, most, known_s if self.ahead else None)
+            most = min(most, self.turns.tasks_before(rival, lane.shape, account, mean_s))
+        placed = self._place(walk, most, known_s if self.ahead else None, lane)
         if placed:
             self.left -= placed
-            self.turns.charge(lane, job, account, placed, mean_s)
+            self.turns.charge(lane.shape, job, account, placed, mean_s)
         if placed < most and walk.position >= 0:
             self._close(lane)
         elif walk.position < 0 or walk.left <= 0:
+            walk.next_job(self.state)
+        return placed
+
+    def _place_ways(self, walk: Walk, most: int, rival: float) -> int:
+        """Does the same for tasks with alternatives: each runs in the first way that has room somewhere now."""
+        lane, job, account, placed = walk.lane, walk.job, walk.account, 0
+        mean_s = self.mean_s.get(job.id, UNKNOWN_S)
+        full: list[Way] = []  #: those that would be allowed, had a host room
+        for number, way in enumerate(lane.ways if not self.ahead else ()):
+            room = min(most - placed, walk.left, self.turns.room(lane, account, way.shape))
+            if room <= 0:
+                continue
+            if rival < inf:
+                if placed and self.turns.key(account) >= rival:
+                    break
+                room = min(room, self.turns.tasks_before(rival, way.shape, account, mean_s))
+            count = self._place(walk, room, None, way, number)
+            if count:
+                placed += count
+                self.left -= count
+                self.turns.charge(way.shape, job, account, count, mean_s)
+            if count == room or walk.position < 0:
+                break  # it is another's turn, or comes again
+            full.append(way)
+        else:
+            if self.ahead or len(full) == len(lane.ways):
+                self._close(lane, full)
+            else:
+                walk.is_over = True  # he is at a quota of his own for the other ways: users behind him may not be
+                self._keep(lane, full)
+            return placed
+        if walk.position < 0 or walk.left <= 0:
             walk.next_job(self.state)
         return placed
 
@@ -221,35 +256,49 @@ class _Round:
         self.pool.gangs.append((refs, chosen))
         walk.left -= size
         self.left = max(0, self.left - size)
-        self.turns.charge(lane, job, account, size, self.mean_s.get(job.id, UNKNOWN_S))
+        self.turns.charge(shape, job, account, size, self.mean_s.get(job.id, UNKNOWN_S))
         if walk.position < 0 or walk.left < size:
             walk.next_job(self.state)
         return size
 
-    def _close(self, lane: Lane) -> None:
-        """Nothing more of the lane's shape can be placed: it keeps hosts from those behind it."""
-        shape, pool = lane.shape, self.pool
-        self.closed.add(shape)
+    def _close(self, lane: Lane, ways: Sequence[Way] = ()) -> None:
+        """Nothing more of the lane's shape can be placed: it keeps hosts from those behind it. `ways`: of several,
+        those in which it would be allowed."""
+        self.closed.add(lane.shape)
         self.shut.add(lane)
-        bits = self.state.fits.of(lane, self.state.hosts)
-        if shape.gang and not could_start(shape, pool.all_for(shape, bits)):
+        self._keep(lane, ways or lane.ways or (lane,))
+
+    def _keep(self, lane: Lane, ways: Sequence[Way | Lane]) -> None:
+        """Keeps hosts for tasks of a lane that found none in any of these ways."""
+        shape, pool, hosts = lane.shape, self.pool, self.state.hosts
+        wanted = [(way.shape, self.state.fits.of(way, hosts)) for way in ways]
+        if self.ahead and not shape.gang:
+            for each, bits in wanted:
+                pool.close(each, bits)
+        elif not shape.gang:
+            pool.keep(reserve(self.state, pool.keeps_for(wanted), self.now))
+            for each, bits in wanted:
+                pool.want(each, bits)
+        else:
+            self._keep_for_gang(shape, wanted[0][1])
+
+    def _keep_for_gang(self, shape: Shape, bits: int) -> None:
+        pool = self.pool
+        if not could_start(shape, pool.all_for(shape, bits)):
             return  # it waits for more hosts than there are
         if self.ahead:
             pool.close(shape, bits)
             return
-        if shape.gang:
-            pool.keep(hold(self.state, shape, pool.unwanted(shape, bits), self.now))
-        else:
-            pool.keep(reserve(self.state, shape, pool.keeps_for(shape, bits), self.now))
+        pool.keep(hold(self.state, shape, pool.unwanted(shape, bits), self.now))
         pool.want(shape, bits)
 
-    def _place(self, walk: Walk, most: int, mean_s: float | None) -> int:
-        """Places up to so many tasks of the walk's job; returns how many found a host. `mean_s`: ahead of free
-        slots."""
-        job, shape, pool = walk.job, walk.lane.shape, self.pool
-        weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack)
+    def _place(self, walk: Walk, most: int, mean_s: float | None, way: Way | Lane, number: int = 0) -> int:
+        """Places up to so many tasks of the walk's job in a way, the so-manieth of several; returns how many found a
+        host. `mean_s`: ahead of free slots."""
+        job, shape, pool = walk.job, way.shape, self.pool
+        weight, needs, plain = shape.weight, shape.needs, not (shape.prefer or shape.pack or number)
         job_id, first, stories = job.id, job.first, job.stories
-        choices = self._choices(walk.lane)
+        choices = self._choices(way)
         near = self._near(job, shape, choices) if mean_s is None else []
         is_near = False
         placed = 0
@@ -267,8 +316,10 @@ class _Round:
             if needs:
                 place.take(shape, ref)
             if mean_s is None:
-                own = place.free_refs if plain and not is_near else place.refs(shape, ahead=False, near=is_near)
+                own = place.free_refs if plain and not is_near else place.refs(shape, near=is_near, way=number)
                 own.append(ref)
+                if number:
+                    place.note_way(ref, number)
                 pool.changed(place)
             else:
                 place.ahead_refs.append(ref)
@@ -278,8 +329,8 @@ class _Round:
         walk.left -= placed
         return placed
 
-    def _choices(self, lane: Lane) -> list[Choice]:
-        """Returns the heap of the places for a lane's shape in this phase."""
+    def _choices(self, lane: Lane | Way) -> list[Choice]:
+        """Returns the heap of the places for the shape of a lane, or of one way, in this phase."""
         choices = self.choices.get(lane.shape)
         if choices is None:
             bits = self.state.fits.of(lane, self.state.hosts)
@@ -347,4 +398,4 @@ class _Round:
         means, jobs = self.mean_s, self.state.jobs
         held = [(job, count) for job, count in place.host.by_job.items() if means.get(job, AHEAD_S + 1) > AHEAD_S]
         held += [(ref[0], 1) for ref in place.placed() if means.get(ref[0], AHEAD_S + 1) > AHEAD_S]
-        return max(0, place.slots - sum(count * jobs[job].shape.weight for job, count in held))
+        return max(0, place.slots - sum(count * jobs[job].shape.widest for job, count in held))

@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
+from depalma.alternatives import Alternative
 from depalma.gpuparts import normal
 from depalma.ownership import OwnerPolicy
 from depalma.tails import OutputTail
@@ -55,8 +56,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
     A command job has `argv` (each `{}` in it is replaced by the task's argument, UTF-8). A function job has
     `function` (`pkg.mod:qualname`, resolved in the synced code) or, when that is empty, `function_pickle`; when
-    both are empty each task's argument carries its own function. Arguments of function jobs are pickles that
-    only a worker opens.
+    both are empty each task's argument carries its own. Arguments of functions are pickles that only a worker opens.
     """
 
     kind: Literal["command", "function"]
@@ -116,6 +116,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     #: a task that no host was given so long after it was submitted, or added, is cancelled; 0 = it waits
     task_start_within_s: float = 0.0
     stdin: Payload | None = None  #: of each task of a command job; None = nothing (/dev/null)
+    alternatives: tuple[Alternative, ...] = ()  #: what a task may need instead, the best first
 
     def __post_init__(self) -> None:
         if self.gpus.__class__ is float:
@@ -234,6 +235,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     outputs: Payload | None = None  #: the archive of its output files: GET /v1/blobs/DIGEST
     gpus: tuple[int, ...] = ()  #: those that it has while it is on a host
     gpu_share: float = 0.0  #: its part of that GPU, which others may share; 0 = it has them to itself
+    alternative: int = 0  #: as which of its alternatives it runs or ran; 0 = as its job says first
 
 
 class GpuLoad(Struct, frozen=True, gc=False):

@@ -170,6 +170,7 @@ class Assignment(Struct, frozen=True, array_like=True, gc=False):
     argument_item: int = -1  #: …or, when ≥ 0, the packed items blob in which it is item n
     gpus: tuple[int, ...] = ()  #: those that it has
     gang: tuple[str, ...] = ()  #: hosts of its gang, in order of rank; empty = it is in none
+    alternative: int = 0  #: as which of its job's alternatives it runs; 0 = as the job says first
 
 
 class JobTemplate(Struct, frozen=True, array_like=True, gc=False):

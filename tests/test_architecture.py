@@ -25,7 +25,7 @@ PURE = (
     "agent/core.py", "agent/execution.py", "agent/lanes.py", "agent/events.py", "leader/leases.py", "leader/history.py",
     "agent/loadring.py", "leader/laggards.py", "ignoring.py", "requirements.py", "ownership.py", "agent/yielding.py",
     "consensus/append_filter.py", "consensus/replication.py", "consensus/messages.py", "consensus/envelope.py",
-    "cron.py", "orderviews.py", "tails.py", "gpuparts.py", "visits.py",
+    "cron.py", "orderviews.py", "tails.py", "gpuparts.py", "alternatives.py", "visits.py",
     "accounting.py", "jobarchive/record.py", "jobarchive/usage.py", "jobarchive/search.py", "jobarchive/ranges.py",
 )  # fmt: skip
 #: Third-party package → where it may be imported (prefixes below depalma/).

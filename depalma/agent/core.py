@@ -169,7 +169,7 @@ class AgentCore(Execution):
         for attempt in self.attempts.values():
             attempt.announced = False  # the next leader may not have heard
         # The next connection brings the templates again.
-        self.jobs = {number: job for number, job in self.jobs.items() if job.live}
+        self.jobs = {number: job for number, job in self.jobs.items() if job.is_live}
 
     def _on_welcome(self, frame: Welcome, now: float) -> None:
         if frame.term < self.term:
@@ -255,8 +255,8 @@ class AgentCore(Execution):
             if job is None:
                 self.out.append(Reconnect(f"task {ref[0]}.{ref[1]} came without its job"))
                 break
-            attempt = self.attempts[ref] = Attempt(ref, job, argument, now)
-            job.live += 1
+            attempt = self.attempts[ref] = Attempt(ref, job.as_alternative(argument.alternative), argument, now)
+            attempt.job.live += 1
             if job.problem:
                 self.report_unstarted(attempt, "failed", job.problem)
             elif closed := self.closed_to(job):
@@ -281,7 +281,7 @@ class AgentCore(Execution):
             needs.append(spec.stdin.digest)
         self.jobs[template.job] = Job(template, tuple(dict.fromkeys(needs)), problem)
         if len(self.jobs) > _IDLE_JOBS:
-            for number in [number for number, job in self.jobs.items() if not job.live][: _IDLE_JOBS // 10]:
+            for number in [number for number, job in self.jobs.items() if not job.is_live][: _IDLE_JOBS // 10]:
                 del self.jobs[number]
 
     def _await_needs(self, attempt: Attempt) -> None:

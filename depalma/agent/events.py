@@ -7,7 +7,9 @@ out in order. Times are seconds of the agent's own clock (CLOCK_BOOTTIME), excep
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from depalma.alternatives import spec_as
 from depalma.codetree import CodeEntry
 from depalma.model import AttemptRef, JobSpec, Payload, Report, slots_of
 from depalma.protocol import (
@@ -205,13 +207,15 @@ class Job:
     """What the attempts of a job share here."""
 
     __slots__ = (
-        "average_s", "code_index", "depth", "id", "is_function", "live", "needs", "problem", "spec", "template",
-        "weight",
+        "average_s", "code_index", "depth", "id", "is_function", "key", "live", "needs", "problem", "spec", "template",
+        "ways", "weight",
     )  # fmt: skip
 
     def __init__(self, template: JobTemplate, needs: tuple[str, ...], problem: str) -> None:
         self.template = template
         self.id: int = template.job
+        self.key = self.id  #: what is kept of it for its tasks is under this: each of its alternatives has its own
+        self.ways: dict[int, Job] = {}  #: its alternatives, by number
         self.spec: JobSpec = template.spec
         self.is_function = template.spec.kind == "function"
         self.code_index: int = max(0, template.code_index)
@@ -221,6 +225,22 @@ class Job:
         self.depth = 1  #: how many of them a worker may be given at once
         self.live = 0
         self.weight = min(1.0, slots_of(template.spec.cpus))  #: how much of a slot each takes here
+
+    @property
+    def is_live(self) -> bool:
+        """Returns whether it has attempts here, as any of its alternatives."""
+        return self.live > 0 or any(way.live for way in self.ways.values())
+
+    def as_alternative(self, number: int) -> Job:
+        """Returns what those of its tasks share that run as the alternative of this number."""
+        if not number:
+            return self
+        way = self.ways.get(number)
+        if way is None:
+            template = replace(self.template, spec=spec_as(self.spec, number))
+            way = self.ways[number] = Job(template, self.needs, self.problem)
+            way.key = -(1_000 * self.id + number)
+        return way
 
 
 class Attempt:

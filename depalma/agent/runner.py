@@ -83,7 +83,7 @@ class Runner:
 
     def tell_environment(self, job: Job | None) -> None:
         """Has the monitor know the environment of a job's commands and of what visits its tasks; None: of workers."""
-        number = _WORKERS if job is None else job.id
+        number = _WORKERS if job is None else job.key
         if number in self._known_jobs:
             return
         variables = {} if job is None else self._command_environment(job)
@@ -92,7 +92,7 @@ class Runner:
         self.link.send(("environment", number, {os.fsencode(name): os.fsencode(whole[name]) for name in whole}))
         self._known_jobs[number] = None
         if len(self._known_jobs) > _KNOWN_JOBS:
-            live = {command.attempt.job.id for command in self.commands.values()} | {_WORKERS, number}
+            live = {command.attempt.job.key for command in self.commands.values()} | {_WORKERS, number}
             for old in [job for job in self._known_jobs if job not in live][: _KNOWN_JOBS // 2]:
                 del self._known_jobs[old]
                 self.link.send(("environment", old, None))
@@ -139,7 +139,7 @@ class Runner:
             files = (self._target(job.spec.stdout, attempt, ".out"), self._target(job.spec.stderr, attempt, ".err"))
             extra = task_variables(attempt, f"{self.root}/scratch/{slot}")
             rest = slot, False, encode(limits_of(job.spec)), self.stage_of(attempt), stdin_of(job.spec, self.blob_path)
-            self.link.send(("spawn", key, argv, job.id, extra, job.spec.cwd, files, *rest))
+            self.link.send(("spawn", key, argv, job.key, extra, job.spec.cwd, files, *rest))
 
     def _command_environment(self, job: Job) -> dict[str, str]:
         variables = self.job_environment(job)
@@ -257,7 +257,7 @@ class Runner:
             job = attempt.job
             message: Message | None = None
             try:
-                if job.id not in handle.jobs:
+                if job.key not in handle.jobs:
                     pickled = job.spec.function_pickle
                     path = self.blob_path(pickled.digest) if pickled is not None and pickled.digest else ""
                     message = job_message(job, path, self.job_environment(job), self.root / "blobs" / "out")

@@ -298,7 +298,7 @@ class Visits:
         visit = Visit(frame.visit, next(self._keys), ref, self._tell, tty=frame.tty)
         visit.mark = mark
         visit.streams.resize(_side(frame.rows), _side(frame.columns))
-        where = (attempt.job.id, variables), cwd, visit.streams.terminal, apart
+        where = (attempt.job.key, variables), cwd, visit.streams.terminal, apart
         self._link.send(("visit", visit.key, task_key, words, *where), *visit.streams.given)
         self._by_key[visit.key] = self._by_number[visit.number] = visit
 

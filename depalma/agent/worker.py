@@ -114,7 +114,7 @@ class Worker:
     def _run(self, task: tuple[Any, ...]) -> None:
         number, index, attempt = task[:3]
         started = time.time()
-        job = self.jobs.get(number)
+        job = self.jobs.get(task[11])
         limits = job.apart if job is not None else ()
         inputs, keep = task[7:9]
         if inputs:
@@ -179,8 +179,8 @@ class Worker:
         return None, "", 0, outcome.error, outcome.exit_code, outcome.signal, outcome.code
 
     def _call(self, task: tuple[Any, ...]) -> Any:
-        number, index, attempt, fence, argument, path, item = task[:7]
-        job = self.jobs[number]
+        index, attempt, fence, argument, path, item = task[1:7]
+        job = self.jobs[task[11]]
         self._enter(job)
         environment = os.environ
         environment["DEPALMA_TASK_INDEX"] = str(index)

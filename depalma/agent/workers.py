@@ -58,10 +58,10 @@ class WorkerHandle:
         try:
             if job is not None:
                 self.near.send(marshal.dumps(job))
-                self.jobs[attempt.job.id] = None
+                self.jobs[attempt.job.key] = None
                 if len(self.jobs) > _JOBS:
                     del self.jobs[next(iter(self.jobs))]
-            own = gpus_of(attempt), own_variables(attempt)
+            own = gpus_of(attempt), own_variables(attempt), attempt.job.key
             self.near.send(marshal.dumps((*attempt.ref, attempt.argument.fence, *argument, *own)))
         except BlockingIOError:
             return False
@@ -130,13 +130,13 @@ def job_message(job: Job, function_path: str, environment: dict[str, str], folde
     spec = job.spec
     inline = spec.function_pickle.inline if spec.function_pickle is not None else b""
     apart = tuple(limits_of(spec)) if is_apart(spec) else ()
-    message = ("job", job.id, spec.function, inline, function_path, environment, spec.cwd, apart)
+    message = ("job", job.key, spec.function, inline, function_path, environment, spec.cwd, apart)
     data = marshal.dumps(message)
     if len(data) <= ARGUMENT_LIMIT_BYTES:
         return message
-    path = folder / f"job.{job.id}"
+    path = folder / f"job.{job.key}"
     path.write_bytes(data)
-    return ("job", job.id, str(path))
+    return ("job", job.key, str(path))
 
 
 def is_apart(spec: JobSpec) -> bool:
@@ -164,14 +164,17 @@ def task_variables(attempt: Attempt, scratch: str) -> dict[bytes, bytes]:
     if attempt.argument.gpus:
         variables[b"CUDA_VISIBLE_DEVICES"] = variables[b"DEPALMA_GPUS"] = gpus_of(attempt).encode()
         variables[b"CUDA_DEVICE_ORDER"] = b"PCI_BUS_ID"  # the numbers are those of nvidia-smi, as the load of GPUs is
-    if attempt.argument.gpus or attempt.argument.gang:
+    if attempt.argument.gpus or attempt.argument.gang or attempt.argument.alternative or attempt.job.spec.alternatives:
         variables |= {name.encode(): value.encode() for name, value in own_variables(attempt).items()}
     return variables
 
 
 def own_variables(attempt: Attempt) -> dict[str, str]:
-    """Returns what an attempt is told of its part of a GPU, and of its gang; nothing if it has neither."""
+    """Returns what an attempt is told of its part of a GPU, of its gang, and as which alternative it runs; nothing if
+    it has none of these."""
     variables = gang_variables(attempt)
+    if attempt.argument.alternative or attempt.job.spec.alternatives:
+        variables["DEPALMA_ALTERNATIVE"] = str(attempt.argument.alternative)
     if attempt.argument.gpus and attempt.job.spec.gpus < 1:
         variables["DEPALMA_GPU_SHARE"] = str(attempt.job.spec.gpus)
     return variables

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from msgspec import Struct
 
 from depalma.client import functions
+from depalma.client.alternatives import alternatives_of
 from depalma.client.functions import Function
 from depalma.model import MAX_TASKS, Dependency, JobSpec
 
@@ -41,6 +42,7 @@ class JobOptions(TypedDict, total=False):
     scratch: int | str  #: bytes, or like "10G", in the scratch folder
     gpus: float  #: GPUs that each task has to itself; below 1, in hundredths: its part of one that it shares
     resources: Mapping[str, int]  #: of what its host has so many of, such as licences
+    alternatives: Sequence[Mapping[str, Any]]  #: what a task may need instead, the best first: {"cpus": 16}
     labels: Sequence[str]  #: rules for the labels of its host: "disk=ssd", "ram_gb>64"
     prefer: Sequence[str]  #: the same, wished for
     limits: Mapping[str, int]  #: tag: at most so many tasks with it at once, in the whole cluster
@@ -96,6 +98,8 @@ def fields(options: Mapping[str, Any], also: Iterable[str] = ()) -> dict[str, An
             if not isinstance(values[name], Mapping):
                 raise bad_option(name, values[name], "a mapping of names to values")
             values[name] = dict(values[name])
+    if "alternatives" in values:
+        values["alternatives"] = alternatives_of(values["alternatives"], size_bytes)
     if isinstance(values.get("gang"), str):
         if values["gang"] != "all":
             raise ValueError(f"gang: {values['gang']!r} given; allowed: a number of tasks, or 'all'")

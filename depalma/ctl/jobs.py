@@ -238,6 +238,7 @@ def _show_task(session: Session, task: dict[str, Any]) -> None:
         ("State", task["state"]),
         ("Reason", task.get("reason")),
         ("Host", task["host"]),
+        ("Alternative", task.get("alternative") or None),
         ("GPUs", given(task["gpus"], task.get("gpu_share", 0.0)) if task.get("gpus") else None),
         ("Attempt", task["attempt"]),
         ("Exit", _how(task)),

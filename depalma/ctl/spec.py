@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from depalma.ctl import after
+from depalma.ctl.alternatives import parse_alternatives
 from depalma.ctl.moments import MOMENT
 from depalma.ctl.session import FORMATS, Session
 from depalma.ctl.values import (
@@ -69,6 +70,14 @@ _COMMON = (
         metavar="TAG=N",
         callback=parse_counts,
         help="At most N tasks with this tag at once, in the whole cluster; the job has the tag. May be repeated.",
+    ),
+    click.option(
+        "--or",
+        "alternatives",
+        multiple=True,
+        metavar="NAME=VALUE,…",
+        callback=parse_alternatives,
+        help="What a task may need instead: cpus, memory, gpus, resources; no more than that. May be repeated.",
     ),
     click.option("--preempt", is_flag=True, help="Tasks of lower priority that may run again make room for it."),
     click.option("--pack", is_flag=True, help="Fill one host after the other, instead of spreading tasks."),
@@ -210,6 +219,7 @@ def build_spec(argv: Sequence[str], options: dict[str, Any], *, default_name: st
         "max_running": options.get("max_running"),
         "gpus": options.get("gpus"),
         "resources": options.get("resources") or None,
+        "alternatives": list(options.get("alternatives") or ()),
         "labels": list(options.get("labels") or ()),
         "prefer": list(options.get("prefer") or ()),
         "limits": options.get("limits") or None,

@@ -26,7 +26,7 @@ SEPARATORS = (":::", "::::")
 #: Options whose values add up instead of replacing each other.
 _REPEATED = (
     "tags", "env", "inputs", "outputs", "labels", "prefer", "after", "after_each", "retry_exit_codes", "resources",
-    "limits",
+    "alternatives", "limits",
 )  # fmt: skip
 _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
 

@@ -15,7 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from depalma.accounting import HostUse, JobUse
-from depalma.jobarchive.usage import host_uses, use_row
+from depalma.alternatives import Alternative
+from depalma.jobarchive.usage import asked_for, host_uses, use_row
 from depalma.model import JobView, TaskCounts
 from depalma.state.completions import CompletionsImage, Note
 from depalma.state.images import JobImage, job_image, job_of
@@ -57,6 +58,7 @@ class Head(Struct, frozen=True, array_like=True, gc=False):
     memory_bytes: int
     gpus: int | float
     hosts: tuple[HostUse, ...]
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
@@ -130,7 +132,7 @@ def take(job: Job) -> Generator[None, None, Raw | None]:
     head = Head(
         spec.kind, spec.priority, spec.tags, spec.group, job.code_index, tuple(job.tally[code] for code in _TALLIED),
         job.exit_code, job_reason(job)[:ERROR_CHARACTERS], command_of(spec)[:ERROR_CHARACTERS],
-        spec.cpus, spec.memory_bytes, spec.gpus, hosts,
+        spec.cpus, spec.memory_bytes, spec.gpus, hosts, spec.alternatives,
     )  # fmt: skip
     image = job_image(job, done, stories, [])
     image.spec = replace(spec, arguments=None, function_pickle=None, inputs=None, env={})
@@ -269,5 +271,5 @@ def use(record: Record) -> JobUse:
     return use_row(
         record.id, record.name, record.user, head.tags, head.group, record.state,
         (record.submitted_at, record.started_at, record.finished_at), (record.tasks, *head.tally),
-        (head.cpus, head.memory_bytes, head.gpus), head.hosts, record.finished_at,
+        asked_for(head.cpus, head.memory_bytes, head.gpus, head.alternatives), head.hosts, record.finished_at,
     )  # fmt: skip

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from msgspec.structs import replace
+
 from depalma.accounting import HostUse, JobUse
+from depalma.alternatives import Alternative
 from depalma.model import slots_of
 from depalma.state.jobs import Job
 from depalma.state.task_states import CANCELLED, FAILED, LOST, SUCCEEDED, TIMED_OUT
 
+#: CPUs, memory and GPUs.
+Asked = tuple[float, int, float]
 #: Rows and stories between two yields: a ms or two.
 SLICE = 1_000
 _STATES = (SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, LOST)
@@ -23,6 +28,13 @@ def host_uses(job: Job, now: float) -> Generator[None, None, tuple[HostUse, ...]
     latest attempts have times. What never left the queue is under the host "".
     """
     found: dict[str, list[float]] = {}
+    ways: dict[str, list[float]] = {}
+    count = len(job.spec.alternatives)
+
+    def as_way(host: str, way: int, seconds: float) -> None:
+        if way:
+            (ways.get(host) or ways.setdefault(host, [0.0] * count))[way - 1] += seconds
+
     done, states, first = job.done, job.states, job.first
     for start in range(0, done.rows, SLICE):
         for index, note, started, finished in done.attempts(start, start + SLICE):
@@ -30,6 +42,7 @@ def host_uses(job: Job, now: float) -> Generator[None, None, tuple[HostUse, ...]
             use[0] += 1
             if started == started:
                 use[1] += max(0.0, finished - started)
+                as_way(note.host, note.alternative, max(0.0, finished - started))
             place = _PLACE.get(states[index - first])
             if place is not None:
                 use[place] += 1
@@ -40,6 +53,7 @@ def host_uses(job: Job, now: float) -> Generator[None, None, tuple[HostUse, ...]
             use[0] += 1
             if past.started_at is not None:
                 use[1] += max(0.0, past.finished_at - past.started_at)
+                as_way(past.host, past.alternative, max(0.0, past.finished_at - past.started_at))
         if number % SLICE == 0:
             yield
     for attempt in job.running.values():
@@ -47,12 +61,23 @@ def host_uses(job: Job, now: float) -> Generator[None, None, tuple[HostUse, ...]
         use[0] += 1
         if attempt.started_at is not None:
             use[1] += max(0.0, now - attempt.started_at)
+            as_way(attempt.host, attempt.alternative, max(0.0, now - attempt.started_at))
     queued = [job.tally[state] - sum(use[_PLACE[state]] for use in found.values()) for state in _STATES]
     if any(queued):
         found[""] = [0.0, 0.0, *queued]
-    return tuple(
-        HostUse(host, int(use[0]), round(use[1], 3), *map(int, use[2:])) for host, use in sorted(found.items())
-    )
+    rows: dict[str, HostUse] = {}
+    for host, (attempts, seconds, *tasks) in found.items():
+        succeeded, failed, timed_out, cancelled, lost = map(int, tasks)
+        rows[host] = HostUse(host, int(attempts), round(seconds, 3), succeeded, failed, timed_out, cancelled, lost)
+    for host, of_ways in ways.items():
+        rows[host] = replace(rows[host], ways_s=tuple(round(each, 3) for each in of_ways))
+    return tuple(rows[host] for host in sorted(rows))
+
+
+def asked_for(cpus: float, memory_bytes: int, gpus: float, alternatives: Sequence[Alternative]) -> list[Asked]:
+    """Returns what a job asked for, first, and what each of its alternatives did."""
+    others = [(one.cpus, one.memory_bytes, one.gpus) for one in alternatives]
+    return [(cpus, memory_bytes, gpus), *others]
 
 
 def job_use(job: Job, hosts: tuple[HostUse, ...], now: float) -> JobUse:
@@ -61,7 +86,7 @@ def job_use(job: Job, hosts: tuple[HostUse, ...], now: float) -> JobUse:
     return use_row(
         job.id, spec.name, spec.user, spec.tags, spec.group, job.state(),
         (job.submitted_at, job.started_at, job.finished_at), (job.total, *(tally[state] for state in _STATES)),
-        (spec.cpus, spec.memory_bytes, spec.gpus), hosts, now,
+        asked_for(spec.cpus, spec.memory_bytes, spec.gpus, spec.alternatives), hosts, now,
     )  # fmt: skip
 
 
@@ -74,11 +99,13 @@ def use_row(
     state: str,
     times: tuple[float, float | None, float | None],
     tasks: Sequence[int],
-    asked: tuple[float, int, float],
+    asked: Sequence[Asked],
     hosts: tuple[HostUse, ...],
     now: float,
 ) -> JobUse:
-    """Returns a row. `times`: submitted, started, finished; `tasks`: all, and by state; `asked`: cpus, memory, GPUs."""
+    """Returns a row. `times`: submitted, started, finished; `tasks`: all, and by state; `asked`: cpus, memory and GPUs,
+    of the job and of its alternatives."""
+    hosts = tuple(_with_amounts(use, asked) for use in hosts)
     submitted, started, finished = times
     attempt_s = sum(use.attempt_s for use in hosts)
     end = now if finished is None else finished
@@ -102,8 +129,20 @@ def use_row(
         lost=tasks[5],
         attempts=sum(use.attempts for use in hosts),
         attempt_s=round(attempt_s, 3),
-        slot_s=round(attempt_s * slots_of(asked[0]), 3),
-        memory_byte_s=round(attempt_s * asked[1], 3),
-        gpu_s=round(attempt_s * asked[2], 3),
+        slot_s=round(sum(use.slot_s for use in hosts), 3),
+        memory_byte_s=round(sum(use.memory_byte_s for use in hosts), 3),
+        gpu_s=round(sum(use.gpu_s for use in hosts), 3),
         hosts=hosts,
+    )
+
+
+def _with_amounts(use: HostUse, asked: Sequence[Asked]) -> HostUse:
+    """Returns the use of a host with what its attempts had for how long."""
+    first_s = use.attempt_s - sum(use.ways_s)
+    times = list(zip((first_s, *use.ways_s), asked, strict=False))
+    return replace(
+        use,
+        slot_s=sum(seconds * slots_of(cpus) for seconds, (cpus, _, _) in times),
+        memory_byte_s=sum(seconds * memory for seconds, (_, memory, _) in times),
+        gpu_s=sum(seconds * gpus for seconds, (_, _, gpus) in times),
     )

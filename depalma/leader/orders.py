@@ -99,7 +99,9 @@ class Orders:
         if job is None or attempt is None:
             return None
         gang = job.gangs[gang_of(job, task)].hosts if job.gangs else ()
-        bare = Assignment(job_id, task, number, attempt.fence, gpus=attempt.gpus, gang=gang)
+        bare = Assignment(
+            job_id, task, number, attempt.fence, gpus=attempt.gpus, gang=gang, alternative=attempt.alternative
+        )
         payload, position = job.argument_of(task)
         if payload is None:
             return bare

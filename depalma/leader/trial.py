@@ -82,14 +82,16 @@ def _wait(state: ClusterState, job: Job) -> None:
 def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now: float) -> float | None:
     """Returns when time limits of what runs let it start, if it is the first of all."""
     account = state.shares.account(job.spec.user)
-    room = min(state.limits.room_of(job, account), state.quotas.room(holders_of(job), job.shape))
+    of_quotas = max(state.quotas.room(holders_of(job), way) for way in job.shape.ways)
+    room = min(state.limits.room_of(job, account), of_quotas)
     if not job.ready or state.ready.jobs > 1 or room < (job.shape.gang or 1):
         return None
     least_busy = least(room.foreign for room in hosts.values())
     places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]
-    fitting = [place for place in places if not misfit(job.shape, place.host, place.slots)]
     if not job.shape.gang:
-        first = min((latest_start(state, job.shape, place, now) for place in fitting), default=inf)
+        fits = [(way, each) for way in job.shape.ways for each in places if not misfit(way, each.host, each.slots)]
+        first = min((latest_start(state, way, place, now) for way, place in fits), default=inf)
     else:
+        fitting = [place for place in places if not misfit(job.shape, place.host, place.slots)]
         first = starts(state, job.shape, fitting, now)[0] if could_start(job.shape, fitting) else inf
     return None if first == inf else first

@@ -26,6 +26,7 @@ from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.placement import misfit
 from depalma.state.quotas import Holder, amount, holders_of, in_units
+from depalma.state.ways import one_way_each
 
 #: How far a chain of jobs that wait for each other is followed, and how many of them are looked at in all.
 _MOST_LINKS = 20
@@ -79,7 +80,10 @@ class Forecaster:
         state.fits.begin(state.hosts)
 
     def start(self, job: Job) -> Forecast:
-        """Returns when the job's first task that waits starts, about."""
+        """Returns when the job's first task that waits starts, about: in the way that has room first."""
+        if job.shape.others:
+            found = [self.start(each) for each in one_way_each(job)]
+            return min(found, key=lambda one: inf if one.at is None else one.at)
         if job.held or job.suspension is not None:
             return Forecast(None, "it is held until it is released" if job.held else "it is suspended")
         if not job.queued:
@@ -171,7 +175,7 @@ class Forecaster:
         at = self._now
         while not host.has_room(needs, taken) and live:
             at, ref = live.pop(0)
-            for name, number in place.held(ref, jobs[ref[0]].shape):
+            for name, number in place.held(ref, place.shape_of(ref, jobs[ref[0]])):
                 taken[name] -= number
         return at if host.has_room(needs, taken) else inf
 

@@ -102,7 +102,7 @@ def starts(state: ClusterState, shape: Shape, places: list[Place], now: float) -
     at, used = now, {place: (place.used, dict(place.taken)) for place in places}
     while missing > 0 and ends:
         at, _, _, place, ref = heappop(ends)
-        gone = jobs[ref[0]].shape
+        gone = place.shape_of(ref, jobs[ref[0]])
         slots, taken = used[place]
         for name, number in place.held(ref, gone):
             taken[name] -= number

@@ -17,6 +17,7 @@ from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.quotas import Amounts, Holder, add, holders_of
 from depalma.state.ready import Lane, Line
+from depalma.state.shapes import Shape
 from depalma.state.shares import Account
 
 #: What a task is taken to need that nobody knows anything about.
@@ -45,8 +46,8 @@ class Turns:
             key = self._keys[account.number] = self._shares.key_at(account, self._now)
         return key
 
-    def room(self, lane: Lane, account: Account) -> int:
-        """Returns how many more tasks of the user in the lane the limits let through."""
+    def room(self, lane: Lane, account: Account, way: Shape | None = None) -> int:
+        """Returns how many more tasks of the user in the lane the limits let through: all in one way, or any."""
         if not lane.gates and not self._limits.users and not self._quotas:
             return MAX_TASKS
         room = self._limits.room_of_user(account) - self._by_user.get(account.number, 0)
@@ -54,7 +55,8 @@ class Turns:
             room = min(room, self._limits.room(gate) - self._by_gate.get(gate[:2], 0))
         if self._quotas:
             holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
-            room = min(room, self._quotas.room(holders, lane.shape, self._by_holder))
+            ways = lane.shape.ways if way is None else (way,)
+            room = min(room, max(self._quotas.room(holders, each, self._by_holder) for each in ways))
         return room
 
     def may_have_more(self, account: Account) -> bool:
@@ -68,28 +70,29 @@ class Turns:
             return True
         if not lane.gates or not self._quotas:
             return False
-        return self._quotas.room([gate[:2] for gate in lane.gates], lane.shape, self._by_holder) < least
+        holders = [gate[:2] for gate in lane.gates]
+        return all(self._quotas.room(holders, way, self._by_holder) < least for way in lane.shape.ways)
 
-    def tasks_before(self, rival: float, lane: Lane, account: Account, mean_s: float) -> int:
+    def tasks_before(self, rival: float, shape: Shape, account: Account, mean_s: float) -> int:
         """Returns how many tasks are the user's before it is the turn of one whose key is `rival`."""
-        cost = self._cost(lane, account, mean_s)
+        cost = self._cost(shape, account, mean_s)
         return max(1, ceil(min(1e9, (rival - self.key(account)) / cost)))
 
-    def charge(self, lane: Lane, job: Job, account: Account, tasks: int, mean_s: float) -> None:
-        """Notes that tasks of a job were placed."""
+    def charge(self, shape: Shape, job: Job, account: Account, tasks: int, mean_s: float) -> None:
+        """Notes that tasks of a job were placed that take what the shape says."""
         number = account.number
-        self._keys[number] = self.key(account) + tasks * self._cost(lane, account, mean_s)
+        self._keys[number] = self.key(account) + tasks * self._cost(shape, account, mean_s)
         self._by_user[number] = self._by_user.get(number, 0) + tasks
         for holder in holders_of(job) if self._quotas else ():
-            add(self._by_holder, holder, lane.shape, tasks)
+            add(self._by_holder, holder, shape, tasks)
         spec = job.spec
         if not (spec.tags or spec.limits or spec.group):
             return
         for key in counted(job):
             self._by_gate[key] = self._by_gate.get(key, 0) + tasks
 
-    def _cost(self, lane: Lane, account: Account, mean_s: float) -> float:
-        return lane.shape.weight * max(mean_s, _LEAST_S) * self._unit / account.weight
+    def _cost(self, shape: Shape, account: Account, mean_s: float) -> float:
+        return shape.weight * max(mean_s, _LEAST_S) * self._unit / account.weight
 
 
 class Walk:

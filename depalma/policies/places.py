@@ -21,6 +21,7 @@ from depalma.state.commands import AssignTasks
 from depalma.state.constraints import holds, rule_of
 from depalma.state.gpus import without
 from depalma.state.hosts import Host
+from depalma.state.jobs import Job
 from depalma.state.shapes import GPUS, Shape, held
 
 
@@ -59,6 +60,7 @@ class Place:
         "taken",
         "used",
         "was",
+        "ways",
         "wished_refs",
     )
 
@@ -87,7 +89,9 @@ class Place:
         self.free_refs: list[AttemptRef] = []
         self.gang_refs: list[AttemptRef] = []  #: in free slots, with the rest of their gangs
         self.ahead_refs: list[AttemptRef] = []
-        self.wished_refs: dict[str, list[AttemptRef]] = {}  #: in free slots, with the reason that was special
+        #: in free slots, with the reason that was special, and as which alternative
+        self.wished_refs: dict[tuple[str, int], list[AttemptRef]] = {}
+        self.ways: dict[AttemptRef, int] | None = None  #: as which alternative, where it is one
 
     def takes(self, shape: Shape) -> bool:
         """Returns whether tasks of a shape that fits the host may go here at all: by its slots, and who is there."""
@@ -114,17 +118,31 @@ class Place:
         attempt = self.host.attempts.get(ref)
         return held(shape.needs, attempt.gpus if attempt is not None else self.gpus.get(ref, ()))
 
-    def refs(self, shape: Shape, *, ahead: bool, near: bool = False) -> list[AttemptRef]:
-        """Returns the list to which a task of the shape is to be added. `near`: it was chosen for its data."""
-        if ahead:
-            return self.ahead_refs
+    def shape_of(self, ref: AttemptRef, job: Job) -> Shape:
+        """Returns what an attempt that runs or was placed here takes."""
+        if not job.shape.others:
+            return job.shape
+        attempt = self.host.attempts.get(ref)
+        return job.shape.ways[attempt.alternative if attempt is not None else (self.ways or {}).get(ref, 0)]
+
+    def note_way(self, ref: AttemptRef, way: int) -> None:
+        """Notes that what was placed here runs as an alternative."""
+        if self.ways is None:
+            self.ways = {}
+        self.ways[ref] = way
+
+    def refs(self, shape: Shape, *, near: bool = False, way: int = 0) -> list[AttemptRef]:
+        """Returns the list to which a task of the shape is to be added. `near`: it was chosen for its data; `way`: as
+        which alternative it runs."""
+        alternative = [f"as alternative {way}"] * bool(way)
         if near:
-            return self.wished_refs.setdefault("its data is there already", [])
+            return self.wished_refs.setdefault(("; ".join(["its data is there already", *alternative]), way), [])
         if not shape.prefer and not shape.pack:
-            return self.free_refs
+            return self.wished_refs.setdefault((alternative[0], way), []) if way else self.free_refs
         wishes = [text for text in shape.prefer if holds(rule_of(text), self.host.labels)]
         parts = [f"as preferred: {', '.join(wishes)}"] * bool(wishes) + ["packed: fullest"] * shape.pack
-        return self.wished_refs.setdefault("; ".join(parts) or "nothing of what was preferred", [])
+        parts = [*(parts or ["nothing of what was preferred"]), *alternative]
+        return self.wished_refs.setdefault(("; ".join(parts), way), [])
 
     def commands(self, hosts: int, now: float, term: int) -> Iterator[AssignTasks]:
         """Yields what was placed here, with the reason."""
@@ -133,17 +151,17 @@ class Place:
         free = max(0, self.limit - self.was)
         if self.limit < self.slots:
             full += f"; {self.slots - self.limit} slots left to what else runs there"
-        for refs, reason in (
-            (self.free_refs, f"{free:g} of {self.slots} slots were free; {full}"),
-            *(
-                (refs, f"{free:g} of {self.slots} slots were free; {why}; priority level {level}")
-                for why, refs in self.wished_refs.items()
-            ),
-            (self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}"),
-        ):
-            if refs:
-                gpus = self.named_gpus(refs) if self.shares_gpus else ()
-                yield AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid, gpus)
+
+        def command(refs: list[AttemptRef], reason: str, way: int = 0) -> AssignTasks:
+            gpus = self.named_gpus(refs) if self.shares_gpus else ()
+            return AssignTasks(term, name, self.incarnation, tuple(refs), now, reason, self.avoid, gpus, way)
+
+        if self.free_refs:
+            yield command(self.free_refs, f"{free:g} of {self.slots} slots were free; {full}")
+        for (why, way), refs in self.wished_refs.items():
+            yield command(refs, f"{free:g} of {self.slots} slots were free; {why}; priority level {level}", way)
+        if self.ahead_refs:
+            yield command(self.ahead_refs, f"queued ahead: short tasks, all {self.slots} slots taken; {full}")
 
     def placed(self) -> Iterator[AttemptRef]:
         """Yields what was placed here in free slots."""
@@ -280,13 +298,18 @@ class Pool:
         else:
             self.parts &= ~bit
 
-    def keeps_for(self, shape: Shape, bits: int) -> list[Place]:
-        """Returns where a host may be kept for a shape that found none: nowhere, if the next slot that gets free is its
-        own anyway."""
-        if shape.weight <= 1 and not shape.needs and not bits & self.members & self.parts:
-            return []
-        places = (self.place(number) for number in numbers_of(bits & self.members & ~self.reserved))
-        return [place for place in places if place.takes(shape)]
+    def keeps_for(self, wanted: list[tuple[Shape, int]]) -> list[tuple[Shape, Place]]:
+        """Returns where a host may be kept for one of the shapes, none of which found one: nowhere, if the next slot
+        that gets free is its own anyway. `wanted`: each with the bits of the hosts that it fits."""
+        found: list[tuple[Shape, Place]] = []
+        for shape, bits in wanted:
+            if shape.weight <= 1 and not shape.needs and not bits & self.members & self.parts:
+                if bits:
+                    return []
+                continue
+            places = (self.place(number) for number in numbers_of(bits & self.members & ~self.reserved))
+            found += [(shape, place) for place in places if place.takes(shape)]
+        return found
 
     def close(self, shape: Shape, bits: int) -> None:
         """Closes the places that tasks of the shape may use to queueing ahead."""

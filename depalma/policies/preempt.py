@@ -24,6 +24,7 @@ from depalma.state.placement import misfit
 from depalma.state.ready import Lane, Level
 from depalma.state.shapes import Shape, held
 from depalma.state.shares import Account
+from depalma.state.ways import shape_of_attempt
 
 #: Waiting tasks for which room is made at a time.
 MOST = 32
@@ -60,7 +61,8 @@ def preemptions(
             return
         for lane in level.lanes.values():
             if lane.shape.preempts:
-                fitting = [room for room in rooms if not misfit(lane.shape, room.host, room.slots)]
+                ways = lane.shape.ways
+                fitting = [(way, room) for way in ways for room in rooms if not misfit(way, room.host, room.slots)]
                 for job in _wanted(state, lane, left):
                     left -= lane.shape.gang or 1
                     yield from _make_room_for_all(fitting, lane, f"{_by(job)}of priority {priority}")
@@ -121,10 +123,14 @@ class _Room:
 
     def give_back(self, ref: AttemptRef) -> None:
         """Counts what an attempt has as free."""
-        shape = self.state.jobs[ref[0]].shape
+        shape = self.shape_of(ref)
         self.used -= shape.weight
         for name, number in held(shape.needs, self.host.attempts[ref].gpus):
             self.taken[name] -= number
+
+    def shape_of(self, ref: AttemptRef) -> Shape:
+        """Returns what an attempt takes that lives there."""
+        return shape_of_attempt(self.state.jobs[ref[0]], self.host.attempts[ref])
 
     def take(self, shape: Shape) -> None:
         """Counts what a task will have as taken."""
@@ -153,7 +159,7 @@ class _Room:
 
         def count(ref: AttemptRef, times: int) -> None:
             nonlocal used
-            shape = jobs[ref[0]].shape
+            shape = self.shape_of(ref)
             used += times * shape.weight
             for name, number in held(shape.needs, self.host.attempts[ref].gpus):
                 taken[name] += times * number
@@ -187,7 +193,8 @@ class _Room:
 def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
     """Returns whether a job of the level would take any room that is made, and does not preempt."""
     return any(
-        not lane.shape.preempts and any(not misfit(lane.shape, room.host, room.slots) for room in rooms)
+        not lane.shape.preempts
+        and any(not misfit(way, room.host, room.slots) for room in rooms for way in lane.shape.ways)
         for lane in level.lanes.values()
         if state.fits.of(lane, state.hosts)  # most lanes of a long queue fit no host at all
         and all(state.limits.room(gate) > 0 for gate in lane.gates)
@@ -198,7 +205,8 @@ def _is_held_up(state: ClusterState, level: Level, rooms: list[_Room]) -> bool:
 def _room_of_user(state: ClusterState, lane: Lane, account: Account) -> int:
     """Returns how many tasks his limit and all quotas that the lane is under let a user start."""
     holders = [("user", account.name), *(gate[:2] for gate in lane.gates)]
-    return min(state.limits.room_of_user(account), state.quotas.room(holders, lane.shape))
+    of_quotas = max(state.quotas.room(holders, way) for way in lane.shape.ways)
+    return min(state.limits.room_of_user(account), of_quotas)
 
 
 def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
@@ -218,35 +226,35 @@ def _wanted(state: ClusterState, lane: Lane, most: int) -> Iterator[int]:
                 yield number
 
 
-def _make_room_for_all(rooms: list[_Room], lane: Lane, reason: str) -> list[Preemption]:
-    """Returns what has to end for a task of the lane; for a gang only if that is room for all of it."""
-    before = [room.standing() for room in rooms] if lane.shape.gang else []
+def _make_room_for_all(fitting: list[tuple[Shape, _Room]], lane: Lane, reason: str) -> list[Preemption]:
+    """Returns what has to end for a task of the lane; for a gang only if that is room for all of it. `fitting`: the
+    ways of the lane, each with the hosts that it fits."""
+    before = [room.standing() for _, room in fitting] if lane.shape.gang else []
     found: list[Preemption] = []
     for _ in range(lane.shape.gang or 1):
-        made = _make_room(rooms, lane, reason)
+        made = _make_room(fitting, lane, reason)
         if made is None and lane.shape.gang:
-            for room, standing in zip(rooms, before, strict=True):
+            for (_, room), standing in zip(fitting, before, strict=True):
                 room.stand(standing)
             return []
         found += [made] if made is not None and made.refs else []
     return found
 
 
-def _make_room(rooms: list[_Room], lane: Lane, reason: str) -> Preemption | None:
+def _make_room(fitting: list[tuple[Shape, _Room]], lane: Lane, reason: str) -> Preemption | None:
     """Returns what has to end for one task of the lane, nothing if there is room; None if none can be made."""
-    shape = lane.shape
-    for room in rooms:
+    for shape, room in fitting:
         if room.fits(shape, room.used, room.taken):
             room.take(shape)
             return Preemption(room.host.name, (), reason)
-    best: tuple[list[Loss], _Room, list[AttemptRef]] | None = None
-    for room in rooms:
+    best: tuple[list[Loss], Shape, _Room, list[AttemptRef]] | None = None
+    for shape, room in fitting:
         cost = room.cost(shape, lane.priority)
         if cost is not None and (best is None or cost[0] < best[0]):
-            best = cost[0], room, cost[1]
+            best = cost[0], shape, room, cost[1]
     if best is None:
         return None
-    _, room, victims = best
+    _, shape, room, victims = best
     for ref in victims:
         room.give_back(ref)
         room.left.remove(ref)

@@ -69,12 +69,12 @@ def _leaves_gpus(shape: Shape, all_parts: int, parts: int, place: Place) -> bool
     return place.host.free(GPUS, parts, taken) >= all_parts
 
 
-def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: float) -> list[Place]:
-    """Reserves one of the places, which all fit the shape and are not reserved yet: where its task can start first, as
-    far as that is known. Returns what is kept now: it, or nothing."""
+def reserve(state: ClusterState, wanted: Iterable[tuple[Shape, Place]], now: float) -> list[Place]:
+    """Reserves one of the places, which all fit the shape beside them and are not reserved yet: where the task can
+    start first, as far as that is known. Returns what is kept now: it, or nothing."""
     best: tuple[float, float, float, str] | None = None
-    chosen: Place | None = None
-    for place in places:
+    chosen: tuple[Shape, Place] | None = None
+    for shape, place in wanted:
         key = (
             latest_start(state, shape, place, now),
             _missing(shape, place),
@@ -82,12 +82,13 @@ def reserve(state: ClusterState, shape: Shape, places: Iterable[Place], now: flo
             place.host.name,
         )
         if best is None or key < best:
-            best, chosen = key, place
+            best, chosen = key, (shape, place)
     if best is None or chosen is None:
         return []
-    weights = [state.jobs[ref[0]].shape.weight for ref in (*chosen.host.attempts, *chosen.placed())]
-    chosen.reserved = Reservation(shape, best[0], min(weights, default=0))
-    return [chosen]
+    shape, place = chosen
+    weights = [place.shape_of(ref, state.jobs[ref[0]]).weight for ref in (*place.host.attempts, *place.placed())]
+    place.reserved = Reservation(shape, best[0], min(weights, default=0))
+    return [place]
 
 
 def _missing(shape: Shape, place: Place) -> float:
@@ -110,7 +111,7 @@ def latest_start(state: ClusterState, shape: Shape, place: Place, now: float) ->
     ends = sorted((end_of(jobs[ref[0]], began_at), ref) for ref, began_at in place.live(now))
     used, taken = place.used, dict(place.taken)
     for end, ref in ends:
-        gone = jobs[ref[0]].shape
+        gone = place.shape_of(ref, jobs[ref[0]])
         used -= gone.weight
         for name, number in place.held(ref, gone):
             taken[name] -= number

@@ -29,6 +29,7 @@ from depalma.state.retries import Verdict, hold_off, may_retry
 from depalma.state.shapes import Shape
 from depalma.state.stories import PastAttempt
 from depalma.state.task_states import ASSIGNED, CANCELLED, FAILED, LOST, OUTCOMES, QUEUED, SUCCEEDED, TIMED_OUT, WORDS
+from depalma.state.ways import shape_of_attempt
 
 #: Longest reason that is kept of a placement.
 MAX_REASON = 300
@@ -76,6 +77,7 @@ def _assign_all(
     refused: list[tuple[AttemptRef, str]] = []
     touched: dict[int, Job] = {}
     name, incarnation, at, reason = host.name, host.incarnation, command.at, command.reason[:MAX_REASON]
+    way = command.alternative
     job: Job | None = None
     limited = state.limits.are_set or bool(state.quotas)
     job_id, room = -1, 0
@@ -88,10 +90,14 @@ def _assign_all(
             if job is not None and (limited or job.spec.tags or job.spec.limits):
                 state.count(job, at)  # limits are of several jobs
             job = state.jobs.get(job_id)
-            barred, room = job_terms(state, job, host)
-            if job is not None and job.shape.gang:
-                barred = "gang"  # all at once or none: see AssignGang
             shape = job.shape if job is not None else _NO_SHAPE
+            if way and 0 < way <= len(shape.others):
+                shape = shape.others[way - 1]
+            barred, room = job_terms(state, job, host, shape)
+            if shape.gang:
+                barred = "gang"  # all at once or none: see AssignGang
+            elif way and job is not None and not 0 < way <= len(job.shape.others):
+                barred = "unknown_alternative"
         problem = barred or ("job_limit" if room <= 0 else "")
         if problem or job is None:
             refused.append((ref, problem))
@@ -101,7 +107,7 @@ def _assign_all(
         if problem:
             refused.append((ref, problem))
             continue
-        attempt = Attempt(number, name, incarnation, at, None, fence, reason)
+        attempt = Attempt(number, name, incarnation, at, None, fence, reason, (), way)
         if shape.needs:
             if not host.has_room(shape.needs, host.taken):
                 refused.append((ref, "no_room"))
@@ -122,8 +128,8 @@ def _assign_all(
     return tuple(accepted), tuple(refused)
 
 
-def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, int]:
-    """Returns why no task of the job may go to the host now, and how many may at most."""
+def job_terms(state: ClusterState, job: Job | None, host: Host, shape: Shape) -> tuple[str, int]:
+    """Returns why no task of the job may go to the host now and take what the shape says, and how many may at most."""
     if job is None:
         return "unknown_job", 0
     if job.held:
@@ -137,14 +143,14 @@ def job_terms(state: ClusterState, job: Job | None, host: Host) -> tuple[str, in
     if job.code_index > host.code_index:
         return "code_lag", 0
     # Slots are the leader's to count (it may assign ahead); a task too large for the whole host is refused here too.
-    if misfit(job.shape, host, host.slots or job.shape.weight):
+    if misfit(shape, host, host.slots or shape.weight):
         return "constraint", 0
     limit = job.spec.max_running
     room = limit - len(job.running) if limit else MAX_TASKS
     if job.spec.limits or state.limits.are_set:
         room = min(room, state.limits.room_of(job, state.shares.account(job.spec.user)))
     if state.quotas:
-        room = min(room, state.quotas.room(holders_of(job), job.shape))
+        room = min(room, state.quotas.room(holders_of(job), shape))
     return "", room
 
 
@@ -249,7 +255,7 @@ def finish_tasks(state: ClusterState, command: FinishTasks) -> Applied | Rejecte
         job = touched.get(job_id)
         if job is None:
             job = touched[job_id] = state.jobs[job_id]
-        host.release(job_id, attempt, job.shape)
+        host.release(job_id, attempt, shape_of_attempt(job, attempt) if attempt.alternative else job.shape)
         recorded.append(ref)
         if job.gangs:
             _end_member(state, job, ref, attempt, report, _judge(job, attempt, report), at, endings)
@@ -297,7 +303,7 @@ def _end_badly(
     started = attempt.started_at if report.started_at is None else report.started_at
     finished = at if report.finished_at is None else report.finished_at
     error, tail = report.error[-MAX_PAST_ERROR:], shared(report.tail)
-    past = PastAttempt(attempt.number, attempt.host, word, started, finished, error, tail)
+    past = PastAttempt(attempt.number, attempt.host, word, started, finished, error, tail, attempt.alternative)
     job.requeue(index, attempt, past, counts)
     if word == "returned":
         note_returned(state, job, index - job.first)
@@ -332,7 +338,7 @@ def lose_attempts(
     for ref in gone:
         attempt = host.attempts.pop(ref)
         job = endings.touched.setdefault(ref[0], state.jobs[ref[0]])
-        host.release(ref[0], attempt, job.shape)
+        host.release(ref[0], attempt, shape_of_attempt(job, attempt))
         index = ref[1]
         again = job.spec.restartable and not job.cancelled and may_retry(job, index, LOST, None)
         code = CANCELLED if job.cancelled else LOST
@@ -341,7 +347,10 @@ def lose_attempts(
             _end_member(state, job, ref, attempt, report, Verdict(code, again, False, "lost"), at, endings)
             continue
         if again:
-            past = PastAttempt(attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:])
+            past = PastAttempt(
+                attempt.number, host.name, "lost", attempt.started_at, at, reason[-MAX_PAST_ERROR:],
+                alternative=attempt.alternative,
+            )  # fmt: skip
             job.requeue(index, attempt, past, counts=False)
             job.stories[index - job.first].losses += 1
             endings.back.append(ref)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from depalma import items
+from depalma.alternatives import MAX_ALTERNATIVES
 from depalma.gpuparts import parts_of
 from depalma.model import MAX_TASKS, JobSpec, Payload
 from depalma.state.commands import Rejected
@@ -29,6 +30,7 @@ MAX_RULES = 100
 MAX_GANG = 1000
 MAX_RESOURCES = 100
 MAX_AFTER = 1000
+MAX_MEMORY_BYTES = 1 << 50
 MAX_AFTER_EACH = 8  #: a bit each, in one byte a task
 #: Arguments that are not a blob; the commands of the log stay far below the size that PySyncObj cuts in pieces.
 MAX_INLINE_BYTES = 65_536
@@ -123,7 +125,27 @@ def bad_arguments(field: str, arguments: Payload, count: int) -> Rejected | None
 def bad_spec(spec: JobSpec) -> Rejected | None:
     """Refuses a spec that could never run, by the first field that is wrong."""
     wrong = _bad_work(spec) or _bad_texts(spec) or _bad_numbers(spec) or _bad_files(spec)
-    return wrong or _bad_placement(spec) or _bad_gang(spec) or _bad_tasks(spec) or _bad_after(spec)
+    wrong = wrong or _bad_placement(spec) or _bad_gang(spec) or _bad_tasks(spec) or _bad_after(spec)
+    return wrong or _bad_alternatives(spec)
+
+
+def _bad_alternatives(spec: JobSpec) -> Rejected | None:
+    """Refuses alternatives of which one could never be, by its place and field."""
+    count = len(spec.alternatives)
+    if count > MAX_ALTERNATIVES:
+        return bad_field("alternatives", f"{count} alternatives", f"at most {MAX_ALTERNATIVES}")
+    if count and spec.gang:
+        return bad_field("alternatives", f"{count} alternatives", "none in a gang, whose tasks are all alike")
+    for place, one in enumerate(spec.alternatives):
+        wrong = _bad_cpus(one.cpus) or bad_range("memory_bytes", one.memory_bytes, 0, MAX_MEMORY_BYTES)
+        wrong = wrong or _bad_gpus(one.gpus) or bad_resources(one.resources or {})
+        if wrong:
+            return Rejected(wrong.code, f"alternatives.{place}.{wrong.message}")
+    return None
+
+
+def _bad_cpus(cpus: float) -> Rejected | None:
+    return None if 0 < cpus <= 4096 else bad_field("cpus", cpus, "above 0, at most 4096")
 
 
 def _bad_work(spec: JobSpec) -> Rejected | None:
@@ -180,11 +202,11 @@ def bad_text(field: str, text: str) -> Rejected | None:
 
 
 def _bad_numbers(spec: JobSpec) -> Rejected | None:
-    if not 0 < spec.cpus <= 4096:
-        return bad_field("cpus", spec.cpus, "above 0, at most 4096")
+    if wrong := _bad_cpus(spec.cpus):
+        return wrong
     for field, value, low, high in (
         ("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY),
-        ("memory_bytes", spec.memory_bytes, 0, 1 << 50),
+        ("memory_bytes", spec.memory_bytes, 0, MAX_MEMORY_BYTES),
         ("max_running", spec.max_running, 0, MAX_TASKS),
         ("cpu_time_s", spec.cpu_time_s, 0, 1e9),
         ("max_processes", spec.max_processes, 0, 4_000_000),

@@ -19,8 +19,10 @@ from depalma.state.quotas import Quotas
 from depalma.state.ready import ReadyJobs
 from depalma.state.requests import Answers
 from depalma.state.schedule import Schedule
-from depalma.state.shares import Shares
+from depalma.state.shapes import Shape
+from depalma.state.shares import Account, Shares
 from depalma.state.timing import Due
+from depalma.state.ways import difference, on_hosts
 
 #: A priority that has got nothing for so long gets a task.
 AGE_S = 3600.0
@@ -63,6 +65,7 @@ class ClusterState:
         "term",
         "version",
         "waiting",
+        "ways",
         "webhooks",
     )
 
@@ -88,6 +91,8 @@ class ClusterState:
         self.fits = Fits()  #: derived
         self.waiting = Waiting()  #: derived
         self.due = Due()  #: derived
+        #: what was counted of jobs with alternatives, by what their tasks take; derived
+        self.ways: dict[int, list[tuple[Shape, int]]] = {}
         self.changes = Changes(set(), set())
         self._trees: dict[int, str] = {0: ""}
 
@@ -145,12 +150,24 @@ class ClusterState:
         account = self.shares.account(job.spec.user)
         self.shares.accrue(account, at)
         account.tasks += tasks
-        account.slots += tasks * job.shape.weight
+        if job.shape.others:
+            self._count_ways(job, account)
+        else:
+            account.slots += tasks * job.shape.weight
+            self.quotas.count(job, job.shape, tasks)
         self.limits.count(job, tasks)
-        self.quotas.count(job, tasks)
         self.ready.used(account)
         if tasks > 0:
             self.ready.fed(job.spec.priority, at)
+
+    def _count_ways(self, job: Job, account: Account) -> None:
+        """Does it for what tasks with alternatives take."""
+        now, before = on_hosts(job), self.ways.pop(job.id, [])
+        if now:
+            self.ways[job.id] = now
+        for shape, more in difference(before, now):
+            account.slots += more * shape.weight
+            self.quotas.count(job, shape, more)
 
     def settle_host(self, host: Host, at: float) -> None:
         """Follows up that attempts may have left a host: it is drained, or gone, when none is left."""

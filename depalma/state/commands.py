@@ -70,6 +70,7 @@ class AssignTasks(Command, frozen=True, tag="task.assign"):
     reason: str = ""
     avoid: tuple[int, ...] = ()  #: GPUs there that something else uses
     gpus: tuple[tuple[int, ...], ...] = ()  #: those of each task, where parts of some are given; else the state chooses
+    alternative: int = 0  #: as which of their alternatives the tasks are to run
 
 
 class StartTasks(Command, frozen=True, tag="task.start"):

@@ -33,10 +33,11 @@ class Note(Struct, frozen=True, array_like=True, gc=False):
     reason: str  #: why it was placed there
     error_code: str = ""
     outputs: Payload | None = None
+    alternative: int = 0
 
 
 #: The fields of a Note, in order.
-NoteKey = tuple[int, str, int | None, int | None, str, int, str, str, str, Payload | None]
+NoteKey = tuple[int, str, int | None, int | None, str, int, str, str, str, Payload | None, int]
 
 
 class Finished(Struct, frozen=True, gc=False):
@@ -57,6 +58,7 @@ class Finished(Struct, frozen=True, gc=False):
     error_code: str = ""
     outputs: Payload | None = None
     tail: OutputTail | None = None
+    alternative: int = 0
 
 
 class CompletionsImage(Struct, frozen=True, array_like=True, gc=False):
@@ -225,6 +227,7 @@ class Completions(Sequence[int]):
             note.error_code,
             note.outputs,
             self._tails[place] if self._tails else None,
+            note.alternative,
         )
 
     def withdraw(self, index: int) -> None:

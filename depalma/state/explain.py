@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from depalma.alternatives import spec_as
 from depalma.gpuparts import given
 from depalma.model import FINAL_STATES
 from depalma.state.cluster_state import ClusterState
@@ -17,9 +18,10 @@ from depalma.state.gpus import shortage
 from depalma.state.hosts import Host
 from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
-from depalma.state.shapes import GPUS, described, gpu_share
+from depalma.state.shapes import GPUS, Shape, described, gpu_share, needs_of_host
 from depalma.state.task_states import CANCELLED, QUEUED, RUNNING
 from depalma.state.turn import limit_reasons, turn_lines
+from depalma.state.ways import shape_of_attempt
 
 #: Hosts that are named one by one.
 _MAX_HOSTS = 100
@@ -40,8 +42,11 @@ def explain(state: ClusterState, job: Job, index: int | None = None) -> list[str
     lines.append(f"attempt {attempt.number} {'runs on' if runs else 'was given to'} {attempt.host}")
     if attempt.reason:
         lines.append(f"placed there: {attempt.reason}")
+    if job.spec.alternatives:
+        way = f"alternative {attempt.alternative}" if attempt.alternative else "its job says first"
+        lines.append(f"runs as {way}: {needs_of_host(shape_of_attempt(job, attempt))}")
     if attempt.gpus:
-        lines.append(f"has {given(attempt.gpus, gpu_share(job.spec))}")
+        lines.append(f"has {given(attempt.gpus, gpu_share(spec_as(job.spec, attempt.alternative)))}")
     if line := gang_line(job, index):
         lines.append(line)
     host = state.hosts[attempt.host]
@@ -158,7 +163,7 @@ def _waiting_lines(state: ClusterState, job: Job) -> list[str]:
     hosts = sorted(state.hosts.values(), key=lambda host: (-host.priority, host.name))
     lines += [f"{host.name}: {_fit(job, host)}" for host in hosts[:_MAX_HOSTS]]
     if len(hosts) > _MAX_HOSTS:
-        fitting = sum(not misfit(job.shape, host, host.slots) for host in hosts)
+        fitting = sum(any(not misfit(way, host, host.slots) for way in job.shape.ways) for host in hosts)
         lines.append(f"… {len(hosts)} hosts in all, {fitting} of them fit")
     return lines
 
@@ -177,13 +182,20 @@ def _gang_room(state: ClusterState, job: Job) -> str:
 
 
 def _fit(job: Job, host: Host) -> str:
-    """Returns what stands between the job and the host."""
-    problem = misfit(job.shape, host, host.slots)
+    """Returns what stands between the job and the host, for each of its alternatives."""
+    if not job.shape.others:
+        return _fit_of(job.shape, host)
+    first, *others = (_fit_of(way, host) for way in job.shape.ways)
+    return "; ".join([first, *(f"alternative {number}: {words}" for number, words in enumerate(others, 1))])
+
+
+def _fit_of(shape: Shape, host: Host) -> str:
+    problem = misfit(shape, host, host.slots)
     if problem:
         return problem
     free = host.slots - host.used
-    weight = job.shape.weight
-    for name, number in job.shape.needs:
+    weight = shape.weight
+    for name, number in shape.needs:
         taken, has = host.taken.get(name, 0), host.capacity(name)
         if name == GPUS and host.free(name, number, host.taken) < number:
             return f"fits, but {shortage(host.gpu_count, host.taken, number)}"

@@ -109,8 +109,14 @@ class Fits:
         return self._bits(self._parts.get(_ANYTHING) or self._parts.setdefault(_ANYTHING, Part(_ANYTHING)), hosts)
 
     def of(self, lane: Any, hosts: Mapping[str, Host]) -> int:
-        """Returns the bits of the hosts that fit a lane, if their slots do."""
+        """Returns the bits of the hosts that fit a lane in any way, or one of its ways, if their slots do."""
         if lane.fits_seen != self.version:
+            if lane.ways:
+                lane.fits = 0
+                for way in lane.ways:
+                    lane.fits |= self.of(way, hosts)
+                lane.fits_seen = self.version
+                return int(lane.fits)
             parts = lane.parts
             if parts is None:
                 parts = lane.parts = self.parts(lane.shape)

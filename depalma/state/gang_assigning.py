@@ -70,7 +70,7 @@ def _part_refusal(
     if refusal:
         return refusal
     host = state.hosts[name]
-    barred, room = job_terms(state, job, host)
+    barred, room = job_terms(state, job, host, job.shape)
     if barred:
         return barred
     if room < size:

@@ -29,6 +29,7 @@ from depalma.state.requests import Answer
 from depalma.state.schedule import Schedule
 from depalma.state.stories import Story
 from depalma.state.task_states import FINAL_CODES
+from depalma.state.ways import shape_of_attempt
 
 #: Raised when an older version could not read what this one writes.
 FORMAT = 2
@@ -340,4 +341,4 @@ def _settle(state: ClusterState, job: Job) -> None:
     if job.unmet:
         state.waiting.add(job, {each.job: len(state.jobs[each.job].finished_order) for each in job.unmet})
     for index, attempt in job.running.items():
-        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, job.shape)
+        state.hosts[attempt.host].put((job.id, index, attempt.number), attempt, shape_of_attempt(job, attempt))

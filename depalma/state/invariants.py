@@ -24,6 +24,7 @@ from depalma.state.ready import Lane, Line
 from depalma.state.schedule import check_schedules
 from depalma.state.shapes import GPUS, Shape, held
 from depalma.state.task_states import ASSIGNED, BLOCKED, FINAL_CODES, QUEUED, RUNNING, WORDS
+from depalma.state.ways import on_hosts, shape_of_attempt, slots_on_hosts
 
 if TYPE_CHECKING:
     from depalma.state.cluster_state import ClusterState
@@ -155,7 +156,8 @@ def _check_fits(state: ClusterState, lanes: list[Lane]) -> None:
     state.fits.begin(state.hosts)
     for lane in lanes:
         bits = state.fits.of(lane, state.hosts)
-        fitting = {name for name, host in state.hosts.items() if not misfit(lane.shape, host, inf)}
+        ways = lane.shape.ways
+        fitting = {name for name, host in state.hosts.items() if any(not misfit(way, host, inf) for way in ways)}
         known = {name for name, number in state.fits.numbers.items() if bits >> number & 1}
         _must(bits.bit_count() == len(known) and known == fitting, f"{lane.shape} fits {fitting}, known are {known}")
 
@@ -183,9 +185,12 @@ def _check_counts(state: ClusterState) -> None:
     for job in state.jobs.values():
         live = len(job.running)
         _must(job.counted == live, f"job {job.id}: {live} live, {job.counted} counted")
+        if job.shape.others:
+            known = state.ways.get(job.id, [])
+            _must(known == on_hosts(job), f"job {job.id}: {on_hosts(job)} are on hosts, {known} counted")
         if live:
             tasks[job.spec.user] += live
-            slots[job.spec.user] = slots.get(job.spec.user, 0) + live * job.shape.weight
+            slots[job.spec.user] = slots.get(job.spec.user, 0) + slots_on_hosts(job)
             gates.update({("tag", tag): live for tag in tags_of(job)})
             if job.spec.group:
                 gates["group", job.spec.group] += live
@@ -206,12 +211,13 @@ def _check_host(state: ClusterState, host: Host, live: dict[AttemptRef, Attempt]
     _must(host.attempts.keys() == live.keys(), f"{name}: attempts {set(host.attempts) ^ set(live)} do not match")
     _must(all(host.attempts[ref] is attempt for ref, attempt in live.items()), f"{name}: two objects for an attempt")
     _must(all(a.incarnation == host.incarnation for a in live.values()), f"{name}: attempt of another incarnation")
-    used = sum(state.jobs[ref[0]].shape.weight for ref in live)
+    shapes = {ref: shape_of_attempt(state.jobs[ref[0]], attempt) for ref, attempt in live.items()}
+    used = sum(shape.weight for shape in shapes.values())
     _must(used == host.used, f"{name}: {used} slots are used, it says {host.used}")
     taken: Counter[str | int] = Counter()
     for ref, attempt in live.items():
-        taken.update(dict(held(state.jobs[ref[0]].shape.needs, attempt.gpus)))
-        parts = dict(state.jobs[ref[0]].shape.needs).get(GPUS, 0)
+        taken.update(dict(held(shapes[ref].needs, attempt.gpus)))
+        parts = dict(shapes[ref].needs).get(GPUS, 0)
         gpus = set(attempt.gpus)
         _must(len(gpus) == len(attempt.gpus) == -(-parts // WHOLE), f"{name}: {ref} has GPUs {attempt.gpus}")
     _must(dict(taken) == host.taken, f"{name}: {dict(taken)} is taken, it says {host.taken}")

@@ -56,6 +56,7 @@ class Attempt(Struct, gc=False, array_like=True):
     fence: int
     reason: str  #: why it was placed there
     gpus: tuple[int, ...] = ()  #: those of its host that it has, or has a part of
+    alternative: int = 0  #: as which of its job's alternatives it runs; 0 = as the job says first
 
 
 class Job:
@@ -319,9 +320,7 @@ class Job:
         self.tally[code] += 1
         self._has_ended()
         done = self.done
-        started = report.started_at
-        if started is None:
-            started = attempt.started_at
+        started = attempt.started_at if report.started_at is None else report.started_at
         note = (
             attempt.number,
             attempt.host,
@@ -333,6 +332,7 @@ class Job:
             attempt.reason,
             report.error_code,
             report.outputs,
+            attempt.alternative,
         )
         finished = at if report.finished_at is None else report.finished_at
         done.add(index, note, started, finished, report.result, report.tail)
@@ -431,7 +431,7 @@ class Job:
         self.tally[CANCELLED] += 1
         story = self.stories.get(position)
         number = story.last if story else 0
-        self.done.add(self.first + position, (number, "", None, None, reason, 0, "", "", "", None), None, at, None)
+        self.done.add(self.first + position, (number, "", None, None, reason, 0, "", "", "", None, 0), None, at, None)
 
     def _note_bad(self, index: int, code: int, report: Report) -> None:
         if self.first_bad < 0 and code != CANCELLED:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.shares import AccountImage
+from depalma.state.ways import on_hosts
 
 
 class OrderImage(Struct, array_like=True, gc=False):
@@ -60,9 +61,12 @@ def recount(state: ClusterState, job: Job) -> None:
     if job.counted:
         account = state.shares.account(job.spec.user)
         account.tasks += job.counted
-        account.slots += job.counted * job.shape.weight
         state.limits.count(job, job.counted)
-        state.quotas.count(job, job.counted)
+        for shape, tasks in on_hosts(job):
+            account.slots += tasks * shape.weight
+            state.quotas.count(job, shape, tasks)
+        if job.shape.others:
+            state.ways[job.id] = on_hosts(job)
 
 
 def _sorted(limits: dict[str, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from depalma.model import MAX_TASKS
 from depalma.state.jobs import Job
 from depalma.state.limits import EVERYBODY, tags_of
 from depalma.state.shapes import GPUS, MEMORY, Shape, shown
+from depalma.state.ways import on_hosts
 
 SLOTS = "slots"
 #: Whose quota it is: kind (tag, user or group) and name.
@@ -53,19 +54,19 @@ class Quotas:
                     room = min(room, max(0, int((in_units(name, most) - used) / need)))
         return room
 
-    def count(self, job: Job, tasks: int) -> None:
-        """Notes that so many more tasks of the job are on hosts."""
+    def count(self, job: Job, shape: Shape, tasks: int) -> None:
+        """Notes that so many more tasks of the job are on hosts, that take what the shape says."""
         if not self.most:
             return
         for holder in holders_of(job):
-            add(self.used, holder, job.shape, tasks)
+            add(self.used, holder, shape, tasks)
 
     def recount(self, jobs: Iterable[Job]) -> None:
         """Counts anew what all jobs have on hosts."""
         self.used = {}
         for job in jobs:
-            if job.counted:
-                self.count(job, job.counted)
+            for shape, tasks in on_hosts(job) if job.counted else ():
+                self.count(job, shape, tasks)
 
 
 def holders_of(job: Job) -> list[Holder]:

@@ -36,10 +36,23 @@ class Line:
         self.head = 0  #: its oldest job, by which it stands in the stand; 0 = it does not yet
 
 
+class Way:
+    """One of several ways to run the tasks of a lane, and what `Fits` keeps of it."""
+
+    __slots__ = ("fits", "fits_seen", "parts", "shape")
+    ways: tuple[Way, ...] = ()  #: a way has none of its own
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.parts: tuple[Part, ...] | None = None
+        self.fits = 0
+        self.fits_seen = -1
+
+
 class Lane:
     """Lines that differ only in the user."""
 
-    __slots__ = ("fits", "fits_seen", "gates", "lines", "parts", "priority", "shape")
+    __slots__ = ("fits", "fits_seen", "gates", "lines", "parts", "priority", "shape", "ways")
 
     def __init__(self, priority: int, shape: Shape, gates: tuple[Gate, ...]) -> None:
         self.priority = priority
@@ -49,6 +62,8 @@ class Lane:
         self.parts: tuple[Part, ...] | None = None  #: kept by `Fits`, as the next two
         self.fits = 0
         self.fits_seen = -1
+        #: of jobs with alternatives: each way to run their tasks by itself; empty = there is one
+        self.ways = tuple(Way(each) for each in shape.ways) if shape.others else ()
 
 
 class Stand:

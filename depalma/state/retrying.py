@@ -80,5 +80,5 @@ def _queue_one(job: Job, position: int, code: int) -> None:
     if record is None or not record.host:
         return
     error, times = record.error[-MAX_PAST_ERROR:], (record.started_at, record.finished_at)
-    past = PastAttempt(record.attempt, record.host, record.state, *times, error, record.tail)
+    past = PastAttempt(record.attempt, record.host, record.state, *times, error, record.tail, record.alternative)
     job.remember(position, past).failures = 0

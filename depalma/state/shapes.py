@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from math import frexp, ldexp
 from typing import NamedTuple
 
+from depalma.alternatives import spec_as
 from depalma.gpuparts import WHOLE, gpus_of, in_words, parts_of
 from depalma.model import JobSpec, slots_of
 
@@ -31,6 +32,17 @@ class Shape(NamedTuple):
     preempts: bool = False  #: what has lower priority makes room for it
     within_s: float = 0.0  #: its tasks have ended so long after their start; a power of two, 0 = not known
     gang: int = 0  #: so many tasks start at once or none; 0 = each for itself
+    others: tuple[Shape, ...] = ()  #: what a task may take instead, the best first; they have no others
+
+    @property
+    def ways(self) -> tuple[Shape, ...]:
+        """Returns all that a task may take, the best first."""
+        return (self, *self.others) if self.others else (self,)
+
+    @property
+    def widest(self) -> float:
+        """Returns the slots that a task takes at most."""
+        return max(way.weight for way in self.ways) if self.others else self.weight
 
 
 def shape_of(spec: JobSpec, code_index: int) -> Shape:
@@ -38,9 +50,10 @@ def shape_of(spec: JobSpec, code_index: int) -> Shape:
     needs = needs_of(spec) if spec.memory_bytes or spec.gpus or spec.resources else ()
     within_s = within(spec.timeout_s + spec.grace_s) if spec.timeout_s else 0.0
     weight = slots_of(spec.cpus)
+    others = tuple(shape_of(spec_as(spec, number + 1), code_index) for number in range(len(spec.alternatives)))
     return Shape(
         spec.group, spec.on_host, code_index, weight, needs, spec.labels, spec.prefer, spec.pack, spec.preempt,
-        within_s, gang_size(spec),
+        within_s, gang_size(spec), others,
     )  # fmt: skip
 
 
@@ -66,6 +79,12 @@ def described(name: str, number: int) -> str:
     if name == MEMORY:
         return f"{number} bytes of memory"
     return in_words(number) if name == GPUS else f"{number} {name}"
+
+
+def needs_of_host(shape: Shape) -> str:
+    """Returns in words what a task takes of its host."""
+    slots = f"{shape.weight:g} slot{'s' * (shape.weight != 1)}"
+    return ", ".join([slots, *(described(name, number) for name, number in shape.needs)])
 
 
 def shown(name: str, number: float) -> float:

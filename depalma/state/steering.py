@@ -13,6 +13,7 @@ from depalma.state.event_log import Detail
 from depalma.state.job_commands import HoldJobs, ReleaseJobs, ResumeJobs, SetJobs, SuspendJobs
 from depalma.state.jobs import Job
 from depalma.state.suspension import Suspension
+from depalma.state.ways import on_hosts
 
 
 def hold_jobs(state: ClusterState, command: HoldJobs) -> Applied | Rejected:
@@ -88,11 +89,13 @@ def set_jobs(state: ClusterState, command: SetJobs) -> Applied | Rejected:
         state.ready.withdraw(job)  # its place there depends on what changes; it is put back when the job is settled
         if job.counted:
             state.limits.count(job, -job.counted)  # under its old tags
-            state.quotas.count(job, -job.counted)
+            for shape, tasks in on_hosts(job):
+                state.quotas.count(job, shape, -tasks)
         job.spec = msgspec.structs.replace(job.spec, **changes)
         if job.counted:
             state.limits.count(job, job.counted)
-            state.quotas.count(job, job.counted)
+            for shape, tasks in on_hosts(job):
+                state.quotas.count(job, shape, tasks)
         detail = {
             field: value if isinstance(value, int | str) else ", ".join(value) for field, value in changes.items()
         }

@@ -26,6 +26,7 @@ class PastAttempt(Struct, frozen=True, gc=False, array_like=True):
     finished_at: float
     reason: str
     tail: OutputTail | None = None  #: the end of what it wrote
+    alternative: int = 0
 
 
 class Story(Struct, gc=False, array_like=True):

@@ -65,7 +65,7 @@ def limit_reasons(state: ClusterState, job: Job) -> Iterator[str]:
             yield f"limit of {kind} {name}: {limits.bound(gate)} at once, {live} are on hosts{of_gang}"
     for holder in holders_of(job) if state.quotas else ():
         for name, most in state.quotas.of(holder).items():
-            need = amount(job.shape, name) * least
+            need = min(amount(way, name) for way in job.shape.ways) * least
             used = state.quotas.used.get(holder, {}).get(name, 0)
             if need and used + need > in_units(name, most):
                 whose = f"quota of {holder[0]} {holder[1]}: at most {in_words(name, in_units(name, most))} at once"

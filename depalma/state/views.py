@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from depalma.alternatives import spec_as
 from depalma.codetree import CodeEntry
 from depalma.model import (
     FINAL_STATES,
@@ -122,7 +123,8 @@ def task_view(state: ClusterState, job: Job, index: int) -> TaskView:
         reason=suspended_reason(job) or attempt.reason,
         attempts=_attempts(story, _live(attempt, word)),
         gpus=attempt.gpus,
-        gpu_share=gpu_share(job.spec),
+        gpu_share=gpu_share(spec_as(job.spec, attempt.alternative)),
+        alternative=attempt.alternative,
     )
 
 
@@ -174,6 +176,7 @@ def _final_view(state: ClusterState, job: Job, index: int, record: Finished, sto
         attempts=_attempts(story, last),
         error_code=record.error_code,
         outputs=record.outputs,
+        alternative=record.alternative,
     )
 
 

@@ -14,7 +14,7 @@ from depalma.state.cluster_state import ClusterState
 from depalma.state.event_log import EventRecord
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
-from depalma.state.shapes import described
+from depalma.state.shapes import needs_of_host
 
 #: The latest changes are told.
 MOST = 20
@@ -39,8 +39,8 @@ def why(state: ClusterState, job: Job, index: int | None = None) -> list[str]:
 def needs_line(job: Job) -> str:
     """Returns in words what a task of the job needs of a host."""
     shape = job.shape
-    parts = [f"{shape.weight:g} slot{'s' * (shape.weight != 1)}"]
-    parts += [described(name, number) for name, number in shape.needs]
+    ways = [needs_of_host(way) for way in shape.ways]
+    parts = [" or ".join(f"({way})" for way in ways) if shape.others else ways[0]]
     parts += [f"group {shape.group}"] * bool(shape.group) + [f"host {shape.on_host}"] * bool(shape.on_host)
     parts += [f"label {rule}" for rule in shape.labels]
     parts += [f"code index {shape.code_index}"] * bool(shape.code_index)

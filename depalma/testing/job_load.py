@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from depalma import items
+from depalma.alternatives import Alternative
 from depalma.consensus.errors import NotLeader
 from depalma.model import JobSpec, Payload
 from depalma.state import commands as c
@@ -220,6 +221,8 @@ class JobClient:
             spec = msgspec.structs.replace(spec, gang=2)  # without chance: the rest goes as it went before
         if load.others % 4 < 3:
             spec = msgspec.structs.replace(spec, gpus=(0.5, 0.4, 1)[load.others % 4])
+        if load.others % 4 == 1 and not spec.gang:
+            spec = msgspec.structs.replace(spec, alternatives=(Alternative(gpus=0.3), Alternative(cpus=2)))
         self._cluster.propose(
             self._master,
             c.encode(c.SubmitJob(f"other-{load.others}", spec, self._cluster.nodes[self._master].clock.time())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from depalma.alternatives import Alternative
 from depalma.state import commands as c
 from depalma.state import order_commands
 
@@ -14,7 +15,8 @@ BAD_SPECS: tuple[dict[str, Any], ...] = (
     {"cpus": 0.0}, {"cpus": float("nan")}, {"cpus": 7.0}, {"priority": 10**9}, {"code_index": 50},
     {"kind": "function"}, {"kind": "function", "argv": (), "function": "pkg:f"}, {"tags": ("",)}, {"group": "a b"},
     {"max_running": -1}, {"retries": 10**6}, {"env": {"a=b": "c"}}, {"timeout_s": float("inf")},
-    {"gpus": -1}, {"gpus": 1.5}, {"gpus": 0.005}, {"gpus": float("nan")},
+    {"alternatives": (Alternative(cpus=0),)}, {"alternatives": (Alternative(gpus=1.5),)},
+    {"alternatives": (Alternative(),) * 9}, {"gpus": -1}, {"gpus": 1.5}, {"gpus": 0.005}, {"gpus": float("nan")},
     {"labels": ("a>b",)}, {"resources": {"gpus": 1}}, {"limits": {"t": 0}}, {"limits": {"": 1}},
 )  # fmt: skip
 
@@ -41,6 +43,16 @@ def some_needs(rng: Random) -> dict[str, Any]:
             "pack": rng.random() < 0.2,
             "timeout_s": rng.choice([0.0, 0.0, 10.0, 100.0]),
         }
+        if rng.random() < 0.5:
+            fields["alternatives"] = tuple(
+                Alternative(
+                    cpus=rng.choice([1.0, 0.5, 2.0]),
+                    gpus=rng.choice([0, 0.5]),
+                    memory_bytes=rng.choice([0, 1 << 30]),
+                    resources=rng.choice([None, {"tape": 1}]),
+                )
+                for _ in range(rng.choice([1, 1, 2]))
+            )
     return fields
 
 

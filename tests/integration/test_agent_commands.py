@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from depalma.agent.store import empty_folder
+from depalma.alternatives import Alternative
 from depalma.model import JobSpec
 from depalma.protocol import Assignment
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
@@ -362,6 +363,26 @@ async def test_a_task_sees_the_gpus_that_it_has_to_itself(leader: FakeLeader, ag
     await leader.assign(Assignment(2, 0, 1, 2, gpus=(3,)))
     await leader.report((2, 0, 1))
     assert (await leader.ask_output((2, 0, 1), "stdout")).data.decode() == "3 3 PCI_BUS_ID 0.25\n"
+
+
+async def test_a_task_runs_as_the_alternative_that_it_was_given(leader: FakeLeader, agent: AgentProcess) -> None:
+    """It is told so, has the CPUs and the limits of that one, and shares nothing of it with others of its job."""
+    show = 'echo "${DEPALMA_ALTERNATIVE-none} $DEPALMA_CPUS ${CUDA_VISIBLE_DEVICES-none}"'
+    ways = (Alternative(cpus=2), Alternative(cpus=0.5, gpus=0.5))
+    leader.job(1, command("sh", "-c", show, gpus=1, cpus=1, alternatives=ways))
+    leader.job(2, command("sh", "-c", show))
+    await leader.assign(
+        Assignment(1, 0, 1, 1, gpus=(1,)), Assignment(1, 1, 1, 1, alternative=1),
+        Assignment(1, 2, 1, 1, gpus=(0,), alternative=2), Assignment(2, 0, 1, 1),
+    )  # fmt: skip
+    seen = {}
+    for ref in ((1, 0, 1), (1, 1, 1), (1, 2, 1), (2, 0, 1)):
+        assert (await leader.report(ref)).outcome == "succeeded"
+        seen[ref[:2]] = (await leader.ask_output(ref, "stdout")).data.decode().split()[:3]
+    outside = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+    assert seen == {
+        (1, 0): ["0", "1", "1"], (1, 1): ["1", "2", outside], (1, 2): ["2", "0.5", "0"], (2, 0): ["none", "1", outside],
+    }  # fmt: skip
 
 
 async def test_tasks_that_need_half_a_cpu_run_two_on_a_slot(

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from depalma.agent.store import empty_folder
+from depalma.alternatives import Alternative
 from depalma.items import pack as pack_items
 from depalma.model import JobSpec, Payload, Report
 from depalma.protocol import Assignment
@@ -414,6 +415,22 @@ async def test_equal_large_results_are_one_blob(leader: FakeLeader, agent: Agent
 
 def seen_gpus() -> tuple[str | None, int, str | None]:
     return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid(), os.environ.get("DEPALMA_GPU_SHARE")
+
+
+def seen_way() -> tuple[str | None, str | None, str | None]:
+    names = ("DEPALMA_ALTERNATIVE", "DEPALMA_CPUS", "DEPALMA_GPU_SHARE")
+    return tuple(map(os.environ.get, names))  # type: ignore[return-value]
+
+
+async def test_functions_of_one_job_run_as_different_alternatives(leader: FakeLeader, agent: AgentProcess) -> None:
+    """Also one after the other in the same worker, which is told of each way by itself."""
+    ways = (Alternative(cpus=0.5), Alternative(gpus=0.5))
+    leader.job(1, function(seen_way, cpus=1, alternatives=ways))
+    for task, way in enumerate((0, 1, 2, 1, 0)):
+        await leader.assign(Assignment(1, task, 1, 1, call(), gpus=(0,) if way == 2 else (), alternative=way))
+        seen = value(await leader.report((1, task, 1)))
+        assert seen == (str(way), ("1", "0.5", "1")[way], "0.5" if way == 2 else None)
+    assert value(await leader.run(function(seen_way), job=2, argument=call()))[0] is None
 
 
 async def test_functions_with_gpus_have_processes_of_their_own(leader: FakeLeader, agent: AgentProcess) -> None:

@@ -88,3 +88,18 @@ def test_two_tasks_share_a_gpu_and_a_third_waits(
     client.job(1).wait()
     (row,) = client.accounting()
     assert row.gpu_s == pytest.approx(row.attempt_s / 2, abs=0.01)
+
+    (tmp_path / "release").unlink()
+    wait = "echo $DEPALMA_ALTERNATIVE $DEPALMA_CPUS; while ! test -e release; do sleep 0.05; done"
+    ctl("submit", "--gpus", "1", "--or", "cpus=4", "--array", "0-2", "--cwd", ".", "--", "sh", "-c", wait)
+    seen = wait_until(lambda: [ctl("logs", f"2.{task}").stdout for task in range(2)], lambda lines: "" not in lines)
+    assert seen == ["0 1\n", "1 4\n"]
+    why = ctl("explain", "2.2").stdout
+    assert "h2: has 0 GPUs, a task needs 1; alternative 1: fits, but 4 of 4 slots are taken, a task needs 4" in why
+    assert [(task.host, task.alternative) for task in client.job(2).tasks()][:2] == [("h1", 0), ("h2", 1)]
+    (tmp_path / "release").touch()
+    client.job(2).wait()
+    row = next(client.accounting())
+    other_s = sum(sum(use.ways_s) for use in row.hosts)
+    assert row.slot_s == pytest.approx(row.attempt_s + 3 * other_s, abs=0.01)
+    assert row.gpu_s == pytest.approx(row.attempt_s - other_s, abs=0.01)

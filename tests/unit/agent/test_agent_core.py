@@ -24,12 +24,14 @@ from depalma.agent.events import (
     WorkerEnded,
     WorkerReady,
 )
+from depalma.alternatives import Alternative
 from depalma.model import HostFacts, JobSpec
 from depalma.protocol import (
     Assign,
     Assignment,
     CodeLog,
     Forget,
+    JobTemplate,
     Kill,
     ReportsCommitted,
 )
@@ -51,6 +53,23 @@ def test_commands_start_in_order_as_slots_allow(rig_of: Any) -> None:
     assert rig.launched(actions) == [(1, 2, 1)]
     assert rig.outcomes(actions) == {(1, 1, 1): "succeeded"}
     assert rig.core.free_slots == 0
+
+
+def test_tasks_of_one_job_take_the_room_of_their_alternatives(rig_of: Any) -> None:
+    """A slot for two halves; the job is remembered over a lost connection while any of them lives."""
+    spec = JobSpec(kind="command", argv=("true",), alternatives=(Alternative(cpus=0.5, memory_bytes=9),))
+    rig = rig_of(slots=1)
+    tasks = tuple(Assignment(1, task, 1, 1, alternative=1) for task in range(3))
+    assert rig.launched(rig(Assign(1, 1, (JobTemplate(1, spec, 0, ""),), tasks))) == [(1, 0, 1), (1, 1, 1)]
+    first, second = (rig.core.attempts[1, task, 1].job for task in range(2))
+    assert (first is second, first.spec.memory_bytes, first.id, first.key != 1) == (True, 9, 1, True)
+    base = rig.core.jobs[1]
+    rig(Disconnected())
+    assert rig.core.jobs == {1: base}
+    assert rig.launched(rig.end((1, 0, 1), (1, 1, 1))) == [(1, 2, 1)]
+    rig.end((1, 2, 1))
+    rig(Disconnected())
+    assert rig.core.jobs == {}
 
 
 def test_an_attempt_starts_once_however_often_it_is_assigned(rig_of: Any) -> None:

@@ -46,7 +46,7 @@ def test_names_become_places():
         ({"jobs": {"a": {**PREPARE, "after": {"b": 1}}}}, "a: after: {'b': 1} given; allowed: a job's id"),
         (
             {"jobs": {"a": {**PREPARE, "retrys": 1}}},
-            "a: unknown option 'retrys'; allowed: after, after_each, arguments, array, backoff_s",
+            "a: unknown option 'retrys'; allowed: after, after_each, alternatives, arguments, array, backoff_s",
         ),
         ({"jobs": {"a": {**PREPARE, "priority": "high"}}}, "a: priority: expected `int`, got `str`; 'high' given"),
         ({"jobs": {"a": {**PREPARE, "array": "x"}}}, "a: array: 'x' given"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import pytest
 
+from depalma.ctl.alternatives import parse_alternatives
 from depalma.ctl.moments import parse_moment, parse_past
 from depalma.ctl.spec import build_spec
 from depalma.ctl.submit import submit
@@ -72,6 +73,34 @@ def test_gpus(text: str, expected: float) -> None:
 def test_bad_gpus_name_the_value_and_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match=f"'{re.escape(text)}' given; allowed: a whole number up to 100000, or a part"):
         parse_gpus(text)
+
+
+def test_alternatives() -> None:
+    given = parse_alternatives(None, None, ["cpus=16", "gpus=0.5,memory=2G,cpus=0.5", "tape=2"])  # type: ignore[arg-type]
+    assert given == [
+        {"cpus": 16.0}, {"gpus": 0.5, "memory_bytes": 2 << 30, "cpus": 0.5}, {"resources": {"tape": 2}},
+    ]  # fmt: skip
+    assert parse_alternatives(None, None, []) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'' given; allowed: NAME=VALUE with commas between: cpus, memory, gpus, or a resource"),
+        ("cpus", "'cpus' given; allowed: NAME=VALUE"),
+        ("cpus=1,", "'cpus=1,' given; allowed: NAME=VALUE"),
+        ("cpus=0", "cpus: '0' is not a number above 0"),
+        ("cpus=nan", "cpus: 'nan' is not a number above 0"),
+        ("gpus=1.5", "gpus: '1.5' given; allowed: a whole number up to"),
+        ("memory=x", "memory: 'x' is not a size"),
+        ("tape=1.5", "tape: '1.5' is not a number"),
+        ("cpus=1,cpus=2", "'cpus=1,cpus=2' says cpus twice"),
+        ("memory=1,memory=2", "'memory=1,memory=2' says memory twice"),
+    ],
+)
+def test_bad_alternatives(text: str, words: str) -> None:
+    with pytest.raises(click.BadParameter, match=re.escape(words)):
+        parse_alternatives(None, None, [text])  # type: ignore[arg-type]
 
 
 def test_array_counts_both_ends() -> None:

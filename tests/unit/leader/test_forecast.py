@@ -8,6 +8,7 @@ from math import inf
 
 import pytest
 
+from depalma.alternatives import Alternative
 from depalma.dispatcher import HostRoom, parts, plan
 from depalma.leader.trial import trial
 from depalma.model import Dependency, HostFacts, JobSpec, Report
@@ -192,6 +193,18 @@ def test_parts_of_two_gpus_are_none_for_a_task_that_needs_one() -> None:
         assert lab.trial(gpus=gpus, cpus=0.25).starts_about == pytest.approx(begins)
     lab.do(c.SetQuota("", "user", "ann", {"gpus": 1.25}, lab.now))
     assert lab.trial(gpus=0.1, cpus=0.25).starts_about == pytest.approx(70.0)
+
+
+def test_a_job_with_alternatives_starts_when_the_first_of_them_can() -> None:
+    """Whichever that is, also where what runs took another of its own."""
+    lab = Lab(hosts=1)
+    lab.do(c.SetHost("", "h1", lab.now, None, None, None, 1))
+    lab.submit(100.0, gpus=1, timeout_s=100.0, alternatives=(Alternative(cpus=1),))
+    lab.submit(60.0, gpus=1, timeout_s=60.0, alternatives=(Alternative(cpus=1),))
+    lab.pass_time(25.0)  # one has the GPU until 110, the other only a slot, until 70
+    assert lab.trial(gpus=1).starts_about == pytest.approx(110.0)
+    assert lab.trial(gpus=1, alternatives=(Alternative(),)).starts_about == pytest.approx(70.0)
+    assert lab.trial(cpus=9, alternatives=(Alternative(cpus=2),)).starts_about == pytest.approx(110.0)
 
 
 def test_other_users_have_their_share_first() -> None:
