@@ -91,7 +91,8 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(api.services.secrets.folder / member_file(api.services.master_id))
-    _talking.add(websocket)
+    talk = object()
+    _talking.add(talk)
     try:
         async with asyncio.timeout(TALK_S):
             await websocket.prepare(request)
@@ -104,7 +105,7 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
         # A stranger, or it went away: it asks again if it still wants to join.
         log.debug("the talk with %s ended: %s", request.remote, error)
     finally:
-        _talking.discard(websocket)
+        _talking.discard(talk)
         await websocket.close()
     return websocket
 
@@ -119,13 +120,14 @@ async def join_by_tls(api: Api, request: web.Request) -> web.StreamResponse:
     if request.scheme != "https":
         raise Problem("tls_needed", f"{request.path} is for https; who has none uses the WebSocket of the same path")
     _check_room()
-    _talking.add(request)
+    talk = object()
+    _talking.add(talk)
     try:
         told = msgspec.json.decode(await read_body(request, MESSAGE_BYTES), type=JoinRequest)
     except _UNREADABLE as error:
         raise Problem("bad_field", f"not what a machine says that joins: {error}") from None
     finally:
-        _talking.discard(request)
+        _talking.discard(talk)
     answer = await _answer(api, told, request.remote or "")
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 

@@ -200,7 +200,8 @@ def test_it_changes_nothing_of_how_the_task_ends_and_ends_with_it(
     assert living("3033") == [], "the end was told before all of it was dead"
     _, error = visitor.communicate(timeout=30)
     assert visitor.returncode == 125
-    assert error.decode() == f"error: attempt 1 of task {job.id}.0 has ended, and what was run in it with it\n"
+    # A shell of its own may still have had the time to say that its child was killed.
+    assert error.decode().endswith(f"error: attempt 1 of task {job.id}.0 has ended, and what was run in it with it\n")
     with pytest.raises(Rejected, match=f"task {job.id}.0 is failed; it can be entered only while it runs"):
         client.run_in(job, ["true"])
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from depalma.api import joining
 from depalma.api.app import ROUTES
 from depalma.api.joining import AT_ONCE, join_by_tls
 from depalma.api.problems import Problem
@@ -201,3 +202,18 @@ async def test_strangers_that_join_are_no_more_than_some_at_once(monkeypatch: py
     with pytest.raises(Problem, match="32 machines are joining at this moment") as caught:
         await join_by_tls(Any, request)  # type: ignore[arg-type]
     assert caught.value.code == "crowded"
+
+
+async def test_who_joins_by_tls_counts_as_long_as_he_talks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be read is refused in words."""
+    seen = []
+
+    async def read(_: object, most_bytes: int) -> bytes:
+        seen.append(len(joining._talking))
+        return b"no JSON"
+
+    monkeypatch.setattr(joining, "read_body", read)
+    request = make_mocked_request("POST", "/v1/join").clone(scheme="https")
+    with pytest.raises(Problem, match="not what a machine says that joins"):
+        await join_by_tls(Any, request)  # type: ignore[arg-type]
+    assert (seen, joining._talking) == ([1], set())
