@@ -156,13 +156,15 @@ async def test_who_does_not_read_holds_up_his_program_and_nothing_else(
     assert (len(user.output[1]), user.output[2]) == (5_000_000, b"done\n")
 
 
-async def test_a_terminal(leader: FakeLeader) -> None:
-    await run(leader, "sleep", "3020", env={"SHELL": "/bin/bash", "PS1": "$ "})
+async def test_a_terminal(leader: FakeLeader, pair: tuple[FakeLeader, AgentProcess], tmp_path: Path) -> None:
+    """In a home without settings: what those have a shell do at each prompt may take long, and Ctrl-C would end it."""
+    await run(leader, "sleep", "3020", env={"SHELL": "/bin/bash", "PS1": "$ ", "HOME": str(tmp_path)})
     user = await User(leader).enter(tty=True)
     await user.say(Data(0, b"stty size; echo $TERM; tty | cut -c-9\n"))
     await user.until(lambda: b"30 90\r\nvt100\r\n/dev/pts/\r\n" in user.output[1], "answer")
     await user.say(Size(40, 100), Data(0, b"stty size; sleep 3021\n"))
     await user.until(lambda: b"40 100\r\n" in user.output[1], "other size")
+    await wait_until(lambda: any("3021" in line for line in below(pair[1])), "what Ctrl-C is to end")
     await user.say(Data(0, b"\x03"), Data(0, b"echo a$?z\n"))
     await user.until(lambda: b"a130z\r\n" in user.output[1], "what Ctrl-C did")
     await user.say(Data(0, b"exit 3\n"))

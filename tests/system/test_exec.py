@@ -33,6 +33,9 @@ Hide = Callable[[JobHandle, str], subprocess.Popen[bytes]]
 HIDES = "trap '' TERM HUP INT; setsid sleep {0} & (setsid sh -c 'trap \"\" TERM HUP; sleep {0}' &); sleep {0}"
 TASK = "echo mine >file; echo $$ >pid; while ! test -e done; do sleep 0.02; done; exit 4"
 
+#: A shell that reads no settings of whoever runs the tests.
+ENVIRONMENT = {"COLOUR": "a b", "SHELL": "/bin/sh"}
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
@@ -50,7 +53,7 @@ def environment(environment: dict[str, str], cluster: LocalCluster) -> dict[str,
 @pytest.fixture
 def job(client: Client, wait_until: WaitUntil) -> Iterator[JobHandle]:
     """A job whose only task runs on h1 until the file `done` is in its folder."""
-    made = client.command(["sh", "-c", TASK], on_host="h1", env={"COLOUR": "a b"}, memory="300m")
+    made = client.command(["sh", "-c", TASK], on_host="h1", env=ENVIRONMENT, memory="300m")
     wait_until(lambda: made.state, "running".__eq__)
     wait_until(lambda: client.run_in(made, ["cat", "pid"]).exit_code, (0).__eq__)
     yield made
