@@ -219,7 +219,8 @@ def test_nothing_of_it_outlives_a_cancelled_task_a_killed_client_or_a_killed_age
     interrupted = hide(job, "3035")
     wait_until(lambda: interrupted.poll() is not None or interrupted.send_signal(signal.SIGINT))
     interrupted.communicate(timeout=30)
-    assert interrupted.returncode == 130
+    # The first is passed on, the second ends it, and another one may find it on its way out.
+    assert interrupted.returncode in (130, -signal.SIGINT)
     wait_until(lambda: not living("3035"))
     assert job.state == "running"
 
