@@ -164,7 +164,7 @@ async def test_a_terminal(leader: FakeLeader, pair: tuple[FakeLeader, AgentProce
     await user.until(lambda: b"30 90\r\nvt100\r\n/dev/pts/\r\n" in user.output[1], "answer")
     await user.say(Size(40, 100), Data(0, b"stty size; sleep 3021\n"))
     await user.until(lambda: b"40 100\r\n" in user.output[1], "other size")
-    await wait_until(lambda: any("3021" in line for line in below(pair[1])), "what Ctrl-C is to end")
+    await wait_until(lambda: "sleep 3021" in below(pair[1]), "what Ctrl-C is to end")
     await user.say(Data(0, b"\x03"), Data(0, b"echo a$?z\n"))
     await user.until(lambda: b"a130z\r\n" in user.output[1], "what Ctrl-C did")
     await user.say(Data(0, b"exit 3\n"))
@@ -316,9 +316,12 @@ async def test_refusals(leader: FakeLeader, pair: tuple[FakeLeader, AgentProcess
     ],
     ids=["no message", "kill", "credit", "over", "too long", "too much", "too many signals"],
 )
-async def test_who_breaks_the_rules_is_out_and_nobody_else(leader: FakeLeader, hostile: bytes | list[bytes]) -> None:
+async def test_who_breaks_the_rules_is_out_and_nobody_else(
+    leader: FakeLeader, pair: tuple[FakeLeader, AgentProcess], hostile: bytes | list[bytes]
+) -> None:
     await run(leader, "sleep", "3020")
     good, bad = await User(leader).enter("cat"), await User(leader).enter("sh", "-c", "trap '' USR2; sleep 3026; true")
+    await wait_until(lambda: "sleep 3026" in below(pair[1]), "what ignores signals")
     for message in hostile if isinstance(hostile, list) else [hostile]:
         await leader.send(InVisit(bad.number, message))
     code, said = await bad.over()
