@@ -13,11 +13,12 @@ from depalma.api.context import Api
 from depalma.api.inputs import Body
 from depalma.api.problems import Problem
 from depalma.api.route import Handler, Mode, Route
-from depalma.jobarchive.keeper import ArchivePaused, ArchiveStatus, moment
+from depalma.jobarchive.keeper import ArchivePaused, ArchiveStatus
 from depalma.jobarchive.peers import KEEP_PATH, RECORDS_PATH, KeepAnswer, KeepRequest, RecordsRequest
 from depalma.jobarchive.record import Record
 from depalma.model import JobView
 from depalma.state.jobs import Job
+from depalma.state.texts import moment
 from depalma.state.views import job_view
 
 _KEEP = Body(KeepRequest)

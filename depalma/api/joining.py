@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -87,47 +89,48 @@ async def join(api: Api, request: web.Request) -> web.StreamResponse:
     websocket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, compress=False, timeout=1.0)
     if not websocket.can_prepare(request):
         raise Problem("bad_field", f"{request.path} is a WebSocket: send the headers of an upgrade")
-    _check_room()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(api.services.secrets.folder / member_file(api.services.master_id))
-    talk = object()
-    _talking.add(talk)
-    try:
-        async with asyncio.timeout(TALK_S):
-            await websocket.prepare(request)
-            tunnel = Tunnel(context, websocket.send_bytes, lambda: _receive(websocket), server_side=True)
-            await tunnel.handshake()
-            told = msgspec.json.decode(await tunnel.read(), type=JoinRequest)
-            answer = await _answer(api, told, request.remote or "")
-            await tunnel.write(msgspec.json.encode(answer))
-    except (TimeoutError, TunnelFailed, ConnectionError, *_UNREADABLE) as error:
-        # A stranger, or it went away: it asks again if it still wants to join.
-        log.debug("the talk with %s ended: %s", request.remote, error)
-    finally:
-        _talking.discard(talk)
-        await websocket.close()
+    with _talk():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(api.services.secrets.folder / member_file(api.services.master_id))
+        try:
+            async with asyncio.timeout(TALK_S):
+                await websocket.prepare(request)
+                tunnel = Tunnel(context, websocket.send_bytes, lambda: _receive(websocket), server_side=True)
+                await tunnel.handshake()
+                told = msgspec.json.decode(await tunnel.read(), type=JoinRequest)
+                answer = await _answer(api, told, request.remote or "")
+                await tunnel.write(msgspec.json.encode(answer))
+        except (TimeoutError, TunnelFailed, ConnectionError, *_UNREADABLE) as error:
+            # A stranger, or it went away: it asks again if it still wants to join.
+            log.debug("the talk with %s ended: %s", request.remote, error)
+        finally:
+            await websocket.close()
     return websocket
 
 
-def _check_room() -> None:
+@contextmanager
+def _talk() -> Iterator[None]:
+    """One of those that may talk at once. Errors: Problem crowded."""
     if len(_talking) >= AT_ONCE:
         raise Problem("crowded", f"{AT_ONCE} machines are joining at this moment; ask again", status=503)
+    talk = object()
+    _talking.add(talk)
+    try:
+        yield
+    finally:
+        _talking.discard(talk)
 
 
 async def join_by_tls(api: Api, request: web.Request) -> web.StreamResponse:
     """Answers a machine that has an invitation, over a connection that is secret by itself."""
     if request.scheme != "https":
         raise Problem("tls_needed", f"{request.path} is for https; who has none uses the WebSocket of the same path")
-    _check_room()
-    talk = object()
-    _talking.add(talk)
-    try:
-        told = msgspec.json.decode(await read_body(request, MESSAGE_BYTES), type=JoinRequest)
-    except _UNREADABLE as error:
-        raise Problem("bad_field", f"not what a machine says that joins: {error}") from None
-    finally:
-        _talking.discard(talk)
+    with _talk():
+        try:
+            told = msgspec.json.decode(await read_body(request, MESSAGE_BYTES), type=JoinRequest)
+        except _UNREADABLE as error:
+            raise Problem("bad_field", f"not what a machine says that joins: {error}") from None
     answer = await _answer(api, told, request.remote or "")
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +30,7 @@ from depalma.jobarchive.search import Wanted
 from depalma.model import JobView
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
+from depalma.state.texts import moment
 
 __all__ = ["ArchivePaused", "JobArchive", "Limits", "Wanted"]
 
@@ -400,8 +400,3 @@ def _shown(found: Sequence[Record], show: Callable[[Record], T], bad: dict[int, 
 def shown_ids(jobs: Collection[int]) -> str:
     """Returns ids for a message."""
     return ", ".join(map(str, sorted(jobs)))
-
-
-def moment(at: float) -> str:
-    """Returns the time in words."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"

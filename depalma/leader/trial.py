@@ -9,10 +9,9 @@ from math import inf
 from depalma.dispatcher import HostRoom, parts, plan
 from depalma.model import JobSpec
 from depalma.orderviews import TrialView
-from depalma.policies.busy import least
 from depalma.policies.forecast import Forecast, Forecaster
 from depalma.policies.gangs import could_start, starts
-from depalma.policies.places import Place
+from depalma.policies.places import places_of
 from depalma.policies.reserve import latest_start
 from depalma.state.cluster_state import ClusterState
 from depalma.state.dependencies import doomed
@@ -86,8 +85,7 @@ def _starts_by(state: ClusterState, hosts: Mapping[str, HostRoom], job: Job, now
     room = min(state.limits.room_of(job, account), of_quotas)
     if not job.ready or state.ready.jobs > 1 or room < (job.shape.gang or 1):
         return None
-    least_busy = least(room.foreign for room in hosts.values())
-    places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]
+    places = places_of(state, hosts)
     if not job.shape.gang:
         fits = [(way, each) for way in job.shape.ways for each in places if not misfit(way, each.host, each.slots)]
         first = min((latest_start(state, way, place, now) for way, place in fits), default=inf)

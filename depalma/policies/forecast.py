@@ -11,7 +11,6 @@ An estimate, never a promise: nothing that decides looks at it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from math import inf
 
 from msgspec import Struct
@@ -19,13 +18,13 @@ from msgspec import Struct
 from depalma.model import MAX_TASKS
 from depalma.policies.ahead import Before, Durations, Held, Work, before, bounds, held_apart
 from depalma.policies.basins import Basin, Takes, level
-from depalma.policies.busy import least
-from depalma.policies.places import HostRoom, Place
+from depalma.policies.places import HostRoom, Place, places_of
 from depalma.state.cluster_state import ClusterState
 from depalma.state.jobs import Job
 from depalma.state.limits import counted
 from depalma.state.placement import misfit
 from depalma.state.quotas import Holder, amount, holders_of, in_units
+from depalma.state.texts import moment
 from depalma.state.ways import one_way_each
 
 #: How far a chain of jobs that wait for each other is followed, and how many of them are looked at in all.
@@ -52,7 +51,7 @@ def start_lines(
     if found.at is None:
         yield f"nobody can say when it starts: {found.why}"
     else:
-        yield f"starts about {datetime.fromtimestamp(found.at, UTC):%Y-%m-%d %H:%M:%S} UTC: {found.why}"
+        yield f"starts about {moment(found.at)}: {found.why}"
 
 
 class Forecaster:
@@ -64,10 +63,7 @@ class Forecaster:
         self._state = state
         self._now = now
         self._durations = Durations(mean_s)
-        least_busy = least(room.foreign for room in hosts.values())
-        self._places = [
-            Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts
-        ]
+        self._places = places_of(state, hosts)
         self._runs = {
             place.host.name: [
                 (state.jobs[ref[0]], self._durations.end(state.jobs[ref[0]], began_at, now))

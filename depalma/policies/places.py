@@ -178,6 +178,12 @@ class Place:
             yield ref, now
 
 
+def places_of(state: ClusterState, rooms: Mapping[str, HostRoom]) -> list[Place]:
+    """Returns all connected hosts, for whoever looks at each: a round of the dispatcher makes only what it needs."""
+    least_busy = least(room.foreign for room in rooms.values())
+    return [Place(state.hosts[name], room, least_busy) for name, room in rooms.items() if name in state.hosts]
+
+
 class Pool:
     """The hosts of a round, as bits (`state/fits.py`); what was not chosen from is not looked at one by one.
 

@@ -15,8 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from msgspec import Struct
 
 from depalma.model import AttemptRef
-from depalma.policies.busy import least
-from depalma.policies.places import HostRoom, Place
+from depalma.policies.places import HostRoom, Place, places_of
 from depalma.state.cluster_state import ClusterState
 from depalma.state.gpus import Taken
 from depalma.state.jobs import Job
@@ -50,9 +49,7 @@ def preemptions(
     """Yields what is to end now. `ending`: what was told to end already; its room is counted as free."""
     if not state.ready.preempting:
         return
-    least_busy = least(room.foreign for room in hosts.values())
-    places = [Place(state.hosts[name], room, least_busy) for name, room in hosts.items() if name in state.hosts]
-    rooms = [_Room(state, place, ending) for place in places]
+    rooms = [_Room(state, place, ending) for place in places_of(state, hosts)]
     state.fits.begin(state.hosts)
     left = MOST
     for priority in state.ready.priorities():

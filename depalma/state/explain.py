@@ -6,8 +6,6 @@ leader knows (which hosts are connected) is not here.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from depalma.alternatives import spec_as
 from depalma.gpuparts import given
 from depalma.model import FINAL_STATES
@@ -20,6 +18,7 @@ from depalma.state.jobs import Job
 from depalma.state.placement import misfit, room_of_gang
 from depalma.state.shapes import GPUS, Shape, described, gpu_share, needs_of_host
 from depalma.state.task_states import CANCELLED, QUEUED, RUNNING
+from depalma.state.texts import moment
 from depalma.state.turn import limit_reasons, turn_lines
 from depalma.state.ways import shape_of_attempt
 
@@ -66,7 +65,7 @@ def waiting_reason(state: ClusterState, job: Job) -> str:
     if job.held:
         return "held until it is released"
     if job.asleep:
-        return f"starts at {_moment(job.spec.start_at)}, not before"
+        return f"starts at {moment(job.spec.start_at)}, not before"
     if job.waits_for_jobs or (job.blocked and job.blocked == job.queued):
         return waiting_for(job) or next_attempt(job) or ending_line(job)
     if job.queued == 0:
@@ -90,18 +89,14 @@ def suspended_reason(job: Job) -> str:
     if given is None:
         return ""
     by = f" by {given.by}" if given.by else ""
-    return f"suspended{by} since {_moment(given.at)}{': ' + given.reason if given.reason else ''}"
+    return f"suspended{by} since {moment(given.at)}{': ' + given.reason if given.reason else ''}"
 
 
 def next_attempt(job: Job) -> str:
     """Returns in one line when what failed is tried again; empty if nothing waits for that."""
     if not job.delayed:
         return ""
-    return f"{len(job.delayed)} failed tasks are tried again, the first at {_moment(min(job.delayed.values()))}"
-
-
-def _moment(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{len(job.delayed)} failed tasks are tried again, the first at {moment(min(job.delayed.values()))}"
 
 
 def telling_task(job: Job) -> int:

@@ -7,6 +7,7 @@ to Python 3.11. Replicas must agree, also while their Python is upgraded one by 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 #: Control, format and private characters, and all spaces but the plain one, as of Unicode 15.1.
@@ -17,6 +18,11 @@ _NOT_PLAIN: Final = re.compile(
     "\U00100000-\U0010fffd]"
 )
 _ESCAPED: Final = re.compile(r"\\\\|\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+
+
+def moment(at: float) -> str:
+    """Returns a time in words."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def is_plain(text: str) -> bool:

@@ -7,7 +7,6 @@ are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 from depalma.model import AttemptRef
 from depalma.state.cluster_state import ClusterState
@@ -15,6 +14,7 @@ from depalma.state.event_log import EventRecord
 from depalma.state.explain import explain
 from depalma.state.jobs import Job
 from depalma.state.shapes import needs_of_host
+from depalma.state.texts import moment
 
 #: The latest changes are told.
 MOST = 20
@@ -66,7 +66,7 @@ def changes(state: ClusterState, job: Job, index: int | None) -> Iterator[str]:
             continue
         else:
             line = _of_task(record, place)
-        yield f"{datetime.fromtimestamp(record.at, UTC):%Y-%m-%d %H:%M:%S} UTC {line}"
+        yield f"{moment(record.at)} {line}"
         told += 1
         if told == MOST:
             return
