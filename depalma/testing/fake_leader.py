@@ -55,6 +55,7 @@ class FakeLeader:
         self.commits = True  #: reports are committed as they come
         self.owner_policy = OwnerPolicy()
         self.owner: list[wire.OwnerNews] = []
+        self.suspended: tuple[int, ...] = ()  #: jobs that stand still; told first on every connection, as masters do
         self.refusal: wire.Refused | None = None
         self.hellos: list[wire.Hello] = []
         self.reports: dict[AttemptRef, Report] = {}
@@ -118,6 +119,7 @@ class FakeLeader:
     async def renew(self) -> None:
         """Makes the agent begin anew, with nothing running, and forgets what was seen of it."""
         before = self.hellos[-1].incarnation
+        self.suspended = ()
         self.refusal = wire.Refused("the next test begins", stop=True, restart_incarnation=True)
         await self.drop()
         await wait_until(lambda: self.connected and self.hellos[-1].incarnation != before, "new incarnation")
@@ -161,6 +163,7 @@ class FakeLeader:
 
     async def suspend(self, *jobs: int) -> None:
         """Says which jobs are suspended."""
+        self.suspended = jobs
         await self.send(wire.Suspended(next(self._orders), self.term, jobs))
 
     async def code(self, *entries: Any, again: bool = False) -> None:
@@ -219,6 +222,7 @@ class FakeLeader:
             return socket
         self._told.clear()
         await socket.send_bytes(wire.encode(self._welcome()))
+        await socket.send_bytes(wire.encode(wire.Suspended(next(self._orders), self.term, self.suspended)))
         self._socket = socket
         async for message in socket:
             if message.type is WSMsgType.BINARY:
