@@ -41,6 +41,8 @@ class Hello(Frame, frozen=True, tag="hello"):
     tells_history: bool = False  #: AskLoadHistory may be sent
     suspends_jobs: bool = False  #: Suspended may be sent
     takes_visits: bool = False  #: OpenVisit may be sent
+    #: incarnations of this host of which it is certain that nothing lives; None: an older agent, which does not say
+    over: tuple[str, ...] | None = None
 
 
 class Heartbeat(Frame, frozen=True, tag="beat"):

@@ -31,6 +31,7 @@ from depalma.agent.core import AgentCore
 from depalma.agent.environments import Environments
 from depalma.agent.gone import TELL_S
 from depalma.agent.link import MonitorLink
+from depalma.agent.lives import Lives, boot_id, machine_id
 from depalma.agent.loadmeter import LoadMeter
 from depalma.agent.measure import describe_limits, facts, python_version
 from depalma.agent.owner import Owner
@@ -103,6 +104,8 @@ class Agent:
         self._lock = await asyncio.to_thread(lock_folder, self._root, _LOCK_WAIT_S)
         if killed := await asyncio.to_thread(proctree.kill_strays, str(self._root)):
             log.warning("killed %d processes that an earlier agent left behind", killed)
+        self._lives = Lives(self._root, machine_id(), boot_id())
+        self._lives.begin(self._core.incarnation)
         pausing.name_folder(self._root, self._host.name)
         self._journal = ReportJournal(self._root / "reports")
         self._link = MonitorLink(self._from_monitor, self._monitor_died)
@@ -124,7 +127,9 @@ class Agent:
             )
             self._meter = meter = LoadMeter(str(self._root), lambda: self._link.pid)
             deliver, receive, name = self.deliver, self._receive, self._host.name
-            self._session = Session(self._finder, self._core, self._facts, name, deliver, receive, lambda: meter.latest)
+            self._session = Session(
+                self._finder, self._core, self._facts, name, deliver, receive, lambda: meter.latest, self._lives
+            )
             self._blobs = Blobs(self._root, http, self._finder.ordered, self._settings.max_blob_bytes, self._trust)
             self._stage = Stage(self._root, self._settings.max_blob_bytes)
             core, session = self._core, self._session
@@ -363,7 +368,7 @@ class Agent:
     async def _rejoin(self) -> None:
         await self._dead.wait()
         await asyncio.to_thread(empty_folder, self._root / "blobs" / "out")
-        self.deliver(ev.Rejoined(secrets.token_hex(8)))
+        self.deliver(ev.Rejoined(self._lives.begin(secrets.token_hex(8))))
         self._tell_identity()
         self._session.whole.set()
         log.info("nothing is left; going on as incarnation %s", self._core.incarnation)

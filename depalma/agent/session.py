@@ -13,6 +13,7 @@ import msgspec
 from depalma.agent.connection import Finder, Outbox
 from depalma.agent.core import AgentCore
 from depalma.agent.events import AnyEvent, BeatSent, Connected, Disconnected
+from depalma.agent.lives import Lives
 from depalma.model import HostFacts, Load, Report
 from depalma.monitor import boottime
 from depalma.protocol import FromAgent, Heartbeat, Masters, Reports, ToAgent, Welcome, decode_to_agent, encode
@@ -40,6 +41,7 @@ class Session:
         deliver: Callable[[AnyEvent], None],
         on_frame: Callable[[str, ToAgent], None],
         load: Callable[[], Load],
+        lives: Lives,
     ) -> None:
         self.finder = finder
         self.whole = asyncio.Event()  #: clear between a cut-off and the rejoin
@@ -58,6 +60,7 @@ class Session:
         self._unanswered_s: float | None = None  #: when the first was sent of what should have been answered
         self._closing: set[asyncio.Task[Any]] = set()
         self._load = load
+        self._lives = lives
 
     # ------------------------------------------------------------ out
 
@@ -141,7 +144,8 @@ class Session:
         sent_s = boottime()
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await socket.send_bytes(encode(self._core.hello(self._host, _facts_here(self.facts, socket))))
+            hello = self._core.hello(self._host, _facts_here(self.facts, socket))
+            await socket.send_bytes(encode(msgspec.structs.replace(hello, over=self._lives.over)))
             self._deliver(Connected(sent_s))
             watch = asyncio.create_task(self._watch(url, sent_s))
             tasks = [

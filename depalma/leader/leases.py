@@ -51,10 +51,14 @@ class Leases:
         """Returns the lease that an incarnation was given, in seconds: the log says so, whoever leads now."""
         return (facts.lease_s if facts is not None else 0.0) or self._times.stop_s
 
-    def over(self, hosts: Mapping[str, HostFacts | None], now: float) -> list[str]:
-        """Returns those of `hosts` whose work may run elsewhere now, by the lease that each was given."""
+    def left_s(self, host: str, facts: HostFacts | None, now: float) -> float:
+        """Returns for how long the host may yet run something if it stays silent, by the lease that it was given."""
         longer = self._times.move_s / self._times.stop_s
-        return [host for host, facts in hosts.items() if self.silent_s(host, now) > self.lease_of(facts) * longer]
+        return self.lease_of(facts) * longer - self.silent_s(host, now)
+
+    def over(self, hosts: Mapping[str, HostFacts | None], now: float) -> list[str]:
+        """Returns those of `hosts` whose work may run elsewhere now."""
+        return [host for host, facts in hosts.items() if self.left_s(host, facts, now) < 0]
 
     def suspects(self, hosts: Iterable[str], now: float) -> list[str]:
         """Returns those of `hosts` that were silent for long enough to get no new work."""

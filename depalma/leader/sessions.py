@@ -17,6 +17,7 @@ from depalma import protocol
 from depalma.consensus import CommandTooLarge, NotLeader, OutcomeUnknown
 from depalma.errors import Rejected
 from depalma.joining import is_signed
+from depalma.leader.admission import Admission, receive_hello, stranger
 from depalma.leader.context import Context
 from depalma.leader.leases import Leases
 from depalma.leader.orders import Orders, frames_of
@@ -58,7 +59,6 @@ from depalma.state.commands import (
     FinishTasks,
     HostLost,
     HostRecovered,
-    HostUp,
     NoteOwner,
     StartTasks,
 )
@@ -66,13 +66,8 @@ from depalma.state.gangs import rest_of_gangs
 
 log = logging.getLogger(__name__)
 
-HELLO_TIMEOUT_S = 5.0
 #: After an agent gave waiting tasks back it gets none ahead for so long.
 NO_AHEAD_S = 5.0
-
-
-def _stranger(host: str) -> Refused:
-    return Refused(f"host {host!r} is not in the cluster; add it with: depalmactl host add {host}", stop=True)
 
 
 class Sessions:
@@ -87,6 +82,7 @@ class Sessions:
         self.questions = Questions(context, self.by_host)
         self.suspensions = Suspensions(context, self.orders, self.by_host)
         self.visits = Visits(self.by_host)
+        self._admission = Admission(context, leases, self.by_host)
         self._beats: list[tuple[AgentSession, Heartbeat]] = []
         self._beat_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +121,7 @@ class Sessions:
     async def serve(self, websocket: web.WebSocketResponse, host: str) -> None:
         """Runs one agent's connection to its end."""
         try:
-            hello = await self._hello(websocket, host)
+            hello = await receive_hello(websocket, host)
             session = await self._admit(hello, websocket)
         except Goodbye as goodbye:
             log.info("agent of host %s refused: %s", host, goodbye.refusal.reason)
@@ -144,30 +140,12 @@ class Sessions:
                 self.news += 1
             log.info("agent of host %s disconnected", host)
 
-    async def _hello(self, websocket: web.WebSocketResponse, host: str) -> Hello:
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                message = await websocket.receive()
-            frame = protocol.decode_from_agent(message.data) if message.type is WSMsgType.BINARY else None
-        except TimeoutError:
-            raise Goodbye(Refused(f"no hello within {HELLO_TIMEOUT_S} s")) from None
-        except msgspec.MsgspecError as error:
-            raise Goodbye(Refused(f"the hello cannot be read: {error}", stop=True)) from error
-        if not isinstance(frame, Hello):
-            raise Goodbye(Refused("the first frame must be a hello"))
-        if frame.protocol != protocol.PROTOCOL_VERSION:
-            wanted = protocol.PROTOCOL_VERSION
-            raise Goodbye(Refused(f"protocol {frame.protocol} given; this master speaks {wanted}", stop=True))
-        if frame.host != host:
-            raise Goodbye(Refused(f"the hello names host {frame.host!r}, the request {host!r}", stop=True))
-        return frame
-
     async def _admit(self, hello: Hello, websocket: web.WebSocketResponse) -> AgentSession:
-        await self._take_up(hello)
+        await self._admission.take_up(hello)
         if not self._context.leading:
             raise Goodbye(Refused("this master does not lead any more"))
         if hello.host not in self._context.state.hosts:
-            raise Goodbye(_stranger(hello.host))
+            raise Goodbye(stranger(hello.host))
         session = AgentSession(hello.host, hello.incarnation, hello.facts, websocket)
         session.tells_history, session.suspends_jobs = hello.tells_history, hello.suspends_jobs
         session.takes_visits = hello.takes_visits
@@ -212,43 +190,6 @@ class Sessions:
             del self.by_host[session.host]
             self.news += 1
         session.dismiss(refusal)  # its lease goes on: what it runs is lost when it says so, or when that is over
-
-    async def _take_up(self, hello: Hello) -> None:
-        """Brings the state's view of the host up to this incarnation, or refuses it."""
-        context = self._context
-        host = context.state.hosts.get(hello.host)
-        if host is None:
-            listed = any(listed.name == hello.host for listed in context.config.hosts)
-            if listed and hello.host not in context.state.removed:
-                raise Goodbye(Refused("the hosts of the cluster file are not recorded yet"))  # first moments
-            raise Goodbye(_stranger(hello.host))
-        if host.removing:
-            raise Goodbye(Refused(f"host {hello.host} is being removed from the cluster", stop=True))
-        current = self.by_host.get(hello.host)
-        another = current is not None and current.incarnation != hello.incarnation and host.state != "lost"
-        # The other one, wherever it is, may run its tasks for as long as it was told, by its own clock.
-        if another and not self._leases.over({hello.host: host.facts}, context.clock()):
-            raise Goodbye(Refused(f"another agent of host {hello.host!r} is connected"))
-        try:
-            # What a lease is must not depend on the cluster file of whoever leads when it is over.
-            anew = host.incarnation != hello.incarnation or host.state in ("lost", "down") or host.facts is None
-            lease_s = context.config.settings.lease_s if anew or host.facts is None else host.facts.lease_s
-            facts = msgspec.structs.replace(hello.facts, lease_s=lease_s)
-            # Other facts of the same agent: it has another address now, for one.
-            if anew or host.facts != facts:
-                wall = context.wall()
-                self._leases.heard(hello.host, context.clock())  # or it would be lost again as soon as it is up
-                up = HostUp(hello.host, hello.incarnation, facts, wall, hello.code_index, hello.unreported)
-                await context.execute(up)
-            elif host.state == "suspect":
-                await context.execute(HostRecovered(hello.host, hello.incarnation, context.wall()))
-            else:
-                # A welcome begins a lease, so only one who leads for certain may say it: see heartbeats.
-                await context.barrier()
-        except Rejected as refusal:
-            raise Goodbye(Refused(str(refusal), restart_incarnation=True)) from refusal
-        except (NotLeader, OutcomeUnknown) as error:
-            raise Goodbye(Refused(f"this master could not record the host: {error}")) from error
 
     def _reconcile(self, session: AgentSession, hello: Hello) -> None:
         """Makes agent and state agree: what never arrived is sent again, what is no longer the host's is ended."""

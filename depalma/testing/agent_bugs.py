@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import msgspec
 
 from depalma.agent.core import AgentCore
+from depalma.leader.admission import Admission
 from depalma.leader.leases import Leases
 from depalma.leader.reign import Reign
-from depalma.protocol import HeartbeatAnswer
+from depalma.protocol import HeartbeatAnswer, Hello
+from depalma.state.hosts import Host
 from depalma.testing.sim_hosts import SimHosts
 
 
@@ -58,8 +60,22 @@ class _ImpatientReign(Reign):
         super().begin()
 
 
+class _GullibleAdmission(Admission):
+    """Whoever comes while nobody is connected is taken to be the agent that was."""
+
+    def _refuse_another(self, hello: Hello, host: Host) -> None:
+        super()._refuse_another(msgspec.structs.replace(hello, over=None), host)
+
+
+class _GullibleReign(Reign):
+    def begin(self) -> None:
+        self.sessions._admission.__class__ = _GullibleAdmission
+        super().begin()
+
+
 AGENT_BUGS: dict[str, AgentBug] = {
     "lease-from-answer": AgentBug(core=_CountsFromAnswer),
     "moved-at-lease": AgentBug(reign=_HastyReign),
+    "any-twin-taken": AgentBug(reign=_GullibleReign),
     "new-leader-impatient": AgentBug(reign=_ImpatientReign),
 }

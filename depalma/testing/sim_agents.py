@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from depalma import protocol
 from depalma.agent import events as ev
 from depalma.agent.core import AgentCore
@@ -41,7 +43,7 @@ class Connection:
         self._down = Line(timeline, cuts.delay_s, partial(cuts.cut, there, here), lambda data: agent.came(self, data))
         self._up = Line(timeline, cuts.delay_s, partial(cuts.cut, here, there), self._arrived)
         self._socket = ServerSocket(master.loop, self._down.put)
-        master.accept(here, self._socket)
+        master.accept(agent.host, self._socket)
 
     def send(self, frame: protocol.FromAgent) -> None:
         """To the master."""
@@ -62,19 +64,25 @@ class Connection:
 
 
 class SimAgent:
-    """One host: an agent process that comes and goes, its session, and what outlives it (processes, journal, clock)."""
+    """One machine: an agent process that comes and goes, its session, and what outlives it (processes, journal, clock).
 
-    def __init__(self, hosts: SimHosts, name: str, rates: tuple[float, ...], *, exits: bool) -> None:
+    `name`: the machine's; `host`: what it says that it is called, if that is something else.
+    """
+
+    def __init__(self, hosts: SimHosts, name: str, rates: tuple[float, ...], *, exits: bool, host: str = "") -> None:
         self.name = name
+        self.host = host or name
         self.hosts = hosts
         self.core: AgentCore | None = None
         self.frozen = False
+        self.retired = False
         self.heard_s = 0.0  #: when it sent the last word that any master heard and a lease may run from
         self.clock = drifting(hosts.masters.cluster.clock, hosts.random, rates)
         self.processes = Processes(hosts.timeline, hosts.random, self.clock, hosts.witness, self.tell)
         self._exits = exits  #: instead of coming back as a new incarnation
         self._life = 0
         self._incarnations = 0
+        self._over: list[str] = []
         self._epoch = 0  #: what was said to an earlier one is for nobody
         self._journal: dict[AttemptRef, Report] = {}
         self._held: list[Callable[[], None]] = []  #: what came while it stood still
@@ -106,7 +114,7 @@ class SimAgent:
 
     def start(self) -> None:
         """A process begins, with the reports that the last one left."""
-        if self.core is not None:
+        if self.core is not None or self.retired:
             return
         self._life += 1
         self._epoch += 1
@@ -131,6 +139,7 @@ class SimAgent:
         self.processes.kill_everything()
         if self.hosts.random.random() < 0.5:
             self._journal.clear()
+            self._over.clear()
         self._start_later()
 
     def lose_monitor(self) -> None:
@@ -143,6 +152,11 @@ class SimAgent:
             self.tell(ev.LeaseLost("the monitor died"))
 
         self.hosts.timeline.after(self.hosts.random.uniform(0.0, KILLED_WITHIN_S), found_out)
+
+    def retire(self) -> None:
+        """Off for good."""
+        self.lose_power()
+        self.retired = True
 
     def stop(self) -> None:
         """SIGTERM: what has not started goes back, then it ends."""
@@ -166,6 +180,8 @@ class SimAgent:
     def _incarnation(self) -> str:
         if self.processes.live:
             raise Violation(f"I3: {self.name} begins anew while it runs {list(self.processes.live)}")
+        if self._incarnations:
+            self._over.append(f"{self.name}-{self._incarnations}")
         self._incarnations += 1
         return f"{self.name}-{self._incarnations}"
 
@@ -206,7 +222,7 @@ class SimAgent:
                 again()
 
         def say() -> None:
-            master.ask(lambda: master.reign.sessions.gone(self.name, incarnation, why, reports), answered.append)
+            master.ask(lambda: master.reign.sessions.gone(self.host, incarnation, why, reports), answered.append)
 
         self.hosts.timeline.after(self.hosts.cuts.delay_s(), say)
         self.hosts.timeline.after(1.0, wait)
@@ -354,7 +370,7 @@ class SimAgent:
         self._connection = connection = Connection(self, self.hosts.random.choice(leaders), self.hosts.cuts)
         sent_s = self.clock.monotonic()
         self._unanswered_s = self.hosts.now
-        connection.send(self.core.hello(self.name, _FACTS))
+        connection.send(msgspec.structs.replace(self.core.hello(self.host, _FACTS), over=tuple(self._over)))
         self._deliver(ev.Connected(sent_s))
 
     def _disconnect(self) -> None:

@@ -41,6 +41,8 @@ class SimHosts:
         self.agents = [
             SimAgent(self, name, (SLOW,) if worst else (SLOW, 1.0, FAST), exits=random.random() < 0.3) for name in names
         ]
+        if random.random() < 0.3:  # somebody has given another machine the same name
+            self.agents.append(SimAgent(self, "twin", (SLOW,), exits=False, host="h0"))
         self.faults: Counter[str] = Counter()
         self._recorded: set[AttemptRef] = set()
         self._busy: set[str] = set()  #: hosts of which a process is frozen
@@ -68,7 +70,10 @@ class SimHosts:
         for agent in self.agents:
             self._thaw(agent)
             agent.processes.hurries = True
-            agent.start()
+            if agent.name == agent.host:
+                agent.start()
+            else:
+                agent.retire()
 
     @property
     def now(self) -> float:
@@ -78,7 +83,7 @@ class SimHosts:
     @property
     def idle(self) -> bool:
         """Whether no agent has anything to do."""
-        return all(agent.idle for agent in self.agents)
+        return all(agent.idle for agent in self.agents if not agent.retired)
 
     def within_reach(self, host: str) -> list[SimMaster]:
         """Masters that would accept the host's connection now, also one that does not know that it was deposed."""
@@ -100,7 +105,7 @@ class SimHosts:
 
         The master that asked for it hears of it late, if it stood still; then the host may be there again as another.
         """
-        (agent,) = (one for one in self.agents if one.name == host)
+        (agent,) = (one for one in self.agents if incarnation.startswith(f"{one.name}-"))
         if agent.is_over(incarnation):
             return
         live = list(agent.processes.live)

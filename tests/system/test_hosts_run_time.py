@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from depalma import Client, LocalCluster, Rejected
@@ -219,3 +220,29 @@ def test_what_had_finished_before_its_agent_died_is_not_run_again(
         assert job.wait(30).state == "succeeded"
         assert [attempt.number for attempt in job.tasks()[0].attempts] == [1]
     assert lives.of("began") == [(0, 1, "h1")]
+
+
+def test_another_machine_of_the_same_name_waits_for_the_lease_and_the_first_one_does_not(
+    fresh_cluster: Callable[..., LocalCluster], tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    """Agent and supervisor were killed at once, so nobody could say that nothing of them lives."""
+    cluster = fresh_cluster(masters=1, agents=1, slots=1, settings={"lease_s": 300.0})
+    lives = Lives(tmp_path)
+    with cluster.client() as client:
+        job = client.command(["sh", "-c", LIVES], cwd=tmp_path)
+        wait_until(lambda: lives.of("began") == [(0, 1, "h1")])
+        agent = next(entry for entry in cluster.processes if entry.id == "h1").pid
+        (monitor,) = (child for child in psutil.Process(agent).children() if "monitor.py" in " ".join(child.cmdline()))
+        monitor.suspend()
+        cluster.kill("h1", signal.SIGKILL)
+        monitor.kill()
+
+        with agent_of(cluster, "h1", tmp_path):
+            refused = "another agent of host 'h1' is not connected any more and may run its tasks for"
+            wait_until(lambda: refused in (tmp_path / "h1.log").read_text())
+            assert client.job(job.id).state == "running"
+        assert len(lives.of("began")) == 1
+        cluster.restart("h1")
+        wait_until(lambda: lives.of("began") == [(0, 1, "h1"), (0, 2, "h1")])
+        (tmp_path / "release").touch()
+        assert job.wait(30).state == "succeeded"
