@@ -25,6 +25,7 @@ _PASSED_ON = (
     "Authorization",
     "Content-Type",
     HOST_HEADER,
+    "Depalma-Seen",
     "Depalma-Session",
     "Idempotency-Key",
 )

@@ -12,12 +12,14 @@ import msgspec
 from aiohttp import web
 
 from depalma.api.problems import Problem, bad_field, shown
+from depalma.state.requests import with_seen
 
 T = TypeVar("T")
 
 BODY_TIMEOUT_S = 30.0
 MAX_WAIT_S = 600.0
 MAX_KEY_CHARACTERS = 128
+_MOST_DIGITS = 18
 MAX_INTEGER = 2**53  # what every JSON reader keeps exact
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -192,11 +194,21 @@ def check_query(request: web.Request, allowed: frozenset[str]) -> None:
             raise Problem("bad_field", f"unknown query parameter {shown(name)}; allowed: {names}")
 
 
-def idempotency_key(request: web.Request) -> str:
-    """Returns the request id of a write, made here if the client gives none."""
+def plain_key(request: web.Request) -> str:
+    """Returns the key of a write, made here if the client gives none."""
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return uuid.uuid4().hex
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS or not key.isprintable():
         raise bad_field("Idempotency-Key", key, f"1 to {MAX_KEY_CHARACTERS} printable characters")
     return key
+
+
+def idempotency_key(request: web.Request) -> str:
+    """Returns the request id of a write: its key, and how far the client had seen when it first sent it, if it says."""
+    key, seen = plain_key(request), request.headers.get("Depalma-Seen")
+    if seen is None:
+        return key
+    if not (seen.isascii() and seen.isdigit() and len(seen) <= _MOST_DIGITS):
+        raise bad_field("Depalma-Seen", seen, "a Depalma-Index that came with an answer")
+    return with_seen(key, int(seen))

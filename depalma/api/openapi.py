@@ -71,8 +71,8 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": text} for name in re.findall(r"\{(\w+)\}", route.path)
     ]
     query = [{"name": name, "in": "query", "required": False, "schema": text} for name in sorted(route.query)]
-    writes = route.mode is Mode.WRITE
-    key = [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": text}] if writes else []
+    headers = [("Idempotency-Key", text), ("Depalma-Seen", {"type": "integer"})] if route.mode is Mode.WRITE else []
+    key = [{"name": name, "in": "header", "required": False, "schema": schema} for name, schema in headers]
     return [*inside, *query, *key]
 
 

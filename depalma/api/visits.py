@@ -10,7 +10,7 @@ from aiohttp import WSCloseCode, web
 from msgspec import Struct
 
 from depalma.api.context import Api, now
-from depalma.api.inputs import Body, idempotency_key
+from depalma.api.inputs import Body, plain_key
 from depalma.api.jobs import find_job
 from depalma.api.problems import Problem, bad_field, shown
 from depalma.api.route import Mode, Route
@@ -51,7 +51,7 @@ async def ask(api: Api, request: web.Request) -> web.StreamResponse:
     """Records that a user enters a task, and lets him in once."""
     job = find_job(api, request.match_info["job"])
     wanted = _checked(_WANTED.decode(request, await api.body(request)))
-    key = idempotency_key(request)
+    key = plain_key(request)
     if not (key.isascii() and key.isalnum()):
         raise bad_field("Idempotency-Key", key, "letters and digits: it becomes part of a path")
     ref = visited(job, wanted.task)

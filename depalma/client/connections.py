@@ -140,8 +140,6 @@ class Connections:
 
     def _drive(self, request: Request, deadline_s: float) -> Answer | Stream:
         exchange = Exchange(self.endpoints, request, now=time.monotonic(), deadline_s=deadline_s)
-        headers = dict(exchange.headers)
-        headers["Authorization"] = f"Bearer {self.token}"
         while True:
             if self._closed:
                 raise DepalmaError("the client is closed")
@@ -150,6 +148,7 @@ class Connections:
                 time.sleep(step.seconds)
                 continue
             try:
+                headers = {**dict(exchange.headers), "Authorization": f"Bearer {self.token}"}
                 result = self._send(step, request, headers, exchange)
             except FAILURES as error:
                 exchange.failed(step, error, time.monotonic())

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from depalma.client.specs import login_name, texts
-from depalma.client.transport import JSON, Request, new_key, segment, with_query
+from depalma.client.transport import JSON, Request, segment, with_query
 from depalma.client.verbs import SLICE_S, Verb, send
 from depalma.model import HostView
 
@@ -127,7 +127,7 @@ def _members(method: str, path: str, hosts: Sequence[str] | None) -> Verb[list[s
 
 def _host(method: str, path: str, body: object) -> Verb[HostView]:
     data = b"" if body is None else msgspec.json.encode(body)
-    answer = yield Request(method, path, data, JSON if data else "", key=new_key())
+    answer = yield Request(method, path, data, JSON if data else "")
     return msgspec.json.decode(answer.body, type=HostView)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from depalma.client.specs import Work, login_name
-from depalma.client.transport import MSGPACK, Request, new_key, segment
+from depalma.client.transport import MSGPACK, Request, segment
 from depalma.client.verbs import Verb, get, send, stored
 from depalma.model import ScheduleView
 
@@ -18,7 +18,7 @@ def add(name: str, cron: str, work: Work, zone: str, catch_up: str, overlap: str
         "name": name, "cron": cron, "job": (yield from stored(work)), "zone": zone, "catch_up": catch_up,
         "overlap": overlap, "by": login_name(),
     }  # fmt: skip
-    answer = yield Request("POST", "/v1/schedules", msgspec.msgpack.encode(body), MSGPACK, key=new_key())
+    answer = yield Request("POST", "/v1/schedules", msgspec.msgpack.encode(body), MSGPACK)
     return msgspec.json.decode(answer.body, type=ScheduleView)
 
 

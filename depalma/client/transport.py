@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from depalma.errors import DepalmaError, NoLeader, Rejected
 
@@ -37,6 +37,7 @@ _RETRY_STATUS = frozenset({429, 502, 503, 504})
 UNTRUSTED = "not to be trusted: "
 #: How a write that found no leader ends: what is known of its effect.
 NOT_DONE = "nothing was changed"
+FORGOTTEN = "request_forgotten"
 MAYBE_DONE = "whether it was done is not known"
 #: A connection that failed so has carried nothing.
 _NEVER_SENT = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
@@ -56,6 +57,9 @@ class Request(Struct, frozen=True):
     raw: bool = False  #: hand any answer below 500 to the caller instead of raising Rejected
     stream: bool = False  #: a successful answer is an endless body that the caller reads
     key: str = ""  #: idempotency key; made here if empty
+    #: version that was heard of before the key was first used; None: not known, as the key is somebody else's
+    seen: int | None = None
+    maybe_done: bool = False  #: it was sent before with this key, and nobody knows what came of it
 
 
 class Answer(Struct, frozen=True):
@@ -113,16 +117,26 @@ class Endpoints:
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._scheme = self.urls[0].partition("://")[0]
         self.leader = ""
+        self.seen = 0  #: version of the state that a master has told last
         self._given = self.urls
         self._masters = ""
         self._preferred = 0
         self._avoid_until: dict[str, float] = {}
 
-    def heard(self, url: str, leader: str) -> None:
-        """Notes that `url` answered and whom it holds for the leader."""
+    def heard(self, url: str, headers: Mapping[str, str]) -> None:
+        """Notes that `url` answered, whom it holds for the leader, and how far the state is."""
         self._avoid_until.pop(url, None)
-        if leader:
+        if leader := headers.get("depalma-leader", ""):
             self.leader = self._ours(leader)
+        index = headers.get("depalma-index", "")
+        if index.isascii() and index.isdigit():
+            self.seen = int(index)  # not the highest one: a cluster that was restored counts from an earlier one
+
+    def keyed(self, request: Request) -> Request:
+        """Returns a write with a key, and how far the state had been seen before; with its own if it has one."""
+        if request.key or request.method not in _WRITES:
+            return request
+        return structs.replace(request, key=new_key(), seen=self.seen)
 
     def learn(self, masters: str) -> None:
         """Notes who the masters are, as one of them says it, separated by commas: they may change while a client lives.
@@ -163,7 +177,7 @@ class Exchange:
     """One call, from the first attempt to an answer or the deadline."""
 
     def __init__(self, endpoints: Endpoints, request: Request, *, now: float, deadline_s: float) -> None:
-        self.request = request
+        self.request = endpoints.keyed(request)
         self._endpoints = endpoints
         self._upload_s = len(request.body) / UPLOAD_BYTES_PER_S
         self._deadline = now + deadline_s + request.wait_s + self._upload_s
@@ -173,16 +187,19 @@ class Exchange:
         self._resume_at = 0.0
         self._timeouts = 0
         self._trouble: dict[str, str] = {}
-        self._maybe_done = False  #: some attempt may have reached a leader
-        self.headers = self._headers(request)
+        self._maybe_done = request.maybe_done  #: some attempt may have reached a leader
 
-    @staticmethod
-    def _headers(request: Request) -> list[tuple[str, str]]:
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What to send with the next attempt."""
+        request = self.request
         headers = [("Accept", request.accept), *request.headers]
         if request.content_type:
             headers.append(("Content-Type", request.content_type))
-        if request.method in _WRITES:
-            headers.append(("Idempotency-Key", request.key or new_key()))
+        if request.key:
+            headers.append(("Idempotency-Key", request.key))
+        if request.seen is not None:
+            headers.append(("Depalma-Seen", str(request.seen)))
         return headers
 
     def next(self, now: float) -> Attempt | Pause:
@@ -201,7 +218,7 @@ class Exchange:
 
     def answered(self, attempt: Attempt, answer: Answer, now: float) -> bool:
         """Takes an answer; True = it is the answer to the call. Errors: Rejected, DepalmaError (a fault there)."""
-        self._endpoints.heard(attempt.url, answer.headers.get("depalma-leader", ""))
+        self._endpoints.heard(attempt.url, answer.headers)
         self._endpoints.learn(answer.headers.get("depalma-masters", ""))
         status = answer.status
         if status < 400:
@@ -214,9 +231,23 @@ class Exchange:
                 self._resume_at = now + min(float(problem.get("retry_after_s") or 0.0), BACKOFF_S[1])
             self._look_elsewhere(attempt, now)
             return False
+        error = refusal(answer)
+        if isinstance(error, Rejected) and error.code == FORGOTTEN and self._is_new():
+            self.request = self._endpoints.keyed(structs.replace(self.request, key="", seen=None))
+            self._tried.discard(attempt.url)
+            return False
         if self.request.raw and status < 500:
             return True
-        raise refusal(answer)
+        raise error
+
+    def _is_new(self) -> bool:
+        """Returns whether a request that may have been done long ago, as it seems to the masters, was not.
+
+        They think so of one whose sender has not looked at the cluster for long. No attempt before this one came
+        through, and by now it has looked.
+        """
+        seen = self.request.seen
+        return seen is not None and not self._maybe_done and self._endpoints.seen > seen
 
     def failed(self, attempt: Attempt, error: BaseException, now: float) -> None:
         """Takes a connection that failed, or an attempt that was not answered in time."""

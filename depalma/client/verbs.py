@@ -23,7 +23,6 @@ from depalma.client.transport import (
     MSGPACK,
     Answer,
     Request,
-    new_key,
     refusal,
     segment,
     with_query,
@@ -118,7 +117,7 @@ def get(path: str, params: Mapping[str, object]) -> Verb[Any]:
 def send(method: str, path: str, body: object, key: str = "", *, wait_s: float = 0.0) -> Verb[Any]:
     """Sends JSON (or nothing) and returns the decoded JSON."""
     data = b"" if body is None else msgspec.json.encode(body)
-    answer = yield Request(method, path, data, JSON if data else "", wait_s=wait_s, key=key or new_key())
+    answer = yield Request(method, path, data, JSON if data else "", wait_s=wait_s, key=key)
     return answer.json()
 
 
@@ -144,7 +143,7 @@ def store(data: bytes) -> Verb[Payload]:
 def store_blob(data: bytes) -> Verb[Payload]:
     """Returns the payload of a blob, once it is on a majority of masters."""
     digest = hashlib.sha256(data).hexdigest()
-    yield Request("PUT", f"/v1/blobs/{digest}", data, BYTES, key=new_key())
+    yield Request("PUT", f"/v1/blobs/{digest}", data, BYTES)
     return Payload(digest=digest, size_bytes=len(data))
 
 
@@ -152,7 +151,7 @@ def submit(work: Work, session: str = "") -> Verb[Submitted]:
     """Creates a job; its results go to the stream of `session`, if the same master serves that."""
     headers = (("Depalma-Session", session),) if session else ()
     body = msgspec.msgpack.encode((yield from stored(work)))
-    answer = yield Request("POST", "/v1/jobs", body, MSGPACK, headers=headers, key=new_key())
+    answer = yield Request("POST", "/v1/jobs", body, MSGPACK, headers=headers)
     return Submitted(int(answer.json()["id"]), answer.master)
 
 
@@ -161,7 +160,7 @@ def submit_graph(works: Sequence[Work]) -> Verb[list[int]]:
     specs = []
     for work in works:
         specs.append((yield from stored(work)))
-    answer = yield Request("POST", "/v1/graphs", msgspec.msgpack.encode({"jobs": specs}), MSGPACK, key=new_key())
+    answer = yield Request("POST", "/v1/graphs", msgspec.msgpack.encode({"jobs": specs}), MSGPACK)
     return [int(job) for job in answer.json()["ids"]]
 
 
@@ -183,7 +182,7 @@ def add_tasks(job: int, arguments: list[bytes]) -> Verb[int]:
     """Adds tasks to an open job and returns the index of the first."""
     payload = yield from store(items.pack(arguments))
     body = msgspec.msgpack.encode({"arguments": payload, "count": len(arguments)})
-    answer = yield Request("POST", f"/v1/jobs/{job}/tasks", body, MSGPACK, key=new_key())
+    answer = yield Request("POST", f"/v1/jobs/{job}/tasks", body, MSGPACK)
     return int(answer.json()["first"])
 
 
@@ -327,11 +326,11 @@ def add_code(name: str, kind: str, archive: bytes, timeout_s: float, requirement
     """Appends to the code log and waits until every live host has it, at most `timeout_s` (then `missing` names
     those that have not)."""
     digest = hashlib.sha256(archive).hexdigest()
-    yield Request("PUT", f"/v1/blobs/{digest}", archive, BYTES, key=new_key())
+    yield Request("PUT", f"/v1/blobs/{digest}", archive, BYTES)
     body = {"name": name, "kind": kind, "digest": digest, "size_bytes": len(archive), "by": login_name()}
     if requirements:
         needs = hashlib.sha256(requirements).hexdigest()
-        yield Request("PUT", f"/v1/blobs/{needs}", requirements, BYTES, key=new_key())
+        yield Request("PUT", f"/v1/blobs/{needs}", requirements, BYTES)
         body["requirements"] = needs
     return (yield from _appended("/v1/code", body, timeout_s))
 

@@ -122,6 +122,7 @@ class Session:
         what is patient longer.
         """
         connections = self.connections
+        request = connections.endpoints.keyed(request)  # twice the same, if it comes to that
         first_s = min(NOBODY_S, self.timeout_s)
         started = time.monotonic()
         try:
@@ -130,11 +131,16 @@ class Session:
             first = error
         left_s = self._left_s(started)
         if left_s <= 0:
-            raise _with_advice(first, "")
+            raise _with_advice(first)
+        from msgspec import structs
+
+        from depalma.client.transport import MAYBE_DONE
+
+        again = structs.replace(request, maybe_done=MAYBE_DONE in str(first))
         try:
-            answer = connections.call(request, deadline_s=left_s)
+            answer = connections.call(again, deadline_s=left_s)
         except NoLeader as error:
-            raise _with_advice(error, str(first)) from error
+            raise _with_advice(error) from error
         if self._without:
             self._without = False
             self.narrate("a master answers again")
@@ -187,29 +193,22 @@ class Session:
         """Returns the decoded answer to a write of any method, done once however often it had to be sent."""
         import json
 
-        from depalma.client.transport import JSON, Request, new_key, with_query
+        from depalma.client.transport import JSON, Request, with_query
 
         data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
         content_type = JSON if data else ""
-        return self.call(
-            Request(method, with_query(path, params), data, content_type=content_type, key=new_key())
-        ).json()
+        return self.call(Request(method, with_query(path, params), data, content_type=content_type)).json()
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Stores a blob on a majority of masters."""
-        from depalma.client.transport import BYTES, Request, new_key
+        from depalma.client.transport import BYTES, Request
 
-        self.call(Request("PUT", f"/v1/blobs/{digest}", data, content_type=BYTES, key=new_key()))
+        self.call(Request("PUT", f"/v1/blobs/{digest}", data, content_type=BYTES))
 
 
-def _with_advice(error: NoLeader, earlier: str) -> NoLeader:
-    """Says what to do next; what is not known of the first attempts is not known of the whole."""
-    from depalma.client.transport import MAYBE_DONE, NOT_DONE
-
-    text = str(error)
-    if MAYBE_DONE in earlier:
-        text = text.replace(NOT_DONE, MAYBE_DONE)
-    return NoLeader(f"{text}; see: depalmactl doctor")
+def _with_advice(error: NoLeader) -> NoLeader:
+    """Says what to do next."""
+    return NoLeader(f"{error}; see: depalmactl doctor")
 
 
 def _listens(url: str) -> bool:

@@ -64,6 +64,8 @@ class StatePiece(Struct, array_like=True, gc=False):
     next_event: int
     removed_hosts: list[str] = []
     order: OrderImage | None = None
+    answers_complete_from: int = 0
+    answers_younger_from: int = 0
 
 
 class CodePiece(_Piece, tag="code"):
@@ -174,6 +176,8 @@ def encode(state: ClusterState, state_hash: str, *, version: bool = True) -> Ite
             state.events.next_index,
             sorted(state.removed),
             order_image(state),
+            state.answers.complete_from if version else 0,
+            state.answers.younger_from if version else 0,
         )
     )
     pieces = 1
@@ -271,6 +275,8 @@ class _Reader:
         self._state = state = ClusterState.empty()
         state.version, state.term, state.next_job = first.version, first.term, first.next_job
         state.answers.since = first.answers_since
+        state.answers.complete_from = first.answers_complete_from
+        state.answers.younger_from = first.answers_younger_from
         state.events.next_index = first.next_event
         state.removed = set(first.removed_hosts)
         if first.order is not None:

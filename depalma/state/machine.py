@@ -46,6 +46,7 @@ from depalma.state.cluster_state import Changes, ClusterState
 from depalma.state.command import Command
 from depalma.state.commands import AnyCommand, Applied, Rejected
 from depalma.state.outbox import collect
+from depalma.state.requests import Forgotten
 
 _Handler = Callable[[ClusterState, Any], Applied | Rejected]
 
@@ -134,8 +135,12 @@ class UnknownCommand(DepalmaError):
 
 def apply(state: ClusterState, command: AnyCommand, index: int) -> Applied | Rejected:
     """Applies a command in place. `index` is its place in the log, for messages only."""
-    state.version += 1
-    outcome = bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
+    state.answers.now = state.version = state.version + 1
+    outcome: Applied | Rejected
+    try:
+        outcome = bad_common(command.at, getattr(command, "request", "")) or _HANDLERS[type(command)](state, command)
+    except Forgotten as refusal:
+        outcome = Rejected(refusal.code, str(refusal))
     if type(command) not in _OF_TASKS:
         state.fits.note(state.changes.hosts, state.hosts)
     if state.events.fresh:

@@ -58,6 +58,7 @@ async def test_bytes_that_are_no_text_in_a_path(bench: Bench, path: bytes) -> No
     "header",
     [
         b"Idempotency-Key: \xff\xfe", b"Idempotency-Key: a\tb", b"Authorization: Bearer \xff", b"Depalma-Session: \xff",
+        b"Depalma-Seen: \xff",
         b"Content-Type: \xff", b"Accept: \xff", b"Content-Encoding: \xff", b"Expect: miracles",
         b"Content-Length: -1", b"Content-Length: x", b"Transfer-Encoding: nonsense",
     ],

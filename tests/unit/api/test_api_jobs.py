@@ -12,6 +12,7 @@ import pytest
 
 from depalma import items
 from depalma.model import JobSpec, Payload
+from depalma.state import requests as state_requests
 from depalma.state.commands import CancelJobs, SubmitJob
 
 if TYPE_CHECKING:
@@ -57,6 +58,33 @@ async def test_the_same_key_gives_the_same_job(bench: Bench) -> None:
     assert await bench.post("/v1/jobs", COMMAND, 201, headers=headers) == first
     assert await bench.post("/v1/jobs", COMMAND, 201) != first
     assert len(bench.master.state.jobs) == 2
+
+
+async def test_what_was_done_too_long_ago_is_refused_rather_than_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_requests, "LIMIT", 6)
+    seen = str(bench.master.state.version)
+    first = {"Idempotency-Key": "first", "Depalma-Seen": seen}
+    made = await bench.post("/v1/jobs", COMMAND, 201, headers=first)
+    for _ in range(3):
+        await bench.post("/v1/jobs", COMMAND, 201)
+    assert await bench.post("/v1/jobs", COMMAND, 201, headers=first) == made
+    for _ in range(6):
+        await bench.post("/v1/jobs", COMMAND, 201)
+    problem = await bench.post("/v1/jobs", COMMAND, 409, headers=first)
+    assert problem["code"] == "request_forgotten"
+    assert "Look, and send it as a new one if it was not" in problem["detail"]
+    assert len(bench.master.state.jobs) == 10
+    now = {"Idempotency-Key": "new", "Depalma-Seen": str(bench.master.state.version)}
+    assert await bench.post("/v1/jobs", COMMAND, 201, headers=now) == {"id": 11}
+
+
+@pytest.mark.parametrize("seen", ["", "-1", "1.0", "x", "²", "9" * 19])
+async def test_what_was_seen_must_be_an_index(bench: Bench, seen: str) -> None:
+    problem = await bench.post("/v1/jobs", COMMAND, 400, headers={"Depalma-Seen": seen})
+    assert problem["detail"].startswith("Depalma-Seen: ")
+    assert problem["detail"].endswith("allowed: a Depalma-Index that came with an answer")
 
 
 @pytest.mark.parametrize(

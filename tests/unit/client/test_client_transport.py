@@ -179,3 +179,56 @@ def test_paths_are_quoted() -> None:
         with_query("/v1/jobs", {"name": "a b&c", "all": True, "tag": None, "x": False}) == "/v1/jobs?name=a+b%26c&all=1"
     )
     assert segment("a/b?c") == "a%2Fb%3Fc"
+
+
+def forgotten(index: int) -> Answer:
+    answer = says(409, "request_forgotten")
+    return Answer(answer.status, {**answer.headers, "depalma-index": str(index)}, answer.body)
+
+
+def test_a_write_says_how_far_its_sender_had_seen_before_its_first_attempt() -> None:
+    endpoints = Endpoints([A, B, C])
+    first = exchange(endpoints)
+    first.answered(attempt(first), Answer(200, {"depalma-index": "70"}), 0.0)
+    call = exchange(endpoints, Request("POST", "/"))
+    sent = dict(call.headers)
+    assert sent["Depalma-Seen"] == "70"
+    step = attempt(call)
+    call.answered(step, Answer(503, {"depalma-index": "90"}), 0.0)
+    assert dict(call.headers) == sent, "an answer to it may be as old as 71"
+    assert dict(exchange(endpoints, Request("POST", "/")).headers)["Depalma-Seen"] == "90"
+    assert "Depalma-Seen" not in dict(exchange(endpoints, Request("GET", "/")).headers)
+    own = dict(exchange(endpoints, Request("POST", "/", key="mine")).headers)
+    assert (own["Idempotency-Key"], own.get("Depalma-Seen")) == ("mine", None), "it may have been used long ago"
+    first = exchange(endpoints)
+    first.answered(attempt(first), Answer(200, {"depalma-index": "7"}), 0.0)
+    assert dict(exchange(endpoints, Request("POST", "/")).headers)["Depalma-Seen"] == "7", "it was restored"
+
+
+def test_who_has_not_looked_for_long_is_told_that_his_new_request_may_be_old_and_knows_better() -> None:
+    call = exchange(request=Request("POST", "/"))
+    before = dict(call.headers)
+    step = attempt(call)
+    call.failed(step, ConnectionRefusedError(111, "Connection refused"), 0.0)  # it never left
+    step = attempt(call)
+    assert not call.answered(step, forgotten(500), 0.0)
+    again = attempt(call)
+    assert again.url == step.url
+    after = dict(call.headers)
+    assert after["Depalma-Seen"] == "500"
+    assert after["Idempotency-Key"] != before["Idempotency-Key"]
+    with pytest.raises(Rejected, match="about request_forgotten"):
+        call.answered(again, forgotten(500), 0.0)
+
+
+@pytest.mark.parametrize("how", ["timeout", "503", "earlier call", "own key"])
+def test_what_may_have_been_done_is_not_sent_as_a_new_request(how: str) -> None:
+    request = Request("POST", "/", maybe_done=how == "earlier call", key="mine" if how == "own key" else "")
+    call = exchange(request=request)
+    if how == "timeout":
+        call.failed(attempt(call), TimeoutError(), 0.0)
+    elif how == "503":
+        assert not call.answered(attempt(call), says(503, "outcome_unknown"), 0.0)
+    with pytest.raises(Rejected) as refused:
+        call.answered(attempt(call), forgotten(500), 0.0)
+    assert refused.value.code == "request_forgotten"

@@ -21,7 +21,7 @@ def test_who_was_given_https_goes_to_nobody_in_plain_text() -> None:
     """Whatever a master says of itself and of the others; and the other way round."""
     for given, told in (("https", "http"), ("http", "https")):
         endpoints = Endpoints([f"{given}://a:1"])
-        endpoints.heard(f"{given}://a:1", f"{told}://b:1/")
+        endpoints.heard(f"{given}://a:1", {"depalma-leader": f"{told}://b:1/"})
         endpoints.learn(f"{told}://a:1,{told}://b:1")
         assert endpoints.order(0.0) == [f"{given}://b:1", f"{given}://a:1"]
 
