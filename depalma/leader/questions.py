@@ -20,8 +20,8 @@ from depalma.protocol import (
     Question,
 )
 
-#: How soon a host that connects is asked.
-_LOOK_S = 0.01
+#: How soon a host that connects is asked: first, and at last, as a thousand of them may be away for long.
+_LOOK_S = (0.01, 0.2)
 
 
 class Questions:
@@ -96,7 +96,7 @@ class Questions:
         self, host: str, question: Callable[[int], Question], timeout_s: float, able: Callable[[AgentSession], bool]
     ) -> Answer | None:
         """Asks one host; while it is on its way to this leader it is waited for."""
-        end = time.monotonic() + timeout_s
+        end, pause_s = time.monotonic() + timeout_s, _LOOK_S[0]
         while self._context.leading and (left_s := end - time.monotonic()) > 0:
             session = self._by_host.get(host)
             if session is not None:
@@ -105,7 +105,8 @@ class Questions:
                 answer = await self._ask(session, question, left_s)
                 if answer is not None:
                     return answer
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_S[1])
         return None
 
     async def _ask(self, session: AgentSession, question: Callable[[int], Question], timeout_s: float) -> Answer | None:
