@@ -194,7 +194,7 @@ class Agent:
         if not await asyncio.to_thread(self._link.wait, 15.0):
             log.warning("the monitor (process %d) still tries to reach a master", self._link.pid)
             self._link.kill_tree()  # or it stands still
-        self._link.close()
+        self._link.end()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -300,7 +300,7 @@ class Agent:
             ev.KeepReports: self._keep_reports,
             ev.SendReports: lambda a: self._session.report(a.reports),
             ev.Announce: self._announce,
-            ev.RenewLease: lambda a: self._link.send(("lease", a.until_s)),
+            ev.RenewLease: lambda a: self._link.renew(a.until_s),
             ev.ApplyCode: lambda a: self._spawn(self._code.apply(a.entries, again=a.again)),
             ev.ResetCode: lambda a: self._reset_code(),
             ev.Reconnect: self._reconnect,

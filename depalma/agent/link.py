@@ -15,8 +15,14 @@ from pathlib import Path
 import depalma.monitor
 from depalma.agent import proctree
 from depalma.agent.channel import Channel, Message
+from depalma.agent.wardenlink import WardenLink
+from depalma.monitor import boottime
 
 log = logging.getLogger(__name__)
+
+#: How much later than the lease the warden acts: a part of what is left of it, but not longer. Far within the margin
+#: after which the work runs elsewhere, clocks that differ included (`lease.py`).
+_WARDEN_LATE, _WARDEN_LATE_S = 0.03, 0.3
 
 
 class MonitorLink:
@@ -26,11 +32,16 @@ class MonitorLink:
         self._on_messages = on_messages
         self._on_death = on_death
         self._process: subprocess.Popen[bytes] | None = None
+        self._warden: WardenLink | None = None
         self._channel: Channel | None = None
         self._waits_for_room = False
 
     def start(self, root: Path, lock_fd: int, output_limit_bytes: int) -> None:
         """Starts the monitor. It shares the lock on the agent's folder and keeps it until everything is dead."""
+        if self._warden is None:
+            self._warden = WardenLink(root)
+        self._warden.monitor = (0, 0)
+        self._warden.hold(0.0)
         near, far = socket.socketpair()
         argv = [sys.executable, "-I", "-S", depalma.monitor.__file__, str(far.fileno()), str(lock_fd), str(root)]
         argv.append(str(output_limit_bytes))
@@ -48,6 +59,7 @@ class MonitorLink:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             far.close()
+        self._warden.monitor = _identity(self._process.pid)
         self._channel = Channel(near)
         asyncio.get_running_loop().add_reader(near, self._readable)
 
@@ -64,6 +76,12 @@ class MonitorLink:
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+
+    def renew(self, until_s: float) -> None:
+        """Says until when tasks may live (CLOCK_BOOTTIME). The warden gives the others a moment to be first."""
+        if self._warden is not None:
+            self._warden.hold(until_s + min(_WARDEN_LATE_S, _WARDEN_LATE * (until_s - boottime())))
+        self.send(("lease", until_s))
 
     def flush(self) -> None:
         """Sends what is queued, the rest when there is room."""
@@ -90,6 +108,8 @@ class MonitorLink:
         except (EOFError, OSError, ValueError):
             self._died()
             return
+        if any(message[0] == "all_dead" for message in messages) and self._warden is not None:
+            self._warden.hold(0.0)
         if messages:
             self._on_messages(messages)
 
@@ -107,6 +127,12 @@ class MonitorLink:
                 self._waits_for_room = False
             self._channel.close()
             self._channel = None
+
+    def end(self) -> None:
+        """Closes the channel, and ends the warden: the monitor has ended everything, or was made to."""
+        self.close()
+        if self._warden is not None:
+            self._warden.dismiss()
 
     def wait(self, timeout_s: float) -> bool:
         """Waits for the process to end (blocks). Returns whether it has."""
@@ -133,3 +159,9 @@ class MonitorLink:
         """Takes note that the process was reaped by somebody else."""
         if self._process is not None and self._process.pid in pids:
             self._process.returncode = -9
+
+
+def _identity(pid: int) -> tuple[int, int]:
+    """Returns a child's number and when it began, so that a later one of the same number is another one."""
+    now = proctree.stat(pid)
+    return (pid, now.start) if now is not None else (0, 0)

@@ -279,25 +279,6 @@ async def test_the_monitor_ignores_polite_signals(leader: FakeLeader, agent: Age
     assert agent.monitor_pid() == monitor
 
 
-async def test_agent_and_monitor_killed_together_are_cleaned_up_by_the_next(
-    leader: FakeLeader, agent: AgentProcess
-) -> None:
-    leader.job(1, JobSpec(kind="command", argv=("sh", "-c", "setsid sleep 2004 & wait")))
-    await leader.assign(Assignment(1, 0, 1, 1))
-    await wait_until(lambda: sleeping(2004), "task")
-    monitor = agent.monitor_pid()
-    agent.signal(signal.SIGSTOP)
-    os.kill(monitor, signal.SIGKILL)
-    agent.signal(signal.SIGKILL)
-    await agent.exit_code()
-    assert sleeping(2004)
-
-    agent.start()
-    await wait_until(lambda: len(leader.hellos) == 2, "new agent")
-
-    assert not sleeping(2004)
-
-
 async def test_a_new_agent_waits_for_the_old_ones_end(leader: FakeLeader, agent: AgentProcess) -> None:
     await start_hiding(leader)
     agent.signal(signal.SIGKILL)
