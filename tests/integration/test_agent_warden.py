@@ -96,7 +96,7 @@ async def test_all_three_killed_together_are_cleaned_up_by_the_next(
 async def test_when_the_monitor_stands_still_and_the_agent_dies_the_lease_ends_all(
     leader: FakeLeader, agent: AgentProcess, tmp_path: Path
 ) -> None:
-    leader.lease_s = 1.5
+    leader.lease_s = 4.0
     await leader.drop()
     await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the shorter lease")
     task = await Task.begin(leader, agent, tmp_path, HIDING)
