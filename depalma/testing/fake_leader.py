@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import psutil
 from aiohttp import WSMsgType, web
 
 from depalma import protocol as wire
+from depalma.agent import proctree
 from depalma.agent.execution import NO_SLOT
 from depalma.model import AttemptRef, JobSpec, LoadHistory, Report
 from depalma.ownership import OwnerPolicy
@@ -372,12 +372,8 @@ class AgentProcess:
 
     def below(self) -> list[str]:
         """Returns the command lines of what lives below it."""
-        found = []
-        for process in psutil.Process(self.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # also if it is a zombie
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-        return found
+        words = (proctree.read(f"/proc/{pid}/cmdline") for pid, _ in proctree.descendants(self.pid))
+        return [line.removesuffix(b"\0").replace(b"\0", b" ").decode(errors="replace") for line in words if line]
 
     async def exit_code(self, *, for_s: float = _WAIT_S) -> int:
         """Waits for the agent to end and returns its exit code."""

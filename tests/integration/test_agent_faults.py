@@ -133,6 +133,7 @@ async def test_silence_of_the_leader_ends_everything_at_the_lease(tmp_path: Path
             await wait_until(lambda: not sleeping(), "end of the tree")
 
             assert boottime() >= answered_s + LEASE_S
+            leader.leads = True  # and takes note that nothing of it lives any more
             assert await agent.exit_code() == 4
             assert f"cut off: no leader was heard for {LEASE_S:g} s" in agent.log.read_text()
             assert leader.reports == {}
@@ -388,6 +389,7 @@ async def test_a_cut_off_agent_that_exits_ends_its_tasks_also_if_the_monitor_sta
 
             assert "the monitor does not answer" not in agent.log.read_text()
         finally:
+            leader.leads = True
             if monitor:
                 with contextlib.suppress(ProcessLookupError):  # the agent kills it in the end
                     os.kill(monitor, signal.SIGCONT)
