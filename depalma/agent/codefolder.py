@@ -90,10 +90,12 @@ class CodeFolder:
             unpack(archive, fresh / "new")
             target, listing = self._store / digest, self._store / f"{digest}.files"
             listing.unlink(missing_ok=True)
+            # Before others can write to them: what somebody changes at once must not pass for what was packed.
+            files = msgspec.msgpack.encode(_look(fresh / "new"))
             if target.exists():
                 target.rename(fresh / "old")
             (fresh / "new").rename(target)
-            (fresh / "files").write_bytes(msgspec.msgpack.encode(_look(target)))
+            (fresh / "files").write_bytes(files)
             (fresh / "files").rename(listing)
         finally:
             remove_tree(fresh)

@@ -42,6 +42,8 @@ START_FAILURES = 3
 #: Why a lane stands still: the owner of the machine, or the job of its task.
 OWNER, JOB = "owner", "job"
 JOB_SUSPENDED = "its job is suspended"
+#: Why an attempt went back that had waited for too long.
+NO_SLOT = "no slot became free"
 #: What an outcome that we brought about is called by programs.
 _CODES = {"timed_out": "time_limit"}
 _UNTIMELY = not_kept("its agent ended before it had handed it over")
@@ -422,4 +424,4 @@ class Execution:
                 break
             attempt.state = "dropped"
             self._unqueued.append(attempt)
-            self.report_unstarted(attempt, "returned", "no slot became free")
+            self.report_unstarted(attempt, "returned", NO_SLOT)

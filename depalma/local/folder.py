@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ STATE_FILE = "cluster.json"
 RENEW_WITHIN_DAYS = 60
 #: Fast enough to watch on one machine, slow enough for a busy one.
 SETTINGS: dict[str, Any] = {"lease_s": 3.0, "heartbeat_s": 0.5}
+
+
+#: How many ports others are kept from; whoever wanted those before has them by now.
+_NOTES = 64
+_notes: deque[int] = deque()
 
 
 class ProcessEntry(Struct, kw_only=True, omit_defaults=True):
@@ -139,7 +146,7 @@ def write(file: Path, data: bytes) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that nobody listens on.
+    """Returns ports of loopback that nobody listens on, and that no other process is given by this meanwhile.
 
     They lie below those that the kernel gives to outgoing connections: a port stays free while its process is dead,
     so that it can be started again.
@@ -152,7 +159,7 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
         port = chooser.choice(candidates)
-        if port not in found and _is_free(port):
+        if port not in found and _is_free(port) and _is_taken_note_of(port):
             found.append(port)
     raise ConfigError(f"no {count} free ports on {LOOPBACK}")
 
@@ -172,6 +179,24 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def _is_taken_note_of(port: int) -> bool:
+    """Returns whether nobody else was given the port a moment ago, and lets others know that we were.
+
+    Until somebody listens on it, it looks free to all: two clusters that start at once would both take it. A name in
+    the kernel says whose it is, and goes with us.
+    """
+    note = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        note.bind(f"\0depalma-port-{port}")
+    except OSError as error:
+        note.close()
+        return error.errno != errno.EADDRINUSE  # where there are no such names, chance has to do
+    _notes.append(note.detach())
+    while len(_notes) > _NOTES:
+        os.close(_notes.popleft())
+    return True
 
 
 def entries(config: ClusterConfig, directory: Path) -> list[ProcessEntry]:

@@ -7,6 +7,7 @@ and what it commits. For tests and benchmarks of the agent alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import os
@@ -21,11 +22,13 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from depalma import protocol as wire
+from depalma.agent import proctree
+from depalma.agent.execution import NO_SLOT
 from depalma.model import AttemptRef, JobSpec, LoadHistory, Report
 from depalma.ownership import OwnerPolicy
 
 TOKEN = "t" * 40
-_WAIT_S = 15.0
+_WAIT_S = 30.0
 
 
 async def wait_until(look: Callable[[], Any], what: str, *, for_s: float = _WAIT_S) -> Any:
@@ -40,10 +43,19 @@ async def wait_until(look: Callable[[], Any], what: str, *, for_s: float = _WAIT
         await asyncio.sleep(0.005)
 
 
-class FakeLeader:
-    """One fake master. Use as an async context manager; `url` is where it is."""
+def ref_of(report: Report) -> AttemptRef:
+    """Returns which attempt a report is about."""
+    return report.job, report.task, report.attempt
 
-    def __init__(self, *, term: int = 1, lease_s: float = 5.0, heartbeat_s: float = 0.1) -> None:
+
+class FakeLeader:
+    """One fake master. Use as an async context manager; `url` is where it is.
+
+    Its lease is longer than anything waits here: no process loses it because the machine let it stand still, and what
+    ends within the deadlines of `wait_until` has not ended by the lease. Who tests the lease gives a shorter one.
+    """
+
+    def __init__(self, *, term: int = 1, lease_s: float = 60.0, heartbeat_s: float = 0.1) -> None:
         self.term = term
         self.lease_s = lease_s
         self.heartbeat_s = heartbeat_s
@@ -53,6 +65,7 @@ class FakeLeader:
         self.leader_url = ""  #: what it answers with 421 when it does not lead
         self.answers = True  #: heartbeats are answered
         self.commits = True  #: reports are committed as they come
+        self.gives_again = True  #: what no slot became free for comes again, as masters do, instead of being reported
         self.owner_policy = OwnerPolicy()
         self.owner: list[wire.OwnerNews] = []
         self.suspended: tuple[int, ...] = ()  #: jobs that stand still; told first on every connection, as masters do
@@ -69,7 +82,7 @@ class FakeLeader:
         self.gone: list[dict[str, str]] = []
         self.blobs: dict[str, bytes] = {}
         self.refused_blobs = 0  #: requests for blobs that are not there
-        self.cut_after_bytes = 0  #: the next answers with a blob break off after so many bytes; 0 = they do not
+        self.cut_after_bytes = 0  #: answers with a blob break off at this place of it; 0 = they do not
         self.ranges: list[str] = []  #: what was asked for of blobs; `check` when doubts came with it
         self.asked = 0  #: requests for a connection
         self._socket: web.WebSocketResponse | None = None
@@ -77,6 +90,7 @@ class FakeLeader:
         self._requests = itertools.count(1)
         self._told: set[int] = set()
         self._specs: dict[int, wire.JobTemplate] = {}
+        self._assigned: dict[AttemptRef, wire.Assignment] = {}
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> FakeLeader:
@@ -102,7 +116,7 @@ class FakeLeader:
 
     @property
     def connected(self) -> bool:
-        """Returns whether an agent is connected and welcomed."""
+        """Returns whether the agent that said hello last is connected and welcomed."""
         return self._socket is not None and not self._socket.closed
 
     async def drop(self) -> None:
@@ -123,11 +137,12 @@ class FakeLeader:
         self.refusal = wire.Refused("the next test begins", stop=True, restart_incarnation=True)
         await self.drop()
         await wait_until(lambda: self.connected and self.hellos[-1].incarnation != before, "new incarnation")
-        for seen in (self.reports, self.started, self.answers_to, self.blobs):
+        for seen in (self.reports, self.started, self.answers_to, self.blobs, self._assigned):
             seen.clear()
         for list_seen in (self.report_frames, self.beats, self.acknowledged, self.problems, self.ranges, self.gone):
             list_seen.clear()
-        self.answers = self.commits = True
+        self.answers = self.commits = self.gives_again = True
+        self.refused_blobs = self.cut_after_bytes = 0
 
     def job(self, number: int, spec: JobSpec, *, code_index: int = 0, tree_digest: str = "") -> None:
         """Makes a job known; its template goes with its first task."""
@@ -135,6 +150,7 @@ class FakeLeader:
 
     async def assign(self, *tasks: wire.Assignment, term: int | None = None) -> None:
         """Sends tasks of known jobs."""
+        self._assigned.update({(task.job, task.task, task.attempt): task for task in tasks})
         fresh = {task.job for task in tasks} - self._told
         self._told |= fresh
         templates = tuple(self._specs[job] for job in sorted(fresh))
@@ -146,7 +162,7 @@ class FakeLeader:
         """Runs one task and returns its report."""
         self.job(job, spec)
         await self.assign(wire.Assignment(job, 0, 1, 1, argument))
-        return await self.report((job, 0, 1))
+        return await self.report((job, 0, 1), for_s=for_s)
 
     async def report(self, ref: AttemptRef, *, for_s: float = _WAIT_S) -> Report:
         """Waits for the report of an attempt."""
@@ -214,6 +230,7 @@ class FakeLeader:
         await socket.prepare(request)
         hello = wire.decode_from_agent((await socket.receive()).data)
         assert isinstance(hello, wire.Hello)
+        self._socket = None
         self.hellos.append(hello)
         if self.refusal is not None:
             refusal, self.refusal = self.refusal, None
@@ -250,11 +267,15 @@ class FakeLeader:
                     answer = wire.HeartbeatAnswer(frame.sequence, frame.sent_s, self.term)
                     await socket.send_bytes(wire.encode(answer))
             case wire.Reports():
-                self.report_frames.append(frame)
-                refs = tuple((report.job, report.task, report.attempt) for report in frame.reports)
-                self.reports.update(zip(refs, frame.reports, strict=True))
+                again = [self._assigned[ref_of(report)] for report in frame.reports if self._comes_again(report)]
+                reports = tuple(report for report in frame.reports if not self._comes_again(report))
+                if reports:
+                    self.report_frames.append(wire.Reports(reports))
+                self.reports.update({ref_of(report): report for report in reports})
                 if self.commits:
-                    await socket.send_bytes(wire.encode(wire.ReportsCommitted(refs)))
+                    await socket.send_bytes(wire.encode(wire.ReportsCommitted(tuple(map(ref_of, frame.reports)))))
+                if again:
+                    await self.assign(*again)
             case wire.Started():
                 self.started.update({(job, task, attempt): at for job, task, attempt, at in frame.tasks})
             case wire.CodeAcknowledged():
@@ -269,6 +290,10 @@ class FakeLeader:
                 self.visits.append(frame)
             case _:
                 raise AssertionError(f"unexpected {frame}")
+
+    def _comes_again(self, report: Report) -> bool:
+        wanted = self.gives_again and self.commits  # until it knows that this is committed, the agent refuses it
+        return wanted and report.error == NO_SLOT and ref_of(report) in self._assigned
 
     async def _gone(self, request: web.Request) -> web.Response:
         if not self.leads:
@@ -286,7 +311,7 @@ class FakeLeader:
         answer = web.StreamResponse(status=206 if begin else 200, headers={"Content-Length": str(len(data) - begin)})
         await answer.prepare(request)
         cut = self.cut_after_bytes
-        await answer.write(data[begin : begin + cut] if cut else data[begin:])
+        await answer.write(data[begin:cut] if cut else data[begin:])
         if cut and request.transport is not None:
             request.transport.abort()
         return answer
@@ -340,9 +365,15 @@ class AgentProcess:
         """Returns the process id of its monitor, 0 if there is none."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         for child in children:
-            if b"monitor.py" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+            with contextlib.suppress(OSError):  # it has ended this moment
+                if b"monitor.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         return 0
+
+    def below(self) -> list[str]:
+        """Returns the command lines of what lives below it."""
+        words = (proctree.read(f"/proc/{pid}/cmdline") for pid, _ in proctree.descendants(self.pid))
+        return [line.removesuffix(b"\0").replace(b"\0", b" ").decode(errors="replace") for line in words if line]
 
     async def exit_code(self, *, for_s: float = _WAIT_S) -> int:
         """Waits for the agent to end and returns its exit code."""
@@ -359,7 +390,7 @@ class AgentProcess:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
             try:
-                await self.exit_code(for_s=5.0)
+                await self.exit_code()
             except AssertionError:
                 self.process.kill()
                 self.process.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -61,6 +60,13 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
         for member, text in everything.items():
             archive.writestr(member, text)
     return path
+
+
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:  # it is being put in place
+        return ""
 
 
 async def value_of(leader: FakeLeader, job: int, target: str, index: int) -> Any:
@@ -135,7 +141,7 @@ async def test_a_command_runs_once_in_its_place(leader: FakeLeader, agent: Agent
     agent.signal(9)
     await agent.exit_code()
     agent.start()
-    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the agent again")
+    await wait_until(lambda: len(leader.hellos) >= 2 and leader.connected, "the agent again")
     assert leader.hellos[-1].code_index == 3
     assert runs.read_text() == "x"
 
@@ -152,7 +158,8 @@ async def test_a_command_that_fails_holds_the_host_there(
     assert (said.index, said.exit_code, said.output) == (1, 1, "it broke\n")
     assert "exit code 1" in said.reason
     await leader.code(entry(leader, 3, module(tmp_path, "n", "N = 1\n")))  # no reason to run it again
-    await wait_until(lambda: len(leader.beats) > len(leader.acknowledged) + 5, "heartbeats")
+    beats = len(leader.beats)
+    await wait_until(lambda: len(leader.beats) > beats + 5, "heartbeats")
     assert (runs.read_text(), leader.acknowledged, len(leader.problems)) == ("x\n", [], 1)
 
     good.touch()
@@ -163,14 +170,11 @@ async def test_a_command_that_fails_holds_the_host_there(
 
 async def test_a_command_that_takes_too_long_is_killed(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
     """With all that it started."""
-    pid = tmp_path / "pid"
-    script = f"trap '' TERM; setsid sleep 600 & echo $! > {pid}; wait"
-    await leader.code(command(1, "sh", "-c", script, timeout_s=0.5))
-    await wait_until(lambda: leader.problems, "the problem", for_s=20.0)
+    await leader.code(command(1, "sh", "-c", "trap '' TERM; setsid sleep 600 & wait", timeout_s=0.5))
+    await wait_until(lambda: leader.problems, "the problem")
 
     assert (leader.problems[0].exit_code, leader.problems[0].reason) == (124, "command 1: timed out after 0.5 s")
-    child = Path(f"/proc/{pid.read_text().strip()}")
-    await wait_until(lambda: not child.exists(), "end of the sleeper")
+    await wait_until(lambda: not any("sleep 600" in line for line in agent.below()), "end of the sleeper")
 
 
 async def test_a_command_that_was_interrupted_runs_again(
@@ -184,7 +188,7 @@ async def test_a_command_that_was_interrupted_runs_again(
     agent.signal(9)
     await agent.exit_code()
     agent.start()
-    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the agent again")
+    await wait_until(lambda: len(leader.hellos) >= 2 and leader.connected, "the agent again")
     gate.touch()
     await leader.code(wanted)
 
@@ -204,7 +208,7 @@ async def test_a_command_is_not_failed_by_an_orderly_stop(
     assert leader.problems == []
 
     agent.start()
-    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the agent again")
+    await wait_until(lambda: len(leader.hellos) >= 2 and leader.connected, "the agent again")
     await leader.code(command(1, "sh", "-c", f"echo $$ >> {trace}; [ $(wc -l < {trace}) = 2 ] || sleep 600"))
     await reached(leader, 1)
 
@@ -297,17 +301,17 @@ async def test_files_that_somebody_changed_are_put_right(
     linked = agent.root / "code/trees/1/pkg"
 
     stored.write_text("def f(): return 9\n")
-    await wait_until(lambda: stored.read_text() == "def f(): return 1\n", "the right file")
+    await wait_until(lambda: text_of(stored) == "def f(): return 1\n", "the right file")
     (stored.parent / "more.py").write_text("")
     await wait_until(lambda: not (stored.parent / "more.py").exists(), "the right folder")
     (linked.parent / "evil.py").write_text("")
     await wait_until(lambda: not (linked.parent / "evil.py").exists(), "the right tree")
-    linked.unlink()
-    linked.symlink_to("/tmp")
+    (tmp_path / "astray").symlink_to("/tmp")
+    (tmp_path / "astray").rename(linked)  # at once: a link that is missing is put right, too
     await wait_until(lambda: (linked / "__init__.py").exists(), "the right link")
 
     assert await value_of(leader, 2, "pkg:f", 1) == 1
-    shutil.rmtree(stored.parent)
+    stored.parent.rename(tmp_path / "gone")
     await wait_until(stored.exists, "the folder")  # a worker that starts before that has nothing to import
     assert await value_of(leader, 3, "pkg:f", 1) == 1
 
@@ -321,7 +325,7 @@ async def test_the_folder_of_another_log_is_thrown_away(
     leader.acknowledged.clear()
     ours = [entry(leader, n, module(tmp_path, f"ours{n}", "def f(): return 5\n")) for n in (1, 2, 3)]
     await leader.code(*ours)
-    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "a new connection")
+    await wait_until(lambda: len(leader.hellos) >= 2 and leader.connected, "a new connection")
     assert leader.hellos[-1].code_index == 0
     await leader.code(*ours)
 
@@ -342,7 +346,7 @@ async def test_a_transfer_goes_on_after_the_agent_was_killed(
         noise += blob
     (package / "data").write_bytes(noise)
     added = entry(leader, 1, package)
-    leader.cut_after_bytes = 600_000
+    leader.cut_after_bytes = 600_000  # however often it asks, it gets no further
     await leader.code(added)
     part = agent.root / "code" / f"archive-{added.digest}.part"
     await wait_until(lambda: part.exists() and part.stat().st_size >= 400_000, "a part of it")
@@ -351,7 +355,7 @@ async def test_a_transfer_goes_on_after_the_agent_was_killed(
     leader.cut_after_bytes = 0
     leader.ranges.clear()
     agent.start()
-    await wait_until(lambda: len(leader.hellos) == 2 and leader.connected, "the agent again")
+    await wait_until(lambda: len(leader.hellos) >= 2 and leader.connected, "the agent again")
     await leader.code(added)
     await reached(leader, 1)
 

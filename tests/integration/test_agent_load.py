@@ -34,10 +34,10 @@ async def test_heartbeats_carry_the_load_and_it_is_remembered_over_incarnations_
             await leader.renew()  # cut off from one leader, everything killed, a new incarnation at the next one
 
             after = await leader.ask_load(300)
-            assert after.began_at == pytest.approx(before.began_at, abs=0.05)
+            assert after.began_at == pytest.approx(before.began_at, abs=1.0)  # two clocks are read for it
             samples = sum(point.samples for point in after.points)
             assert samples >= sum(point.samples for point in before.points)
-            assert max(point.max.tasks_cpu_percent for point in after.points) > 2
+            assert max(point.max.tasks_cpu_percent for point in after.points) > some
             await wait_until(lambda: leader.beats and leader.beats[-1].load.tasks_cpu_percent == 0, "end of the task")
             assert (await leader.ask_load(3600)).step_s == 60
         finally:

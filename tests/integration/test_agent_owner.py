@@ -13,6 +13,7 @@ from depalma.model import JobSpec
 from depalma.ownership import Pause
 from depalma.protocol import Assignment
 from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
+from tests.integration.conftest import running
 
 #: A tree that hides, and tidies up when it is told to end.
 TREE = """
@@ -87,12 +88,13 @@ def pause(agent: AgentProcess, for_s: float | None = None) -> None:
 async def test_a_paused_host_lowers_stops_and_moves_its_tasks_in_this_order(
     leader: FakeLeader, agent: AgentProcess, tmp_path: Path
 ) -> None:
-    await leader.set_owner(lower_s=0.0, suspend_s=1.0, warn_s=2.0, requeue_s=22.0)
+    await leader.set_owner(lower_s=0.0, suspend_s=1.0, warn_s=3600.0, requeue_s=3700.0)
     await started(leader, tmp_path)
     pause(agent)
     await wait_until(lambda: nices(agent) == {19}, "the lowest priority")
     await wait_until(lambda: is_still(agent), "stillness")
     assert words(tmp_path) == ["began"]
+    await leader.set_owner(lower_s=0.0, suspend_s=1.0, warn_s=1.1, requeue_s=3700.0)
     report = await leader.report((1, 0, 1))
     assert (report.outcome, report.error) == ("moved", "its owner uses the machine: paused by ada")
     assert words(tmp_path) == ["began", "warned", "tidy"]
@@ -125,8 +127,9 @@ async def test_what_the_owner_has_left_again_goes_on(leader: FakeLeader, agent: 
 async def test_a_pause_ends_by_itself(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
     await leader.set_owner(suspend_s=0.0)
     await started(leader, tmp_path)
-    pause(agent, for_s=3.0)
+    pause(agent, for_s=3600.0)
     await wait_until(lambda: is_still(agent), "stillness")
+    pause(agent, for_s=1.0)
     await wait_until(lambda: psutil.STATUS_STOPPED not in states(agent), "movement")
     assert (agent.root / "pause").exists()
 
@@ -177,10 +180,13 @@ async def test_a_policy_holds_at_once_and_its_end_too(leader: FakeLeader, agent:
     await wait_until(lambda: psutil.STATUS_STOPPED not in states(agent), "movement")
 
 
-async def test_what_stands_still_dies_when_the_agent_is_cut_off(
-    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
-) -> None:
+async def test_what_stands_still_dies_when_the_agent_is_cut_off(tmp_path: Path) -> None:
     """The lease is the monitor's to hold: a stopped agent prolongs nothing, and what stands still does not survive."""
+    async with FakeLeader(lease_s=4.0) as leader, running(leader, tmp_path, {}) as agent:
+        await _dies_when_the_agent_is_cut_off(leader, agent, tmp_path)
+
+
+async def _dies_when_the_agent_is_cut_off(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
     await leader.set_owner(suspend_s=0.0, warn_s=3600.0, requeue_s=3700.0)
     await started(leader, tmp_path)
     pause(agent)
@@ -189,7 +195,7 @@ async def test_what_stands_still_dies_when_the_agent_is_cut_off(
     assert len(doomed) >= 3
     agent.signal(signal.SIGSTOP)
     try:
-        await wait_until(lambda: not any(is_alive(process) for process in doomed), "end of all", for_s=20.0)
+        await wait_until(lambda: not any(is_alive(process) for process in doomed), "end of all")
     finally:
         agent.signal(signal.SIGCONT)
     assert words(tmp_path) == ["began"]

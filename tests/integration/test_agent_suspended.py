@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import cloudpickle
-import pytest
 
 from depalma import pausing
 from depalma.model import JobSpec
@@ -16,23 +14,6 @@ from depalma.testing.fake_leader import AgentProcess, FakeLeader, wait_until
 from tests.integration.test_agent_owner import FUNCTION, TREE, is_still, states, tree, words
 
 WHY = "its job is suspended"
-
-
-@pytest.fixture
-async def leader() -> AsyncIterator[FakeLeader]:
-    async with FakeLeader() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def agent(leader: FakeLeader, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path, [leader.url], slots=2)
-    process.start()
-    try:
-        await wait_until(lambda: leader.connected, "connection")
-        yield process
-    finally:
-        await process.stop()
 
 
 async def begin(leader: FakeLeader, folder: Path, **spec: object) -> None:
@@ -67,6 +48,7 @@ async def test_a_suspended_task_goes_on_once_neither_its_user_nor_the_owner_want
     (why,) = {view.suspended for view in (await leader.ask_processes()).processes}
     assert why == "its owner uses the machine: paused by ada"
     await leader.suspend(1)
+    await leader.ask_processes()  # which it hears after that
     pausing.end(agent.root)
     await wait_until(lambda: not leader.owner[-1].reason, "word that the owner has gone")
     assert is_still(agent)

@@ -108,3 +108,24 @@ def test_blobs_of_before_the_machine_last_started_are_not_trusted(tmp_path: Path
     Blobs(tmp_path, None, list, 1000)  # type: ignore[arg-type]
 
     assert not here.exists()
+
+
+async def test_what_is_changed_as_soon_as_it_is_in_place_does_not_pass_for_what_was_packed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did: the files were looked at after the move, and a change that was quicker stayed for good."""
+    added = host.entry(1, "a = 1")
+    rename = Path.rename
+
+    def move(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if target == host.folder.root / "store" / added.digest:
+            (target / "module").write_text("a = 9")
+        return moved
+
+    monkeypatch.setattr(Path, "rename", move)
+    host.sync.take((added,), again=False)
+    await host.sync.apply()
+    monkeypatch.undo()
+
+    assert not host.folder.is_sound(added.digest)

@@ -61,6 +61,18 @@ def test_ports_are_different_free_and_not_given_to_outgoing_connections() -> Non
         socket.create_server(("127.0.0.1", port)).close()
 
 
+def test_a_port_is_not_given_to_two_who_have_not_begun_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two local clusters that were started at the same moment could get the same one."""
+    (taken, *_) = folder.free_ports(1)
+    asks = f"from depalma.local import folder; print(folder.free_ports(1), folder._is_taken_note_of({taken}))"
+    other = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True)
+    assert other.stdout.split()[1] == "False", other.stdout
+    monkeypatch.setattr(folder, "_NOTES", 0)
+    folder.free_ports(1)  # and lets go of what it was given before
+    other = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True)
+    assert other.stdout.split()[1] == "True", other.stdout
+
+
 def test_cluster_json_says_what_the_contract_promises(tmp_path: Path) -> None:
     made = folder.make(tmp_path, masters=1, agents=1, slots=1)
     state = folder.ClusterState(processes=folder.entries(made, tmp_path), masters=["http://x"], token_file="t")
