@@ -235,7 +235,7 @@ def test_a_host_that_does_not_come_on(fresh_cluster: Fresh, wait_until: WaitUnti
     with cluster.client() as client:
         old = client.run_on_hosts(["true"], timeout_s=60)
         assert (old.missing, old.failed, sorted(old.acknowledged)) == ((), {}, ["h1", "h2"])
-        before = client.events()[-1].index
+        before = list(client.events())[-1].index
         script = f'[ "$DEPALMA_HOST" = h1 ] || [ -e {switch} ] || {{ echo no switch on $DEPALMA_HOST; exit 7; }}'
         added = client.run_on_hosts(["sh", "-c", script], timeout_s=60)
         assert (added.missing, added.failed) == (("h2",), {"h2": 7})
