@@ -14,7 +14,7 @@ import pytest
 
 #: Inherited by every process that a test starts, so that those that left our process tree are found too.
 MARK = "DEPALMA_TEST_RUN"
-GRACE_S = 5.0
+GRACE_S = 20.0
 #: Files that take longest on their own, so they begin first: one that begins last would run alone in the end.
 LONGEST = (
     "test_jobs_by_schedule", "test_code_log", "test_ctl_faults", "test_agent_code_entries", "test_hosts_run_time",

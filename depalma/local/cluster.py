@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -37,6 +38,7 @@ from depalma.local.processes import (
     send,
     stop_all,
 )
+from depalma.model import HostView
 from depalma.trust import Trust
 
 START_S = 30.0
@@ -80,6 +82,7 @@ class LocalCluster:
         self.directory = Path(directory or tempfile.mkdtemp(prefix="depalma-")).resolve()
         self.leftovers: list[str] = []  #: processes that had to be killed at the end, as none should
         self._daemons: dict[str, Daemon] = {}
+        self._began: dict[str, float] = {}
         self._detached = False
         self._stopped = False
         if not self._temporary:
@@ -119,6 +122,7 @@ class LocalCluster:
         daemon = self._daemons.get(entry.id) or Daemon(entry.id, self.directory / "log" / f"{entry.id}.log")
         self._daemons[entry.id] = daemon
         daemon.start(entry.argv, Path(entry.dir), {**os.environ, MARK: str(self.directory)})
+        self._began[entry.id] = time.monotonic()
         entry.pid = daemon.pid
         entry.started = daemon.identity.started if daemon.identity else 0
         if self._guard is not None and daemon.identity is not None:
@@ -153,10 +157,15 @@ class LocalCluster:
         try:
             # One that lags is there: what it lacks may be a command that fails.
             there = ("up", "lagging", "kicked", "draining", "drained", "owner")
-            up = {host.name for host in client.hosts() if host.state in there}
+            up = {host.name for host in client.hosts() if host.state in there and self._is_heard(host)}
         except (NoLeader, Rejected):
             return [entry.id for entry in wanted]
         return [entry.id for entry in wanted if entry.role == "agent" and entry.id not in up]
+
+    def _is_heard(self, host: HostView) -> bool:
+        """Returns whether the leader heard it since it was started: what it says may be of a life that is over."""
+        life_s = time.monotonic() - self._began.get(host.name, -math.inf)
+        return host.last_seen_s is not None and host.last_seen_s <= life_s
 
     def _answers(self, url: str) -> bool:
         trust = Trust(self._state.ca) if url.startswith("https:") else None
@@ -391,6 +400,7 @@ class LocalCluster:
         self.leftovers = []
         self._guard = None
         self._daemons = {}
+        self._began = {}
         for entry in self._state.processes:
             daemon = Daemon(entry.id, self.directory / "log" / f"{entry.id}.log")
             if entry.pid is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets as random_secrets
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import aiohttp
 
 from depalma import protocol
 from depalma.config import ClusterConfig, HostConfig, MasterConfig, Settings, load_secrets
+from depalma.local.folder import free_ports
 from depalma.master import Master
 from depalma.model import AttemptRef, HostFacts, JobSpec, Load, Report
 from depalma.protocol import FromAgent, Heartbeat, Hello, ToAgent
@@ -30,10 +30,8 @@ COMMAND = JobSpec(kind="command", argv=("true",))
 
 
 def free_port() -> int:
-    """Returns a port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port of loopback that nobody listens on, and that no outgoing connection takes meanwhile."""
+    return free_ports(1)[0]
 
 
 @asynccontextmanager

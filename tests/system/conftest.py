@@ -1,6 +1,7 @@
 """The cluster of real processes that system tests share, and how they wait.
 
 `cluster` is one cluster for a module: tests must not kill its daemons. `fresh_cluster` makes one of the test's own.
+Both are calm (see calm.py).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, TypeVar
 import pytest
 
 from depalma import Client, LocalCluster
+from tests.system.calm import CALM, START_S, STEADY
 
 T = TypeVar("T")
 Done = subprocess.CompletedProcess[str]
 Ctl = Callable[..., Done]
 
 
-def _wait_until(look: Callable[[], T], until: Callable[[T], object] = bool, timeout_s: float = 20.0) -> T:
+def _wait_until(look: Callable[[], T], until: Callable[[T], object] = bool, timeout_s: float = 60.0) -> T:
     """Returns what `look` sees once `until` accepts it; fails with what was last seen."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -36,14 +38,14 @@ def _wait_until(look: Callable[[], T], until: Callable[[T], object] = bool, time
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
-    """`wait_until(look, until=bool, timeout_s=20)`."""
+    """`wait_until(look, until=bool, timeout_s=60)`."""
     return _wait_until
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Three masters, two agents with two slots each."""
-    made = LocalCluster(masters=3, agents=2, slots=2)
+    made = LocalCluster(masters=3, agents=2, slots=2, settings=STEADY, start_s=START_S)
     yield made
     assert made.stop() == []
 
@@ -61,7 +63,8 @@ def fresh_cluster() -> Iterator[Callable[..., LocalCluster]]:
     made: list[LocalCluster] = []
 
     def make(**options: Any) -> LocalCluster:
-        made.append(LocalCluster(**{"slots": 2, **options}))
+        options["settings"] = {**CALM, **options.get("settings", {})}
+        made.append(LocalCluster(**{"slots": 2, "start_s": START_S, **options}))
         return made[-1]
 
     yield make

@@ -17,6 +17,7 @@ from depalma import LocalCluster
 from depalma.certificates import Authority, load_certificates
 from depalma.local.folder import ProcessEntry
 from depalma.local.processes import identify
+from tests.system.calm import STEADY
 
 WaitUntil = Callable[..., Any]
 CTL = [sys.executable, "-m", "depalma.ctl"]
@@ -26,7 +27,7 @@ IDS = ["m1", "m2", "m3"]
 def metrics(cluster: LocalCluster, master: ProcessEntry) -> dict[str, str]:
     token = Path(cluster.token_file).read_text().strip()
     request = urllib.request.Request(f"{master.url}/metrics", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
@@ -45,7 +46,7 @@ def shown(cluster: LocalCluster, master: ProcessEntry) -> int:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(cluster.directory / "secrets" / "ca.crt")
-    with socket.create_connection(address(master), timeout=5) as plain, context.wrap_socket(plain) as secured:
+    with socket.create_connection(address(master), timeout=60) as plain, context.wrap_socket(plain) as secured:
         certificate = secured.getpeercert()
     assert certificate
     return int(str(certificate["serialNumber"]), 16)
@@ -58,14 +59,14 @@ def in_files(cluster: LocalCluster) -> list[int]:
 
 def cluster_init(cluster: LocalCluster, *flags: str) -> None:
     argv = [*CTL, "cluster", "init", "-f", str(cluster.directory / "cluster.yaml"), *flags]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_authority_is_replaced_while_a_job_runs(
     fresh_cluster: Callable[..., LocalCluster], wait_until: WaitUntil
 ) -> None:
-    cluster = fresh_cluster(masters=3, agents=1)
+    cluster = fresh_cluster(masters=3, agents=1, settings=STEADY)
     masters = masters_of(cluster)
     assert 700 * 86_400 < float(metrics(cluster, masters[0])["depalma_raft_certificate_seconds_left"]) < 731 * 86_400
     with cluster.client() as client:
@@ -79,7 +80,7 @@ def test_an_authority_is_replaced_while_a_job_runs(
         cluster_init(cluster, "--drop-old-ca")
         wait_until(lambda: [cluster.log(name).count("1 authority is believed") for name in IDS], [1, 1, 1].__eq__)
         assert not set(before) & set(in_files(cluster))
-        assert client.submit(pow, 2, 5).result(20) == 32
+        assert client.submit(pow, 2, 5).result(60) == 32
         assert (cluster.leader(), max(master.term for master in client.masters())) == (leader, term)
 
         follower = next(name for name in IDS if name != leader)
@@ -93,7 +94,7 @@ def test_plain_text_is_counted(fresh_cluster: Callable[..., LocalCluster], wait_
     cluster = fresh_cluster(masters=3, agents=0)
     (master, *_) = masters_of(cluster)
     for _ in range(3):
-        with socket.create_connection(address(master), timeout=5) as plain:
+        with socket.create_connection(address(master), timeout=60) as plain:
             plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert plain.recv(100) == b""
     name = 'depalma_raft_refused_total{reason="plain_text"}'
@@ -122,7 +123,7 @@ def test_a_master_does_not_start_with_a_certificate_that_nobody_would_take(
     else:
         file.write_bytes(make(tmp_path / "secrets"))
 
-    done = subprocess.run(entry.argv, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(entry.argv, capture_output=True, text=True, check=False, timeout=60)
 
     assert done.returncode == 2
     assert words in done.stderr

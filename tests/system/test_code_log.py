@@ -136,7 +136,7 @@ class Faults:
             status = self.client.get("/v1/code/status")
             return [h for h in status["hosts"] if (h["lag"], h["signature"], h["state"]) != (0, "valid", "up")]
 
-        self.wait_until(look, until=lambda behind: not behind, timeout_s=30.0)
+        self.wait_until(look, until=lambda behind: not behind, timeout_s=60.0)
         newest = self.client.code()[-1].index
         for host in ("h1", "h2"):
             tree = self.cluster.directory / host / "code" / "trees" / str(newest) / "pkg"
@@ -149,7 +149,7 @@ class Faults:
         """No task ran below the index that it needs, and each saw what it records."""
         log = log_of(self.client)
         for index, job in self.jobs:
-            job.wait(60)
+            job.wait(100)
             for task in job.tasks():
                 assert (task.state, task.code_index) == ("succeeded", index), task
                 assert task.code_digest == tree_digest(tree_at(log, index))
@@ -195,6 +195,7 @@ def test_hosts_end_with_the_leaders_tree(fresh_cluster: Fresh, wait_until: WaitU
         digest = client.code()[-1].digest
         leader = cluster.leader()
         blob = cluster.directory / leader / "blobs" / digest[:2] / digest[2:]
+        wait_until(blob.exists)  # a majority has it, the leader in the end
         right = blob.read_bytes()
         blob.write_bytes(right[:40] + bytes([right[40] ^ 1]) + right[41:])
         cluster.restart("h1", wait_s=0)
@@ -205,7 +206,7 @@ def test_hosts_end_with_the_leaders_tree(fresh_cluster: Fresh, wait_until: WaitU
         file = cluster.directory / "h2" / "code" / "trees" / str(newest) / "pkg" / "main.py"
         text = file.read_bytes()
         file.write_bytes(text[:5] + bytes([text[5] ^ 1]) + text[6:])
-        wait_until(lambda: file.read_bytes() == text, timeout_s=30.0)
+        wait_until(lambda: file.exists() and file.read_bytes() == text)  # it is taken away and fetched again
         worst_s = max(worst_s, faults.agree())
 
         # The leader dies while a host is behind.
@@ -228,37 +229,37 @@ def host(client: Client, name: str) -> HostView:
 
 def test_a_host_that_does_not_come_on(fresh_cluster: Fresh, wait_until: WaitUntil, tmp_path: Path) -> None:
     """It is shown as lagging with the reason, kicked out after the limit, and comes back by catching up."""
-    kick_s = 2.0
-    cluster = fresh_cluster(settings={"code_lag_s": 0.5, "code_kick_s": kick_s})
+    # Long enough for those that do come on, on a busy machine.
+    cluster = fresh_cluster(settings={"code_lag_s": 0.5, "code_kick_s": 6.0})
     switch = tmp_path / "switch"
     with cluster.client() as client:
-        old = client.run_on_hosts(["true"], timeout_s=20)
+        old = client.run_on_hosts(["true"], timeout_s=60)
         assert (old.missing, old.failed, sorted(old.acknowledged)) == ((), {}, ["h1", "h2"])
+        before = list(client.events())[-1].index
         script = f'[ "$DEPALMA_HOST" = h1 ] || [ -e {switch} ] || {{ echo no switch on $DEPALMA_HOST; exit 7; }}'
-        added = client.run_on_hosts(["sh", "-c", script], timeout_s=20)
+        added = client.run_on_hosts(["sh", "-c", script], timeout_s=60)
         assert (added.missing, added.failed) == (("h2",), {"h2": 7})
         assert "exit code 7" in added.lagging["h2"]
-        began_s = time.monotonic()
         assert host(client, "h2").state in ("lagging", "kicked")
         assert host(client, "h1").state == "up"
 
         job = client.command(["sh", "-c", "echo $DEPALMA_HOST"], array=6)  # above what h2 has
-        assert {task.host for task in job.wait(20).tasks()} == {"h1"}
+        assert {task.host for task in job.wait(60).tasks()} == {"h1"}
         wait_until(lambda: host(client, "h2").state, until="kicked".__eq__)
-        assert time.monotonic() - began_s < kick_s + 10
         refused = client.command(["true"], on_host="h2", code_index=old.index)
         assert "kicked out" in " ".join(client.get(f"/v1/jobs/{refused.id}/explain")["lines"])
-        assert client.run_on_hosts(["true"], timeout_s=20).missing == ()  # nobody waits for it
+        assert client.run_on_hosts(["true"], timeout_s=60).missing == ()  # nobody waits for it
 
         switch.touch()
         assert client.post("/v1/code/retry", {"hosts": ["h2"]}) == {"hosts": ["h2"]}
         wait_until(lambda: host(client, "h2").state, until="up".__eq__)
-        assert refused.wait(20).state == "succeeded"
-        kinds = [event.kind for event in client.events() if event.host == "h2" and event.kind.startswith("code.")]
-        assert [kind for kind in kinds if kind != "code.acknowledged"] == [
+        assert refused.wait(60).state == "succeeded"
+        said = [event for event in client.events(after=before) if event.host == "h2"]
+        kinds = [event.kind for event in said if event.kind.startswith("code.") and event.kind != "code.acknowledged"]
+        assert kinds == [
             "code.lagging", "code.kicked", "code.caught_up",
         ]  # fmt: skip
-        assert {said["signature"] for said in client.get(f"/v1/code/{added.index}/hosts")["hosts"]} == {"valid"}
+        assert {one["signature"] for one in client.get(f"/v1/code/{added.index}/hosts")["hosts"]} == {"valid"}
 
 
 # ---------------------------------------------------------------- masters
@@ -302,6 +303,6 @@ def test_what_is_added_after_a_restart_of_everything(fresh_cluster: Fresh, tmp_p
         client.add_code(package.path)
         back = client.roll_back_code(first.index)
         assert (back.index, back.digest, back.missing) == (3, first.digest, ())
-        tasks: list[TaskView] = client.command(["sh", "-c", LOOK]).wait(20).tasks()
+        tasks: list[TaskView] = client.command(["sh", "-c", LOOK]).wait(60).tasks()
         assert client.job(1).logs().strip() == saw
         assert tasks[0].code_digest == tree_digest(tree_at(log_of(client), 1))

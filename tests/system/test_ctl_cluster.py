@@ -35,7 +35,7 @@ def a_job(cluster: LocalCluster) -> str:
     """A finished job of three tasks."""
     with cluster.client() as client:
         job = client.command(["sh", "-c", "echo $DEPALMA_TASK_INDEX"], array="0-2", name="three")
-        job.wait(30)
+        job.wait(60)
         return str(job.id)
 
 
@@ -48,7 +48,8 @@ def test_each_format_is_what_it_says(words: str, environment: dict[str, str], a_
 
     def stdout(output: str) -> str:
         result = CliRunner().invoke(cli, [*arguments, "-o", output], env=environment)
-        assert result.exit_code == 0, result.stderr
+        # A doctor finds that something is bad when it does not answer at once, as on a busy machine.
+        assert result.exit_code in ((0, 1) if words == "doctor" else (0,)), result.stderr
         return result.stdout
 
     one = json.loads(stdout("json"))
@@ -155,9 +156,11 @@ def test_code_add_and_the_code_log(ctl: Ctl, value: Callable[..., Any], tmp_path
 
 def test_ps_shows_the_processes_of_a_task(ctl: Ctl, value: Callable[..., Any], wait_until: WaitUntil) -> None:
     job = ctl("submit", "-q", "--", "sh", "-c", "sleep 61 & sleep 62; wait").stdout.strip()
-    look = lambda: {row["command"] for row in value("ps", job)}  # noqa: E731
-    wait_until(look, lambda seen: {"sleep 61", "sleep 62"} <= seen)
-    row = next(row for row in value("ps") if row["command"] == "sleep 61")
+
+    def look() -> dict[str, Any]:
+        return {row["command"]: row for row in value("ps")}
+
+    row = wait_until(look, lambda seen: {"sleep 61", "sleep 62"} <= seen.keys())["sleep 61"]
     wanted = "task host pid ppid user state cpu_percent rss_bytes threads elapsed_s command"
     assert set(wanted.split()) <= set(row)
     assert row["task"] == f"{job}.0"
@@ -182,16 +185,22 @@ def test_explain_names_the_reason(ctl: Ctl) -> None:
     ctl("cancel", "-q", job)
 
 
-def test_doctor_finds_all_well(value: Callable[..., Any]) -> None:
-    found = value("doctor")
-    assert {"context", "leader", "hosts", "code"} <= {line["check"] for line in found}
-    assert {line["status"] for line in found} == {"ok"}
+def test_doctor_finds_all_well(value: Callable[..., Any], wait_until: WaitUntil) -> None:
+    def found() -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = value("doctor", code=None)
+        return lines
+
+    # What does not answer at once is found to be bad.
+    lines = wait_until(found, lambda seen: {line["status"] for line in seen} == {"ok"})
+    assert {"context", "leader", "hosts", "code"} <= {line["check"] for line in lines}
 
 
-def test_completion_offers_jobs(ctl: Ctl, environment: dict[str, str]) -> None:
+def test_completion_offers_jobs(ctl: Ctl, environment: dict[str, str], wait_until: WaitUntil) -> None:
     job = ctl("submit", "-q", "--", "true").stdout.strip()
     asked = {"_DEPALMACTL_COMPLETE": "bash_complete", "COMP_WORDS": "depalmactl show ", "COMP_CWORD": "2"}
-    done = subprocess.run(
-        COMMAND, env={**environment, **asked}, capture_output=True, text=True, timeout=30, check=False
-    )
-    assert f"plain,{job}" in done.stdout.splitlines(), done
+
+    def offered() -> list[str]:
+        done = subprocess.run(COMMAND, env={**environment, **asked}, stdout=-1, text=True, timeout=60, check=False)
+        return done.stdout.splitlines()
+
+    wait_until(offered, lambda lines: f"plain,{job}" in lines)  # Tab waits only 0.4 s for the cluster

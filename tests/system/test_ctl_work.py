@@ -25,7 +25,7 @@ def a_job(cluster: LocalCluster) -> str:
     """A finished job of three tasks."""
     with cluster.client() as client:
         job = client.command(["sh", "-c", "echo $DEPALMA_TASK_INDEX"], array="0-2", name="three")
-        job.wait(30)
+        job.wait(60)
         return str(job.id)
 
 
@@ -78,7 +78,7 @@ def test_run_streams_before_the_end(environment: dict[str, str], tmp_path: Path,
         assert running.stdout.readline() == "first\n"
         flag.touch()
         assert running.stdout.read() == "last\n"
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -93,7 +93,7 @@ def test_ctrl_c_cancels_the_job(
         assert running.stdout is not None
         assert running.stdout.readline() == "here\n"
         running.send_signal(number)
-        assert running.wait(30) == code
+        assert running.wait(60) == code
     assert [job.state for job in client.jobs(name=name)] == ["cancelled"]
 
 
@@ -233,7 +233,7 @@ square.__module__ = "__main__"  # so that it is sent by value: tests are not in 
 
 def test_results_of_functions(ctl: Ctl, value: Callable[..., Any], client: Client) -> None:
     job = client.map(square, [1, 2, 4])
-    job.wait(30)
+    job.wait(60)
     assert ctl("result", str(job.id)).stdout == "1\n4\n16\n"
     assert ctl("result", f"{job.id}.2").stdout == "16\n"
     assert value("result", f"{job.id}.2") == {"task": f"{job.id}.2", "state": "succeeded", "value": 16, "repr": "16"}
@@ -242,7 +242,7 @@ def test_results_of_functions(ctl: Ctl, value: Callable[..., Any], client: Clien
 
 def test_results_of_functions_that_fail(ctl: Ctl, client: Client) -> None:
     job = client.map(square, [2, 3])
-    job.wait(30)
+    job.wait(60)
     done = ctl("result", str(job.id), code=1)
     assert done.stdout == "4\n"
     assert f"{job.id}.1 failed" in done.stderr

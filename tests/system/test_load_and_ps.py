@@ -1,4 +1,4 @@
-"""`ps` and `load` on a real cluster: what runs on each host within a second, and how busy it was."""
+"""`ps` and `load` on a real cluster: what runs on each host at that moment, and how busy it was."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import pytest
 from depalma import Client, LocalCluster
 from depalma.client.verbs import Processes
 from depalma.model import ProcessView
+from tests.system.calm import START_S, STEADY
 
 WaitUntil = Callable[..., Any]
 Ctl = Callable[..., subprocess.CompletedProcess[str]]
 HOSTS = ("h1", "h2", "h3")
-#: Rounds of what must hold within a second: the machine may be busy with other things in some of them.
+#: How often what must always hold is tried.
 ROUNDS = 6
 #: What a task does once it is told to: a child, and one that hides: twice forked, in a session of its own.
 FAMILY = """
@@ -44,10 +45,9 @@ def family(folder, rounds, index):
     for number in range(rounds):
         while not os.path.exists(f"{folder}/go{number}"):
             time.sleep(0.01)
-        began = time.monotonic()
         pids = start()
         with open(f"{folder}/{number}.{index}.tmp", "w") as file:
-            file.write(f"{began} {pids[0]} {pids[1]}")
+            file.write(f"{pids[0]} {pids[1]}")
         os.rename(f"{folder}/{number}.{index}.tmp", f"{folder}/{number}.{index}")
     time.sleep(600)
 """
@@ -56,7 +56,7 @@ def family(folder, rounds, index):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Three agents with one slot each, so that a job of three tasks is everywhere."""
-    made = LocalCluster(masters=3, agents=3, slots=1)
+    made = LocalCluster(masters=3, agents=3, slots=1, settings=STEADY, start_s=START_S)
     yield made
     assert made.stop() == []
 
@@ -80,39 +80,32 @@ STARTS: dict[str, Callable[[Client, Path], int]] = {
 
 
 @pytest.mark.parametrize("way", STARTS)
-def test_a_new_process_is_shown_within_a_second_on_every_host(
+def test_a_new_process_is_in_the_next_answer_of_every_host(
     way: str, client: Client, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
     job = STARTS[way](client, tmp_path)
     try:
         wait_until(lambda: {process.host for process in client.ps(job).processes}, lambda hosts: hosts == set(HOSTS))
-        late_s = [shown_after_s(number, job, client, tmp_path, wait_until) for number in range(ROUNDS)]
+        for number in range(ROUNDS):
+            look_at_once(number, job, client, tmp_path, wait_until)
     finally:
         client.cancel(job)
-    assert min(late_s) < 1.0, late_s
     wait_until(lambda: client.ps(job).processes, lambda processes: not processes)
 
 
-def shown_after_s(number: int, job: int, client: Client, folder: Path, wait_until: WaitUntil) -> float:
-    """Makes every task start its processes; returns how long after the first start all of them were in `ps`."""
+def look_at_once(number: int, job: int, client: Client, folder: Path, wait_until: WaitUntil) -> None:
+    """Makes every task start its processes. All are in the next answer: none is of an earlier moment."""
     (folder / f"go{number}").touch()
     files = [folder / f"{number}.{index}" for index in range(3)]
     wait_until(lambda: all(file.exists() for file in files))
-    began, pids = [], set()
-    for file in files:
-        when, *started = file.read_text().split()
-        began.append(float(when))
-        pids |= {int(pid) for pid in started}
-    seen: Processes = wait_until(
-        lambda: client.ps(job), lambda answer: pids <= {process.pid for process in answer.processes}
-    )
-    late_s = time.monotonic() - min(began)
-    assert seen.missing == ()
+    pids = {int(pid) for file in files for pid in file.read_text().split()}
+    # On a busy machine some may not answer in time.
+    seen: Processes = wait_until(lambda: client.ps(job), lambda answer: not answer.missing)
+    assert pids <= {process.pid for process in seen.processes}
     new = [process for process in seen.processes if process.pid in pids]
     assert {process.host for process in new} == set(HOSTS)
     assert sorted(process.command for process in new) == ["sleep 600"] * 3 + ["sleep 601"] * 3
     assert all(is_right(process) for process in new)
-    return late_s
 
 
 def is_right(process: ProcessView) -> bool:
@@ -126,20 +119,26 @@ def test_a_host_that_does_not_answer_is_named_and_holds_up_nobody(
     try:
         wait_until(lambda: len(client.ps(job).processes) == 3)
         cluster.pause("h2")
-        took_s = []
-        for _ in range(ROUNDS):
-            began = time.monotonic()
-            answer = client.ps(job)
-            took_s.append(time.monotonic() - began)
-            assert answer.missing == ("h2",)
-            assert {process.host for process in answer.processes} == {"h1", "h3"}
-        assert min(took_s) < 1.0, took_s
-        assert ctl("ps", str(job)).stderr == "warning: not shown: h2 did not answer in time\n"
-        assert ctl("load", "--history").stderr.count("no history: h2 did not answer in time") == 1
+        wait_until(lambda: quick_without_h2(client, job))
+        others = {"h1", "h3"}
+        wait_until(lambda: {process.host for process in client.ps(job).processes}, others.__eq__)
+        words = "warning: not shown: h2 did not answer in time\n"
+        wait_until(lambda: ctl("ps", str(job)).stderr, words.__eq__)
+        words = "no history: h2 did not answer in time"
+        wait_until(lambda: ctl("load", "--history").stderr, lambda said: said.count(words) == 1)
     finally:
         cluster.resume("h2")
         client.cancel(job)
     wait_until(lambda: [host.state for host in client.hosts()], lambda states: states == ["up"] * 3)
+
+
+def quick_without_h2(client: Client, job: int) -> bool:
+    """Returns whether all but h2 answered, and the answer was there within a second: on a busy machine some is not."""
+    began = time.monotonic()
+    answer = client.ps(job)
+    took_s = time.monotonic() - began
+    assert "h2" in answer.missing
+    return answer.missing == ("h2",) and took_s < 1.0
 
 
 # ---------------------------------------------------------------- load

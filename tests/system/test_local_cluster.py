@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from depalma import DepalmaError, LocalCluster
@@ -19,13 +21,12 @@ from depalma.local import processes
 WaitUntil = Callable[..., Any]
 
 
-def test_it_starts_works_and_leaves_nothing() -> None:
+def test_it_starts_works_and_leaves_nothing(wait_until: WaitUntil) -> None:
     with LocalCluster(masters=1, agents=1) as cluster:
         directory = cluster.directory
         with cluster.client() as client:
             job = client.command(["sh", "-c", "sleep 600 & sleep 600"])
-            while not client.ps(job.id).processes:
-                pass
+            wait_until(lambda: client.ps(job.id).processes)
     assert cluster.leftovers == []
     assert not directory.exists()
     assert processes.marked(str(directory), directory) == set()
@@ -33,14 +34,14 @@ def test_it_starts_works_and_leaves_nothing() -> None:
 
 def test_a_named_folder_is_kept_and_continues_where_it_was(tmp_path: Path) -> None:
     with LocalCluster(masters=1, agents=1, directory=tmp_path) as cluster, cluster.client() as client:
-        assert client.submit(pow, 2, 5).result(20) == 32
+        assert client.submit(pow, 2, 5).result(60) == 32
         with pytest.raises(DepalmaError, match="runs there already"):
             LocalCluster(masters=1, agents=1, directory=tmp_path)
-        assert client.submit(pow, 2, 6).result(20) == 64
+        assert client.submit(pow, 2, 6).result(60) == 64
     assert not (tmp_path / "cluster.json").exists()
     with LocalCluster(masters=1, agents=1, directory=tmp_path) as cluster, cluster.client() as client:
         assert [view.id for view in client.jobs()] == [2, 1]
-        assert client.submit(pow, 2, 7).result(20) == 128
+        assert client.submit(pow, 2, 7).result(60) == 128
 
 
 def test_a_detached_cluster_is_found_and_stopped_by_another_process(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_detached_cluster_is_found_and_stopped_by_another_process(tmp_path: Pa
     assert [entry["role"] for entry in said["processes"]] == ["master", "agent"]
     cluster = LocalCluster.attach(tmp_path)
     with cluster.client() as client:
-        assert client.submit(pow, 2, 5).result(20) == 32
+        assert client.submit(pow, 2, 5).result(60) == 32
     assert cluster.stop() == []
     assert processes.marked(str(tmp_path), tmp_path) == set()
 
@@ -65,10 +66,11 @@ def test_argv_run_again_by_somebody_else_restarts_a_process_and_stop_ends_it_too
         said = json.loads((tmp_path / "cluster.json").read_text())
         master = said["processes"][0]
         os.kill(master["pid"], signal.SIGKILL)
+        wait_until(lambda: psutil.Process(master["pid"]).status(), psutil.STATUS_ZOMBIE.__eq__)
         with (tmp_path / "again.log").open("ab") as log:
             again = subprocess.Popen(master["argv"], stdout=log, stderr=log, cwd="/", start_new_session=True)
         with cluster.client() as client:
-            assert client.submit(pow, 2, 5).result(30) == 32
+            assert client.submit(pow, 2, 5).result(60) == 32
         cluster.stop()
         wait_until(lambda: again.poll() is not None)
     assert cluster.leftovers == []
@@ -92,7 +94,7 @@ def test_the_end_of_the_program_stops_it_even_by_control_c(tmp_path: Path) -> No
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     os.killpg(child.pid, signal.SIGINT)
-    assert child.wait(30) != 0
+    assert child.wait(60) != 0
     child.stdout.close()
     assert processes.marked(str(tmp_path), tmp_path) == set()
 
@@ -116,13 +118,16 @@ def test_a_program_that_is_killed_takes_its_cluster_with_it(tmp_path: Path, wait
 
 
 def test_control_c_while_it_starts_leaves_nothing(tmp_path: Path, wait_until: WaitUntil) -> None:
-    program = "import sys\nfrom depalma import LocalCluster\nLocalCluster(masters=3, agents=2, directory=sys.argv[1])\n"
+    program = (
+        "import sys, time\nfrom depalma import LocalCluster\n"
+        "LocalCluster(masters=3, agents=2, directory=sys.argv[1])\ntime.sleep(600)\n"  # if it should be quicker than we
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.DEVNULL, start_new_session=True
     )
     wait_until(lambda: (tmp_path / "cluster.json").exists())
     os.killpg(child.pid, signal.SIGINT)
-    assert child.wait(30) != 0
+    assert child.wait(60) != 0
     assert processes.marked(str(tmp_path), tmp_path) == set()
 
 
@@ -140,3 +145,17 @@ def test_kill_pause_restart_and_unknown_names() -> None:
         frozen = cluster.leader()
         cluster.pause(frozen)
         assert "leads" in cluster.log(frozen)
+
+
+def test_an_agent_that_is_started_again_is_waited_for_when_the_leader_takes_it_for_the_former() -> None:
+    """The leader stood still while it died: the host is up all the time, first as a life that is over."""
+    with LocalCluster(masters=1, agents=1) as cluster, cluster.client() as client:
+        cluster.pause("m1")
+        cluster.kill("h1")
+        began_s = time.monotonic()
+        cluster.restart("h1", wait_s=0)
+        cluster.resume("m1")
+        cluster.wait_ready()
+        last_seen_s = client.host("h1").last_seen_s
+        assert last_seen_s is not None
+        assert last_seen_s < time.monotonic() - began_s

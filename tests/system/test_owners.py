@@ -79,14 +79,14 @@ def test_what_makes_way_for_an_owner_runs_elsewhere_exactly_once_whoever_leads(
     assert client.job(kept.id).state == "running"
     assert value("show", f"{kept.id}.9")["state"] == "suspended"
     (tmp_path / "release").touch()
-    assert job.wait(30).state == "succeeded"
+    assert job.wait(60).state == "succeeded"
     assert client.job(kept.id).state == "running", "what may not run elsewhere waits for the owner to go"
 
     cluster.restart(former)
     switch(ctl, cluster, "unpause")
-    assert kept.wait(30).state == "succeeded"
-    assert waiting.wait(30).state == "succeeded"
-    assert client.host("h1").state == "up"
+    assert kept.wait(60).state == "succeeded"
+    assert waiting.wait(60).state == "succeeded"
+    wait_until(lambda: client.host("h1").state, "up".__eq__)
     assert len(Lives(tmp_path).of("began")) == 7, "an attempt began twice, or one too many"
     moved = next(task for task in job.tasks() if task.index in there)
     assert [(attempt.state, attempt.host) for attempt in moved.attempts] == [("moved", "h1"), ("succeeded", "h2")]
@@ -107,7 +107,7 @@ def test_a_pause_holds_for_an_agent_that_does_not_run(
     job = client.command(["true"], on_host="h1")
     assert [line for line in job.explain() if line.startswith("h1: owner: paused")]
     switch(ctl, cluster, "unpause")
-    assert job.wait(30).state == "succeeded"
+    assert job.wait(60).state == "succeeded"
     assert "there are: h1" in ctl("host", "pause", "h7", "--dir", str(cluster.directory / "h1"), code=3).stderr
 
 

@@ -26,6 +26,11 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
         yield made
 
 
+def logs_of(ctl: Ctl, job: int) -> list[str]:
+    """Returns what the first two tasks have written: nothing yet, when they have not begun."""
+    return [ctl("logs", f"{job}.{task}", code=None).stdout for task in range(2)]
+
+
 def test_what_a_task_needs_decides_where_it_runs(client: Client, ctl: Ctl, wait_until: Callable[..., Any]) -> None:
     """Each task of a GPU has one of its own; licences run out; labels are hard and wishes are not."""
     ctl("host", "set", "h1", "--gpus", "2", "--resource", "licence=1", "--label", "disk=ssd", "--label", "ram_gb=128")
@@ -34,15 +39,13 @@ def test_what_a_task_needs_decides_where_it_runs(client: Client, ctl: Ctl, wait_
 
     show = ["sh", "-c", "echo $DEPALMA_HOST $CUDA_VISIBLE_DEVICES; while ! test -e release; do sleep 0.05; done"]
     ctl("submit", "--gpus", "1", "--array", "0-2", "--cwd", ".", "--", *show)
-    seen = wait_until(
-        lambda: sorted(ctl("logs", f"1.{task}").stdout for task in range(2)), lambda lines: "" not in lines
-    )
+    seen = wait_until(lambda: sorted(logs_of(ctl, 1)), lambda lines: "" not in lines)
     assert seen == ["h1 0\n", "h1 1\n"]
     why = ctl("explain", "1.2").stdout
     assert "h1: fits, but 2 of 2 GPUs are taken, a task needs 1" in why
     assert "h2: has 0 GPUs, a task needs 1" in why
     assert "gpus 2/2" in ctl("host", "show", "h1").stdout
-    assert sorted(tuple(task.gpus) for task in client.job(1).tasks() if task.state == "running") == [(0,), (1,)]
+    assert sorted(tuple(task.gpus) for task in client.job(1).tasks() if task.attempt) == [(0,), (1,)]
 
     ctl("submit", "--resource", "licence=1", "--array", "0-1", "--cwd", ".", "--", *show)
     wait_until(lambda: json.loads(ctl("show", "2", "-o", "json").stdout)["tasks"]["running"], lambda count: count == 1)
@@ -72,7 +75,7 @@ def test_two_tasks_share_a_gpu_and_a_third_waits(
     ctl("host", "set", "h1", "--gpus", "1")
     show = "echo $DEPALMA_HOST $CUDA_VISIBLE_DEVICES $DEPALMA_GPU_SHARE; while ! test -e release; do sleep 0.05; done"
     ctl("submit", "--gpus", "0.5", "--array", "0-2", "--cwd", ".", "--", "sh", "-c", show)
-    seen = wait_until(lambda: [ctl("logs", f"1.{task}").stdout for task in range(2)], lambda lines: "" not in lines)
+    seen = wait_until(lambda: logs_of(ctl, 1), lambda lines: "" not in lines)
     assert seen == ["h1 0 0.5\n"] * 2
     why = ctl("explain", "1.2").stdout
     assert "h1: fits, but no GPU has 0.5 free: all are taken" in why
@@ -92,7 +95,7 @@ def test_two_tasks_share_a_gpu_and_a_third_waits(
     (tmp_path / "release").unlink()
     wait = "echo $DEPALMA_ALTERNATIVE $DEPALMA_CPUS; while ! test -e release; do sleep 0.05; done"
     ctl("submit", "--gpus", "1", "--or", "cpus=4", "--array", "0-2", "--cwd", ".", "--", "sh", "-c", wait)
-    seen = wait_until(lambda: [ctl("logs", f"2.{task}").stdout for task in range(2)], lambda lines: "" not in lines)
+    seen = wait_until(lambda: logs_of(ctl, 2), lambda lines: "" not in lines)
     assert seen == ["0 1\n", "1 4\n"]
     why = ctl("explain", "2.2").stdout
     assert "h2: has 0 GPUs, a task needs 1; alternative 1: fits, but 4 of 4 slots are taken, a task needs 4" in why

@@ -35,7 +35,7 @@ def test_jobs_live_on_in_a_cluster_that_is_restored_from_a_snapshot(
 ) -> None:
     saved = tmp_path / "saved.snap"
     with LocalCluster(masters=3, agents=1, directory=tmp_path / "old") as cluster, cluster.client() as client:
-        done = client.command(["true"], name="done").wait(30)
+        done = client.command(["true"], name="done").wait(60)
         assert done.exit_code == 0
         target = ["--masters", ",".join(cluster.masters), "--token-file", str(cluster.token_file)]
         ctl(*target, "submit", "--hold", "--name", "waiting", "--", "true")
@@ -56,10 +56,10 @@ def test_jobs_live_on_in_a_cluster_that_is_restored_from_a_snapshot(
         token = str(tmp_path / "secrets" / "token")
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: listens(port), timeout_s=60)  # depalmactl soon gives up where nobody listens
-        jobs = ctl("--masters", url, "--token-file", token, "--timeout", "20", "jobs", "--all", "-o", "jsonl")
+        jobs = ctl("--masters", url, "--token-file", token, "--timeout", "60", "jobs", "--all", "-o", "jsonl")
     finally:
         master.terminate()
-        master.wait(20)
+        master.wait(60)
     names = {line.split('"name":"')[1].split('"')[0] for line in jobs.splitlines()}
     assert names == {"done", "waiting"}
     assert master.returncode == 0

@@ -123,7 +123,7 @@ class ChaosCluster:
         """SIGKILL; returns when they are gone."""
         self.signal(signal.SIGKILL, *names)
         for name in names:
-            wait_until(lambda at=name: not self.running(at), within_s=5, what=f"{name} gone after SIGKILL")  # type: ignore[misc]
+            wait_until(lambda at=name: not self.running(at), within_s=30, what=f"{name} gone after SIGKILL")  # type: ignore[misc]
 
     def pid(self, name: str) -> int:
         """Returns the pid of a process that was started."""

@@ -190,7 +190,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 30.0
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         try:
             os.waitpid(pid, os.WNOHANG)

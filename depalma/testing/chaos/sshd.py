@@ -105,7 +105,7 @@ class SshMachines:
 
     def wait(self, name: str) -> None:
         """Returns when the machine can be reached."""
-        wait_until(lambda: self._listens(name), within_s=20, what=f"sshd on {name}")
+        wait_until(lambda: self._listens(name), within_s=60, what=f"sshd on {name}")
 
     def stop(self, name: str) -> None:
         """Ends the machine's sshd and its connections; whatever else runs there stays."""

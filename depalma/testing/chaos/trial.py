@@ -88,7 +88,7 @@ class Trial(Judge):
         self.load.start()
         self.wait_for_traffic()
 
-    def wait_for_traffic(self, within_s: float = 20.0) -> None:
+    def wait_for_traffic(self, within_s: float = 60.0) -> None:
         """Returns when enough operations are answered. Errors: Void."""
         deadline = time.monotonic() + within_s
         while True:
@@ -155,7 +155,7 @@ class Trial(Judge):
         ]
         return min(found, key=lambda one: one.returned_s, default=None)
 
-    def failover(self, after_s: float, *, not_by: str, within_s: float = 20.0) -> float:
+    def failover(self, after_s: float, *, not_by: str, within_s: float = 60.0) -> float:
         """Returns the seconds from a fault until another master acknowledged a write; notes them. Errors: TooLate."""
         first = wait_until(
             lambda: self.acknowledged(after_s, not_by=not_by), within_s=within_s, what="a write after the fault"
@@ -173,11 +173,11 @@ class Trial(Judge):
             began = [life.began_s for life in work.lives(self.directory / "diary") if life.job in after]
             return min(began, default=0.0)
 
-        return wait_until(look, within_s=20.0, what="a task that runs after the fault", every_s=0.02) - after_s
+        return wait_until(look, within_s=60.0, what="a task that runs after the fault", every_s=0.02) - after_s
 
     def acknowledged_again(self, after_s: float, at_most_s: float) -> None:
         """Expects a write that began after a fault to be acknowledged soon. Errors: TooLate."""
-        first = wait_until(lambda: self.acknowledged(after_s), within_s=20.0, what="a write after the fault")
+        first = wait_until(lambda: self.acknowledged(after_s), within_s=60.0, what="a write after the fault")
         assert first is not None
         self.expect("next write after the fault", first.returned_s - after_s, at_most_s)
 
