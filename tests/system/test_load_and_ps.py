@@ -192,13 +192,19 @@ def look_at_the_last_hour(cluster: LocalCluster, client: Client, ctl: Ctl, wait_
     cluster.restart("h1")
     again = wait_until(began, lambda found: len(found) == 2)
     assert again["h1"] > before["h1"] + 0.5
-    wait_until(lambda: client.load("h1", last_s=300)[0].history.points)
-    done = ctl("load", "h1", "--history", "5m")
+    wait_until(lambda: [row for row in client.load("h1", last_s=300) if row.history and row.history.points])
+
+    def told(*words: str) -> subprocess.CompletedProcess[str]:
+        """What is told once the host has answered in time."""
+        away = "did not answer in time"
+        return wait_until(lambda: ctl("load", "h1", "--history", "5m", *words), lambda done: away not in done.stderr)
+
+    done = told()
     assert "h1: nothing from before " in done.stderr
     assert done.stdout.splitlines()[0].split() == ["HOST", "WHAT", "NOW", "MEAN", "MAX", "OVER", "TIME"]
     assert any(line.startswith("h1    CPU ") and line[-1] in "▁▂▃▄▅▆▇█" for line in done.stdout.splitlines())
 
-    (row,) = json.loads(ctl("load", "h1", "--history", "5m", "-o", "json").stdout)
+    (row,) = json.loads(told("-o", "json").stdout)
     assert row["history"]["step_s"] == 5
     assert row["history"]["began_at"] == pytest.approx(again["h1"], abs=0.1)
     for point in row["history"]["points"]:
