@@ -12,7 +12,7 @@ import pytest
 from depalma.testing.chaos.scenarios import SCENARIOS
 
 #: Times are stretched: this machine may run other things. What is broken stays broken on any machine.
-SLACK = 5.0
+SLACK = 3.0
 TRIES = 2
 
 
