@@ -34,8 +34,8 @@ from pathlib import Path
 from depalma import __version__
 from depalma.certificates import CertificateFiles
 from depalma.consensus import ConsensusError, Member, Replica, ReplicaSettings
+from depalma.local.folder import free_ports
 from depalma.testing.certificates import CLUSTER, throwaway_secrets
-from depalma.testing.replicas import free_ports
 
 #: how long a round takes
 ROUND_S = 1.5

@@ -128,7 +128,7 @@ class CodeKeeper:
 
     async def watch(self) -> None:
         """Looks, for ever, whether somebody changed the files that tasks use, and puts them right."""
-        pause_s = _LOOK_S
+        pause_s, before_s = _LOOK_S, 0.0
         while True:
             await asyncio.sleep(pause_s)
             loop = asyncio.get_running_loop()
@@ -144,7 +144,8 @@ class CodeKeeper:
             await self._evict_environments()
             for printed in self.sync.folder.runs.glob("*.log"):
                 cut(printed, self._output_limit_bytes)
-            pause_s = max(_LOOK_S, (loop.time() - begin_s) / _SHARE)
+            took_s = loop.time() - begin_s
+            pause_s, before_s = pause_after(took_s, before_s), took_s
 
     def _in_use(self) -> frozenset[int]:
         used = {attempt.job.code_index for attempt in self._core.attempts.values()}
@@ -162,3 +163,12 @@ class CodeKeeper:
             needs = self.sync.requirements(int(need[5:]))
             if needs and environments.lock_of(needs) in gone:
                 self._deliver(ev.Evicted(need))
+
+
+def pause_after(took_s: float, before_s: float) -> float:
+    """Returns how long until files are looked at again, after looks that took so long, the last one first.
+
+    One that took longer than the one before says more of the machine, or of a repair, than of looking: a host that had
+    stood still for two seconds did not look for 100.
+    """
+    return max(_LOOK_S, min(took_s, before_s) / _SHARE)

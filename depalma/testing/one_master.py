@@ -55,7 +55,7 @@ async def running_master(directory: Path, **settings: float) -> AsyncIterator[Ma
         await master.stop()
 
 
-async def eventually(ready: Callable[[], bool], timeout_s: float = 10) -> None:
+async def eventually(ready: Callable[[], bool], timeout_s: float = 30) -> None:
     """Returns when `ready()`; fails with the deadline."""
     async with asyncio.timeout(timeout_s):
         while not ready():  # noqa: ASYNC110 - what is waited for has no event of its own
@@ -73,7 +73,7 @@ class Agent:
         """Sends a frame."""
         await self.websocket.send_bytes(protocol.encode(frame))
 
-    async def next(self, kind: type[F], timeout_s: float = 10) -> F:
+    async def next(self, kind: type[F], timeout_s: float = 30) -> F:
         """Returns the next frame of a kind, passing over others but keeping them."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -87,7 +87,7 @@ class Agent:
 
     async def closed(self) -> bool:
         """Returns once the leader has closed the connection."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 message = await self.websocket.receive()
                 if message.type is not aiohttp.WSMsgType.BINARY:

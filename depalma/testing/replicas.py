@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,23 +11,12 @@ from typing import Any
 
 from depalma.certificates import CertificateFiles
 from depalma.consensus import Member, NotLeader, OutcomeUnknown, Replica, ReplicaSettings
+from depalma.local.folder import free_ports
 from depalma.testing.certificates import CLUSTER, throwaway_secrets
 from depalma.testing.ledger import Ledger
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-async def wait_until(condition: Callable[[], object], *, within_s: float = 10.0, what: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object], *, within_s: float = 30.0, what: Callable[[], object]) -> None:
     """Return once the condition holds. Raises AssertionError with what was last seen if it does not in time."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -92,7 +80,7 @@ class Replicas:
         assert leader is not None
         return leader
 
-    async def propose(self, command: bytes, *, within_s: float = 10.0) -> object:
+    async def propose(self, command: bytes, *, within_s: float = 30.0) -> object:
         """Propose at whoever leads, until a proposal is acknowledged. It may then stand in the log twice."""
         deadline = time.monotonic() + within_s
         while True:

@@ -94,6 +94,8 @@ async def test_a_paused_host_lowers_stops_and_moves_its_tasks_in_this_order(
     await wait_until(lambda: nices(agent) == {19}, "the lowest priority")
     await wait_until(lambda: is_still(agent), "stillness")
     assert words(tmp_path) == ["began"]
+    # A leader says with each policy what it knows of the owner; what it does not know yet would be told twice.
+    await wait_until(lambda: leader.owner and leader.owner[-1].suspended, "word that it is suspended")
     await leader.set_owner(lower_s=0.0, suspend_s=1.0, warn_s=1.1, requeue_s=3700.0)
     report = await leader.report((1, 0, 1))
     assert (report.outcome, report.error) == ("moved", "its owner uses the machine: paused by ada")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,11 @@ import pytest
 from depalma import items
 from depalma.client.wire import FrameReader
 from depalma.config import ClusterConfig, MasterConfig, load_secrets
+from depalma.local.folder import free_ports
 from depalma.master import Master
 from depalma.testing.certificates import throwaway_secrets
 
 BODY = {"kind": "command", "argv": ["true"]}
-
-
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 class Cluster:
@@ -71,7 +64,7 @@ def url_of(master: Master) -> str:
     return master.config.url(master.config.master(master.master_id))
 
 
-async def eventually(ready: Callable[[], Any], timeout_s: float = 15) -> None:
+async def eventually(ready: Callable[[], Any], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not (seen := ready()):
         assert time.monotonic() < deadline, f"last seen: {seen!r}"
@@ -176,11 +169,10 @@ async def test_a_wait_through_a_follower_ends_when_the_leader_goes(cluster: Clus
     await cluster.ask(follower, "POST", "/v1/jobs", json=BODY)
     waiting = asyncio.create_task(cluster.ask(follower, "GET", "/v1/jobs/1?wait=60s&until=final"))
     await cluster.ask(follower, "GET", "/v1/jobs/1")
-    began = time.monotonic()
     await cluster.stop(leader)
-    status, problem, _ = await waiting
+    async with asyncio.timeout(30):  # and not after the 60 s for which it would wait
+        status, problem, _ = await waiting
     assert (status, problem["code"]) == (503, "no_leader")
-    assert time.monotonic() - began < 10
     await cluster.elected()
     status, job, _ = await cluster.ask(other, "GET", "/v1/jobs/1")
     assert (status, job["id"]) == (200, 1)
@@ -193,7 +185,7 @@ async def test_writes_through_followers_survive_the_leader_exactly_once(cluster:
 
     async def submit(number: int) -> None:
         key = f"key-{number}"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             master = followers[number % 2]
             headers = {"Idempotency-Key": key}

@@ -198,7 +198,7 @@ async def test_retry_after_is_honoured(tmp_path: Path) -> None:
 
 async def test_one_target_never_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One takes the request and says nothing; one refuses; one is not there."""
-    monkeypatch.setattr(webhooks, "REQUEST_S", 2.0)
+    monkeypatch.setattr(webhooks, "REQUEST_S", 4.0)
     silent = asyncio.Event()
 
     async def never(request: web.Request) -> web.StreamResponse:
@@ -216,9 +216,9 @@ async def test_one_target_never_waits_for_another(tmp_path: Path, monkeypatch: p
             await submit(master)
         await eventually(lambda: of(master, "good").delivered == 30)
         assert good.taken == list(range(1, 31))
-        await eventually(lambda: of(master, "slow").error == "no answer within 2 s", 30)
-        assert of(master, "bad").error == "answered 400 Bad Request"
-        assert of(master, "gone").error.endswith("Connection refused")
+        await eventually(lambda: of(master, "slow").error == "no answer within 4 s", 30)
+        await eventually(lambda: of(master, "bad").error == "answered 400 Bad Request")
+        await eventually(lambda: of(master, "gone").error.endswith("Connection refused"))
         assert {of(master, name).delivered for name in ("slow", "bad", "gone")} == {0}
         silent.set()
         await eventually(lambda: of(master, "slow").delivered == 30, 30)
@@ -351,7 +351,7 @@ async def test_a_removed_one_is_left_alone_and_one_made_anew_begins_at_one(tmp_p
         receiver.answer = lambda request: web.Response(status=500)
         await add(master, receiver.url)
         await submit(master)
-        await eventually(lambda: len(receiver.tries) == 1)
+        await eventually(lambda: len(receiver.tries) >= 1)
         await master.execute(RemoveWebhook("", "w", master.wall()))
         receiver.answer = lambda request: web.Response()
         await add(master, receiver.url)

@@ -18,14 +18,14 @@ from depalma.local.folder import free_ports
 LIMIT = 64
 
 
-def wait_ready(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
+def wait_ready(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     """Returns when /readyz answers; fails at once if the master ended."""
     deadline = time.monotonic() + timeout_s
     seen: object = None
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the master ended with {process.returncode}"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return
         except (OSError, urllib.error.HTTPError) as error:
             seen = error
@@ -40,7 +40,7 @@ def status_of(connection: http.client.HTTPConnection, path: str, token: str) -> 
         return answer.status
 
 
-def wait_for_line(path: Path, text: bytes, process: subprocess.Popen[bytes], timeout_s: float = 10) -> None:
+def wait_for_line(path: Path, text: bytes, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     """Returns when the log has `text`; fails at once if the master ended."""
     deadline = time.monotonic() + timeout_s
     while text not in path.read_bytes():
@@ -63,7 +63,7 @@ def test_a_crowd_of_strangers_does_not_stop_a_master(tmp_path: Path) -> None:
         wait_ready(port, process)
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (4096, 4096)  # it takes what it may
         token = (tmp_path / "secrets" / "token").read_text().strip()
-        friend = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        friend = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         assert status_of(friend, "/v1/jobs", token) == 200
 
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
@@ -76,5 +76,5 @@ def test_a_crowd_of_strangers_does_not_stop_a_master(tmp_path: Path) -> None:
         wait_ready(port, process)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
     assert process.returncode == 0

@@ -129,7 +129,8 @@ async def test_listeners_hear_of_leadership_and_of_what_was_applied(tmp_path: Pa
 
 
 async def test_stopping_answers_everybody_who_waits(tmp_path: Path) -> None:
-    async with Replicas(tmp_path) as cluster:
+    # It still leads when it has lost the others, for longer than any machine takes to come to the next line.
+    async with Replicas(tmp_path, election_s=(1.0, 2.0)) as cluster:
         await cluster.start()
         leader = await cluster.wait_for_leader()
         name = cluster.leader_name()
@@ -172,9 +173,12 @@ async def test_contacts_grow_only_for_those_who_are_away(tmp_path: Path) -> None
         leader = await cluster.wait_for_leader()
         away = next(name for name, replica in cluster.running.items() if replica is not leader)
         await cluster.stop(away)
-        await wait_until(lambda: leader.contacts()[away] > 0.6, what=leader.contacts)
 
-        assert min(leader.contacts().values()) < 0.5
+        def grows_for_one() -> bool:
+            contacts = leader.contacts()
+            return contacts[away] > 0.6 and min(contacts.values()) < 0.5
+
+        await wait_until(grows_for_one, what=leader.contacts)
 
 
 async def test_a_damaged_journal_refuses_to_start_and_says_what_to_do(tmp_path: Path) -> None:
@@ -182,6 +186,7 @@ async def test_a_damaged_journal_refuses_to_start_and_says_what_to_do(tmp_path: 
         await cluster.start()
         for i in range(10):
             await cluster.propose(b"%d" % i)
+        await cluster.wait_for_agreement()
         await cluster.stop("m1")
         (segment,) = (tmp_path / "m1").glob("journal-*.seg")
         data = bytearray(segment.read_bytes())
@@ -205,7 +210,7 @@ async def test_a_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
             await cluster.propose(b"%d" % i)
         await wait_until(lambda: list(tmp_path.glob("m1/snapshot-*.snap")), what=lambda: list(tmp_path.glob("m1/*")))
         await cluster.stop("m1")
-        (snapshot,) = (tmp_path / "m1").glob("snapshot-*.snap")
+        *_, snapshot = sorted((tmp_path / "m1").glob("snapshot-*.snap"))
         data = bytearray(snapshot.read_bytes())
         data[-1] ^= 1
         snapshot.write_bytes(data)

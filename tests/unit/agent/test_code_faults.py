@@ -10,6 +10,7 @@ import pytest
 
 from depalma.agent.blobs import Blobs
 from depalma.agent.codefolder import CodeFolder
+from depalma.agent.codekeeper import pause_after
 from depalma.agent.codesync import CodeSync, EntryFailed, Reached
 from depalma.agent.environments import Environments
 from depalma.archive import pack
@@ -129,3 +130,8 @@ async def test_what_is_changed_as_soon_as_it_is_in_place_does_not_pass_for_what_
     monkeypatch.undo()
 
     assert not host.folder.is_sound(added.digest)
+
+
+def test_one_look_that_took_long_does_not_put_off_the_next() -> None:
+    assert pause_after(2.0, 0.01) == pause_after(0.01, 2.0) == pause_after(0.01, 0.01) == 2.0
+    assert pause_after(0.5, 0.4) == pytest.approx(20.0)
