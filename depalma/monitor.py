@@ -345,7 +345,10 @@ class Monitor:
         self.restraint.forget(spawned.key)
         problem = spawned.failure() or self.slots.kept(spawned)
         self._unwatch(spawned)
-        over, times = spawned.over or Ended(CODE if spawned.hangs else "", problem), (spawned.started, spawned.ended)
+        over, times = (
+            spawned.over or Ended(CODE if spawned.hangs and os.WIFSIGNALED(spawned.status or 0) else "", problem),
+            (spawned.started, spawned.ended),
+        )
         words = "; ".join(filter(None, (over.words, spawned.hangs)))
         self.note_exit(spawned.key, spawned.status, *times, words, over.code, spawned.wrote)
         if spawned.slot >= 0:

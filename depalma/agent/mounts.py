@@ -155,6 +155,17 @@ class Mounts:
         return interpreter != "" and self._loads_from_afar(interpreter, depth + 1)
 
 
+_shared: Mounts | None = None
+
+
+def begins_at(path: str) -> bool:
+    """Returns whether a file system that may hang is mounted just there; links are not followed."""
+    global _shared
+    if _shared is None:
+        _shared = Mounts()
+    return _shared.begins_at(path)
+
+
 def _interpreter(fd: int) -> str:
     """Returns what the kernel loads to run a program; empty if nothing. Errors: OSError, ValueError, struct.error."""
     head = os.pread(fd, _HEAD_BYTES, 0)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from depalma.agent import entering, proctree
+from depalma.agent import entering, mounts, proctree
 from depalma.agent.cgroups import GROUPS, ControlGroups
 from depalma.agent.entering import RESET, Program, Words, append_to, closed, told
 from depalma.agent.limits import Ended, Limits, Watch, shim, watched
@@ -223,7 +223,7 @@ class Slots:
     def _move_away(self, path: str, keep: str = "") -> bool:
         """Moves what is there, unless it is an empty folder. Returns whether it is not there any more."""
         try:
-            if not os.path.islink(path) and not os.listdir(path):
+            if not os.path.islink(path) and not mounts.begins_at(path) and not os.listdir(path):
                 return False
         except FileNotFoundError:
             return True
@@ -262,7 +262,7 @@ class Spawner:
             stdin = self._stdin(rest[0] if rest else b"", opened)
             streams = (stdin, *self._outputs(slot, out, err), *((fd,) if fd >= 0 else ()))
             bound = partial(self._bound, spawned, Limits(*limits)) if limits else None
-            self._begin(spawned, Wanted(argv, environment, cwd or scratch, bool(cwd), streams, "", bound))
+            self._begin(spawned, Wanted(argv, environment, cwd or scratch, bool(cwd), streams, "", bound), opened)
 
     def enter(
         self,
@@ -280,29 +280,26 @@ class Spawner:
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(visitor.key).encode()}
         streams, terminal = ((), place) if isinstance(place, str) else (tuple(place), "")
         limited = None if bound is None else lambda argv, _: bound(argv)
-        with told():
-            self._begin(visitor, Wanted(argv, environment, cwd, True, streams, terminal, limited))
+        opened: list[int] = []
+        with told(), closed(opened):
+            self._begin(visitor, Wanted(argv, environment, cwd, True, streams, terminal, limited), opened)
 
     # ------------------------------------------------------------ the way to the program
 
-    def _begin(self, spawned: Spawned, wanted: Wanted) -> None:
-        opened: list[int] = []
-        spawned.started = time.time()
+    def _begin(self, spawned: Spawned, wanted: Wanted, opened: list[int]) -> None:
         try:
-            with closed(opened):
-                program = self.way.go(wanted, opened, None)
-                spawned.started = time.time()
-                spawned.pid = self._start(program, wanted.terminal)
+            program = self.way.go(wanted, opened, None)
+            spawned.started = time.time()
+            spawned.pid = self._start(program, wanted.terminal)
         except MayHang:
-            with closed(opened := []):
-                streams = tuple(self._open_here(stream, wanted.cwd, opened) for stream in wanted.streams)
-                wanted = wanted._replace(streams=streams)
-                if wanted.bound is not None:  # the control groups and the watch are the monitor's
-                    prefix = wanted.bound([], [stream for stream in streams[1:3] if isinstance(stream, int)])
-                    wanted = wanted._replace(bound=lambda argv, _: [*prefix, *argv])
-                given = [stream for stream in streams if isinstance(stream, int)]
-                spawned.started = time.time()
-                spawned.pid, spawned.words = entering.fork(partial(self._alone, wanted), given)
+            streams = tuple(self._open_here(stream, wanted.cwd, opened) for stream in wanted.streams)
+            wanted = wanted._replace(streams=streams)
+            if wanted.bound is not None:  # the control groups and the watch are the monitor's
+                prefix = wanted.bound([], [stream for stream in streams[1:3] if isinstance(stream, int)])
+                wanted = wanted._replace(bound=lambda argv, _: [*prefix, *argv])
+            given = [stream for stream in streams if isinstance(stream, int)]
+            spawned.started = time.time()
+            spawned.pid, spawned.words = entering.fork(partial(self._alone, wanted), given)
 
     def _open_here(self, stream: int | str, cwd: str, opened: list[int]) -> int | str:
         """Returns the descriptor of a file that the monitor may open, so that it can see how long it gets."""
@@ -347,8 +344,7 @@ class Spawner:
     def _outputs(self, slot: int, out: str, err: str) -> list[int | str]:
         """Returns where standard output and error go: what starts with `>` is a file of the user's."""
         spools = self.slots.spools(slot) if slot >= 0 else [self._null, self._null]
-        wanted = zip((out, err), spools, strict=True)
-        return [target[1:] if target.startswith(">") else spool for target, spool in wanted]
+        return [out[1:] if out[:1] == ">" else spools[0], err[1:] if err[:1] == ">" else spools[1]]
 
     def _start(self, program: Program, terminal: str) -> int:
         actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(program.descriptors)]

@@ -67,7 +67,8 @@ class Way:
     def _resolve(self, name: bytes, path: bytes, cwd: str, words: Words | None) -> bytes:
         """Returns the file that a shell would run; remembered for a moment. Errors: SpawnError, MayHang."""
         if b"/" in name:
-            self.mounts.check_program(os.path.join(cwd or "/", os.fsdecode(name)))
+            shown = os.fsdecode(name)
+            self.mounts.check_program(shown if shown[0] == "/" else os.path.join(cwd or "/", shown))
             return name
         known = self._resolved.get((name, path))
         now = time.monotonic()
