@@ -148,7 +148,7 @@ class Mounts:
             return True
         try:
             interpreter = _interpreter(fd)
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError, IndexError, struct.error):
             return True
         finally:
             os.close(fd)
@@ -167,7 +167,7 @@ def begins_at(path: str) -> bool:
 
 
 def _interpreter(fd: int) -> str:
-    """Returns what the kernel loads to run a program; empty if nothing. Errors: OSError, ValueError, struct.error."""
+    """Returns what the kernel loads to run a program; empty if nothing. Errors: as for damaged files."""
     head = os.pread(fd, _HEAD_BYTES, 0)
     if head[:2] == b"#!":
         return os.fsdecode(head[2:].split(b"\n", 1)[0].split()[0]) if head[2:].split(b"\n", 1)[0].split() else ""
