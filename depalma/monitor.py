@@ -28,9 +28,11 @@ if __name__ == "__main__":  # started isolated (-I -S): the package is found bes
 from depalma.agent import orphans, proctree, visiting
 from depalma.agent.cgroups import ControlGroups
 from depalma.agent.channel import Channel
+from depalma.agent.entering import SpawnError
 from depalma.agent.limits import LOOK_S, Ended
 from depalma.agent.restraint import Restraint
-from depalma.agent.spawning import Slots, Spawned, Spawner, SpawnError
+from depalma.agent.spawning import Slots, Spawned, Spawner
+from depalma.agent.stuck import CODE, Stuck
 
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _LOOK_S = 0.2
@@ -54,6 +56,7 @@ class Monitor:
         self.slots = Slots(root, output_limit_bytes)
         self.spawner = Spawner(self.slots, groups)
         self.restraint = Restraint(groups)
+        self.stuck = Stuck()
         self._children = proctree.OwnChildren()
         self.lease_until = 0.0  #: 0 = nothing may run
         self.by_pid: dict[int, Spawned] = {}
@@ -136,6 +139,9 @@ class Monitor:
         for spawned in list(self.by_key.values()):
             if spawned.deadline is not None and now >= spawned.deadline:
                 spawned.signal(signal.SIGKILL)
+        for spawned in self.stuck.look(self.by_key, now):
+            self.by_pid.pop(spawned.pid, None)
+            say(f"a task: {spawned.hangs}")
         if now >= self._look_s:
             self._look_s = now + LOOK_S
             for spawned in self.by_key.values():
@@ -307,22 +313,22 @@ class Monitor:
                 while len(self._strangers) > 256:
                     del self._strangers[next(iter(self._strangers))]
             self.unknown.pop(pid, None)
+            self.stuck.pids.discard(pid)
             for other in self.by_key.values():
                 other.orphans.discard(pid)
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # of another user, by `sudo`
             os.killpg(pid, signal.SIGKILL)  # the zombie holds the number of its group: this can reach no one else
-        _, spawned.status, usage = os.wait4(pid, 0)
-        spawned.ended = time.time()
-        if spawned.watch is not None:
-            spawned.over = spawned.over or spawned.watch.at_end(spawned.status, usage.ru_maxrss * 1024)
+        peak_bytes = spawned.reap()
+        if spawned.watch is not None and spawned.status is not None:
+            spawned.over = spawned.over or spawned.watch.at_end(spawned.status, peak_bytes)
             spawned.watch.group.kill()
 
     def sweep(self) -> None:
         """Finds orphans, kills those whose task has ended, and reports the tasks of which nothing is left."""
         own = os.getpid()
         known = self._children()
-        for pid in known - self.by_pid.keys():
+        for pid in known - self.by_pid.keys() - self.stuck.pids:
             orphans.judge(pid, self.by_key, self.unknown)
         # Visitors before what they visit: they were started later.
         for spawned in [s for s in reversed(self.by_key.values()) if s.status is not None]:
@@ -337,10 +343,14 @@ class Monitor:
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
         self.restraint.forget(spawned.key)
-        problem = self.slots.kept(spawned)
+        problem = spawned.failure() or self.slots.kept(spawned)
         self._unwatch(spawned)
-        over, times = spawned.over or Ended("", ""), (spawned.started, spawned.ended)
-        self.note_exit(spawned.key, spawned.status, *times, over.words or problem, over.code, spawned.wrote)
+        over, times = (
+            spawned.over or Ended(CODE if spawned.hangs and os.WIFSIGNALED(spawned.status or 0) else "", problem),
+            (spawned.started, spawned.ended),
+        )
+        words = "; ".join(filter(None, (over.words, spawned.hangs)))
+        self.note_exit(spawned.key, spawned.status, *times, words, over.code, spawned.wrote)
         if spawned.slot >= 0:
             self._start_next(spawned.slot)
         else:
@@ -357,11 +367,14 @@ class Monitor:
     def kill_everything(self) -> None:
         """Kills every descendant and comes back when none is left; what they wrote is kept."""
         self.groups.kill_all()  # in one moment, where the kernel can: nothing outruns it
-        proctree.kill_descendants()
+        self.stuck.pids = proctree.kill_descendants()
+        if self.stuck.pids:
+            say(f"processes {sorted(self.stuck.pids)} were killed and hang in the kernel: they can do nothing more")
         self.groups.go_on()
         for spawned in self.by_key.values():
             spawned.dirty = True
             self._unwatch(spawned)
+            spawned.failure()
             if problem := self.slots.kept(spawned):
                 say(f"a killed task: {problem}")
         for known in (self.by_pid, self.by_key, self.unknown, self.running, self.lines, self._exits):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
@@ -96,6 +99,31 @@ def _no_leaked_thread() -> Iterator[None]:
 
     leaked = _wait_until_empty(left)
     assert not leaked, f"threads left behind: {leaked}"
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system that answers nobody; who waits for it is let go when the test is over. The process ids
+    of these are in the file `hanging.waiting` beside it, a line each."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("a file system that hangs needs root and /dev/fuse")
+    folder = tmp_path / "hanging"
+    folder.mkdir()
+    folder.with_name("hanging.waiting").touch()
+    program = [sys.executable, str(Path(__file__).with_name("hanging_mount.py")), str(folder)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stderr is not None
+            if not server.stdout.readline():
+                problem = server.stderr.read().decode()
+                assert "Operation not permitted" in problem, problem
+                pytest.skip(f"nothing may be mounted here: {problem}")
+            yield folder
+        finally:
+            server.kill()  # its connection is aborted with it
+            server.wait()
+            subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
 def _marked_processes() -> list[psutil.Process]:

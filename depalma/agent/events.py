@@ -85,6 +85,7 @@ class WorkerEnded(Event, frozen=True):
     signal: int | None
     at: float  #: wall clock
     tail: OutputTail | None = None  #: the end of what the task wrote that it ran
+    error_code: str = ""  #: what the monitor calls such an end
 
 
 class Prepared(Event, frozen=True):

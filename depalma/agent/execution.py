@@ -46,6 +46,8 @@ JOB_SUSPENDED = "its job is suspended"
 NO_SLOT = "no slot became free"
 #: What an outcome that we brought about is called by programs.
 _CODES = {"timed_out": "time_limit"}
+#: The code of what was killed while it hung in the kernel, or had not begun: the words of stuck.py are told, too.
+STUCK = "stuck"
 _UNTIMELY = not_kept("its agent ended before it had handed it over")
 
 
@@ -170,8 +172,12 @@ class Execution:
             return
         if attempt.doomed not in ("", "returned") and not attempt.job.is_function:
             # A command may take SIGTERM in its stride and exit with 0; a function that returned was in time.
-            code = _CODES.get(attempt.doomed, "")
-            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=attempt.reason, error_code=code)
+            code, error = _CODES.get(attempt.doomed, ""), attempt.reason
+            if report.error_code == STUCK:
+                error = f"{error}; {report.error}"
+            report = msgspec.structs.replace(report, outcome=attempt.doomed, error=error, error_code=code)
+        elif report.error_code == STUCK:
+            report = msgspec.structs.replace(report, error_code="")
         self._report_or_upload(attempt, report)
 
     def _report_or_upload(self, attempt: Attempt, report: Report) -> None:
@@ -264,6 +270,8 @@ class Execution:
 
     def _death(self, attempt: Attempt, event: WorkerEnded, age_s: float) -> Report:
         outcome, error = attempt.doomed or "failed", attempt.reason if attempt.doomed else event.reason
+        if attempt.doomed and event.error_code == STUCK:
+            error = f"{error}; {event.reason}"
         return msgspec.structs.replace(
             self._report(attempt, outcome, error),
             exit_code=event.exit_code,

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from depalma.agent import proctree
+from depalma.agent import mounts, proctree
 from depalma.agent.cgroups import ControlGroups, TaskGroup
 
 #: How often a task is looked at.
@@ -191,6 +191,8 @@ def _sizes(folder: str) -> Iterator[int]:
             continue
         with entries:
             for entry in entries:
+                if mounts.begins_at(entry.path):
+                    continue
                 try:
                     found = entry.stat(follow_symlinks=False)
                 except OSError:

@@ -21,11 +21,13 @@ def judge(pid: int, living: dict[int, Spawned], unknown: dict[int, set[int]]) ->
     now = proctree.stat(pid)
     if now is None or now.state == "Z" or any(pid in spawned.orphans for spawned in living.values()):
         return
-    mark = proctree.environment_value(pid, proctree.MARKER)
     for spawned in living.values():
         if spawned.pid in (now.pgrp, now.session):
             spawned.orphans.add(pid)
             return
+    # Last: the kernel may have whoever reads it wait for what hangs while it maps a file.
+    mark = proctree.environment_value(pid, proctree.MARKER)
+    for spawned in living.values():
         if mark == marker(spawned.key):
             if spawned.slot != NURSERY:
                 spawned.orphans.add(pid)

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_EXITING = 4
+#: What was killed is dead by then, or waits in the kernel for something that does not come.
+PATIENCE_S = 1.0
 #: Every process that the monitor starts carries this variable, and its children inherit it.
 MARKER = "DEPALMA_PROCESS"
 #: The agent folder, so that a new agent finds what a killed pair of agent and monitor left behind.
@@ -46,6 +49,46 @@ def stat(pid: int) -> Stat | None:
         return None
     words = data[data.rindex(b")") + 2 :].split()
     return Stat(words[0].decode(), int(words[1]), int(words[2]), int(words[3]), int(words[19]))
+
+
+def name(pid: int) -> str:
+    """Returns what a process is called, its first 15 bytes; empty if there is none of that number."""
+    data = read(f"/proc/{pid}/stat")
+    return data[data.index(b"(") + 1 : data.rindex(b")")].decode(errors="replace") if data else ""
+
+
+def is_stuck(pid: int) -> bool:
+    """Returns whether no thread of a process can ever run an instruction of its own again; it may still be there.
+
+    That is so for one that is exiting, and for one that waits in the kernel where no signal wakes it (state D), with
+    SIGKILL pending: the kernel looks at that before it goes back to the program, and makes no thread for it either. It
+    is gone when whatever it waits for answers. What that one system call does is done then.
+    """
+    threads = _threads(pid)
+    # A second look: a thread that was at its end may have made another one before.
+    return all(_thread_is_stuck(pid, thread) for thread in threads) and _threads(pid) <= threads
+
+
+def _threads(pid: int) -> set[str]:
+    try:
+        return set(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return set()
+
+
+def _thread_is_stuck(pid: int, thread: str) -> bool:
+    data = read(f"/proc/{pid}/task/{thread}/stat")
+    if not data:
+        return True
+    words = data[data.rindex(b")") + 2 :].split()
+    if words[0] in (b"Z", b"X") or int(words[6]) & _PF_EXITING:
+        return True
+    if words[0] != b"D":
+        return False
+    for line in read(f"/proc/{pid}/task/{thread}/status").splitlines():
+        if line.startswith(b"SigPnd:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGKILL - 1) & 1)
+    return False
 
 
 def age_s(found: Stat) -> float:
@@ -152,23 +195,27 @@ def send_tree(pid: int, number: int) -> int:
     return sum(send(child, parent, number) for child, parent in descendants(pid))
 
 
-def kill_descendants(on_reaped: set[int] | None = None) -> int:
-    """Kills everything below the calling process, again and again until nothing is left. Returns how many were reaped.
+def kill_descendants(on_reaped: set[int] | None = None) -> set[int]:
+    """Kills everything below the calling process, again and again until nothing is left.
 
-    It comes back only when the kernel says that there is no child. What a killed process leaves behind becomes a
-    child of ours (we are a subreaper), so that the next round finds it.
+    It comes back when the kernel says that there is no child; or, after `PATIENCE_S`, when what is left hangs in the
+    kernel and can do nothing more (`is_stuck`): returns these. What a killed process leaves behind becomes a child of
+    ours (we are a subreaper), so that the next round finds it.
     """
     own = os.getpid()
-    reaped = 0
+    patient_until_s = time.monotonic() + PATIENCE_S
     while True:
         send_tree(own, signal.SIGKILL)
         try:
             while (done := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                reaped += 1
                 if on_reaped is not None:
                     on_reaped.add(done)
         except ChildProcessError:
-            return reaped
+            return set()
+        if time.monotonic() >= patient_until_s:
+            left = {pid for pid, _ in descendants(own)}
+            if all(is_stuck(pid) for pid in left):
+                return left
         time.sleep(0.002)
 
 
@@ -178,7 +225,7 @@ def strays(owner: str) -> list[int]:
     return [
         pid
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit())
-        if pid != own and environment_value(pid, OWNER) == owner and (now := stat(pid)) and now.state != "Z"
+        if pid != own and environment_value(pid, OWNER) == owner and not is_stuck(pid)
     ]
 
 

@@ -360,7 +360,7 @@ class Runner:
             self.nurseries.learn(handle.code_index, libraries, own)
         return reports
 
-    def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str) -> None:
+    def _worker_ended(self, handle: WorkerHandle, status: int, ended: float, error: str, error_code: str) -> None:
         if self.workers.pop(handle.number, None) is None:
             return
         self.drain(handle)
@@ -377,7 +377,7 @@ class Runner:
         trash = self.root / "trash" / f"w{handle.number}.{handle.key}"
         wrote = self.output.salvage(f"w{handle.number}", ref, trash)
         exit_code, number = (None, -code) if code < 0 else (code, None)
-        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended, wrote))
+        self.emit(WorkerEnded(handle.number, unread, reason, exit_code, number, ended, wrote, error_code))
 
     def _forget_handle(self, handle: WorkerHandle) -> None:
         asyncio.get_running_loop().remove_reader(handle.near)
@@ -401,7 +401,7 @@ class Runner:
         for key, status, started, at, error, error_code, wrote in ended:
             meaning = self.keys.pop(key, None)
             if isinstance(meaning, WorkerHandle):
-                self._worker_ended(meaning, status, at, error)
+                self._worker_ended(meaning, status, at, error, error_code)
             elif isinstance(meaning, Nursery):
                 self.nurseries.ended(meaning)
             elif meaning is not None:

@@ -13,18 +13,19 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from depalma.agent import proctree
+from depalma.agent import entering, mounts, proctree
 from depalma.agent.cgroups import GROUPS, ControlGroups
+from depalma.agent.entering import RESET, Program, Words, append_to, closed, told
 from depalma.agent.limits import Ended, Limits, Watch, shim, watched
+from depalma.agent.mounts import MayHang
 from depalma.agent.proctree import MARKER
+from depalma.agent.way import Wanted, Way
 
-#: Signals that Python ignores for itself and that a command must see with their usual meaning.
-_RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_RESOLVED_FOR_S = 2.0
 #: Slots leave so many: to look at processes and to kill them takes some, and without them the lease would not be held.
 _SPARE_DESCRIPTORS = 16
 #: In place of a slot: the process is no task and no worker, but what workers are forked from.
@@ -36,20 +37,12 @@ def marker(key: int) -> str:
     return f"{os.getpid()}:{key}"
 
 
-class SpawnError(Exception):
-    """The process could not be started. `exit_code` is what a shell would answer: 127 not found, 126 otherwise."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class Spawned:
     """One process that the monitor started, and what is known to belong to it."""
 
     __slots__ = (
-        "deadline", "dirty", "ended", "finals", "keep", "key", "orphans", "over", "pid", "slot", "started",
-        "status", "visited", "visitors", "watch", "wrote",
+        "deadline", "dirty", "ended", "finals", "hangs", "keep", "key", "orphans", "over", "pid", "slot", "started",
+        "status", "visited", "visitors", "watch", "words", "wrote",
     )  # fmt: skip
 
     def __init__(self, key: int, slot: int, finals: tuple[str, str]) -> None:
@@ -69,11 +62,32 @@ class Spawned:
         self.wrote = False  #: there is output of it
         self.visitors: list[Spawned] = []  #: what users run inside it; it ends with it
         self.visited: int | None = None  #: the key of what it is a visitor of
+        self.words: Words | None = None  #: what it says on the way to its program, if it goes that by itself
+        self.hangs = ""  #: where it hung when it was killed
 
     def pids(self) -> list[int]:
         """Returns every process of it, dead ones that wait to be reaped included."""
         tops = [self.pid, *self.orphans]
         return [pid for top in tops for pid in (top, *(child for child, _ in proctree.descendants(top)))]
+
+    def reap(self) -> int:
+        """Takes note of the end of its main process, which has ended. Returns the most memory that it had, in bytes."""
+        doing = self.words.doing(self.pid) if self.words is not None else ""
+        _, self.status, usage = os.wait4(self.pid, 0)
+        self.ended = time.time()
+        if doing and os.WIFSIGNALED(self.status):
+            self.hangs = f"it had not begun: {doing}"
+        return usage.ru_maxrss * 1024
+
+    def failure(self) -> str:
+        """Returns why it has not become its program; empty if it has, or if that was told at once. Once."""
+        words, self.words = self.words, None
+        if words is None:
+            return ""
+        try:
+            return words.failure()
+        finally:
+            words.close()
 
     def look_at_limits(self) -> None:
         """Kills it if it uses more than it may."""
@@ -99,8 +113,11 @@ class Spawned:
         own = os.getpid()
         if self.status is None:
             below = list(proctree.descendants(self.pid))
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # `sudo` has made it another user's
-                os.killpg(self.pid, number)
+            with contextlib.suppress(PermissionError):  # `sudo` has made it another user's
+                try:
+                    os.killpg(self.pid, number)
+                except ProcessLookupError:  # it has just been forked, and has no group of its own yet
+                    os.kill(self.pid, number)
             for pid, parent in below:
                 now = proctree.stat(pid)
                 if now is not None and now.pgrp != self.pid:
@@ -206,7 +223,7 @@ class Slots:
     def _move_away(self, path: str, keep: str = "") -> bool:
         """Moves what is there, unless it is an empty folder. Returns whether it is not there any more."""
         try:
-            if not os.path.islink(path) and not os.listdir(path):
+            if not os.path.islink(path) and not mounts.begins_at(path) and not os.listdir(path):
                 return False
         except FileNotFoundError:
             return True
@@ -223,14 +240,15 @@ class Slots:
 
 
 class Spawner:
-    """Starts processes with posix_spawn: no fork of the monitor, no code of ours between it and the program."""
+    """Starts processes with posix_spawn: no fork of the monitor, no code of ours between it and the program. What may
+    wait for ever on the way to its program goes by itself (`entering.py`)."""
 
     def __init__(self, slots: Slots, groups: ControlGroups) -> None:
         self.slots = slots
         self.groups = groups
+        self.way = Way()
         self.environments: dict[int, dict[bytes, bytes]] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._resolved: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
 
     def spawn(self, spawned: Spawned, message: tuple[Any, ...], fd: int) -> None:
         """Starts what a `spawn` message asks for, in a session of its own. Errors: SpawnError."""
@@ -239,26 +257,12 @@ class Spawner:
         if slot < 0:
             environment[GROUPS.encode()] = self.groups.shared().encode()
         opened: list[int] = []
-        with _told(), _closed(opened):
-            if slot >= 0:
-                scratch = self.slots.scratch_of(slot, inputs)
-                cwd = cwd or scratch
-            _enter(cwd)
-            files = self._outputs(slot, out, err, opened)
-            actions = [
-                (os.POSIX_SPAWN_DUP2, self._stdin(rest[0] if rest else b"", opened), 0),
-                (os.POSIX_SPAWN_DUP2, files[0], 1),
-                (os.POSIX_SPAWN_DUP2, files[1], 2),
-            ]
-            if fd >= 0:
-                actions.append((os.POSIX_SPAWN_DUP2, fd, 3))
-            path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
-            if limits:
-                watch = spawned.watch = self._watch(spawned, Limits(*limits), files)
-                argv = shim(watch.limits, watch.group, [path, *argv[1:]])
-                path = argv[0]
-            spawned.started = time.time()
-            spawned.pid = self._start(path, argv, environment, actions)
+        with told(), closed(opened):
+            scratch = self.slots.scratch_of(slot, inputs) if slot >= 0 else ""
+            stdin = self._stdin(rest[0] if rest else b"", opened)
+            streams = (stdin, *self._outputs(slot, out, err), *((fd,) if fd >= 0 else ()))
+            bound = partial(self._bound, spawned, Limits(*limits)) if limits else None
+            self._begin(spawned, Wanted(argv, environment, cwd or scratch, bool(cwd), streams, "", bound), opened)
 
     def enter(
         self,
@@ -274,20 +278,50 @@ class Spawner:
         the task. Errors: SpawnError."""
         job, extra = variables
         environment = {**self.environments.get(job, {}), **extra, MARKER.encode(): marker(visitor.key).encode()}
-        with _told():
-            _enter(cwd)
-            if isinstance(place, str):
-                # Opened by the leader of a new session: so it is its controlling terminal.
-                actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, place, os.O_RDWR, 0)]
-                actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-            else:
-                actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(place)]
-            path = self._resolve(argv[0], environment.get(b"PATH", os.defpath.encode()))
-            if bound is not None:
-                argv = bound([path, *argv[1:]])
-                path = argv[0]
-            visitor.started = time.time()
-            visitor.pid = self._start(path, argv, environment, actions)
+        streams, terminal = ((), place) if isinstance(place, str) else (tuple(place), "")
+        limited = None if bound is None else lambda argv, _: bound(argv)
+        opened: list[int] = []
+        with told(), closed(opened):
+            self._begin(visitor, Wanted(argv, environment, cwd, True, streams, terminal, limited), opened)
+
+    # ------------------------------------------------------------ the way to the program
+
+    def _begin(self, spawned: Spawned, wanted: Wanted, opened: list[int]) -> None:
+        try:
+            program = self.way.go(wanted, opened, None)
+            spawned.started = time.time()
+            spawned.pid = self._start(program, wanted.terminal)
+        except MayHang:
+            streams = tuple(self._open_here(stream, wanted.cwd, opened) for stream in wanted.streams)
+            wanted = wanted._replace(streams=streams)
+            if wanted.bound is not None:  # the control groups and the watch are the monitor's
+                prefix = wanted.bound([], [stream for stream in streams[1:3] if isinstance(stream, int)])
+                wanted = wanted._replace(bound=lambda argv, _: [*prefix, *argv])
+            given = [stream for stream in streams if isinstance(stream, int)]
+            spawned.started = time.time()
+            spawned.pid, spawned.words = entering.fork(partial(self._alone, wanted), given)
+
+    def _open_here(self, stream: int | str, cwd: str, opened: list[int]) -> int | str:
+        """Returns the descriptor of a file that the monitor may open, so that it can see how long it gets."""
+        if isinstance(stream, str):
+            try:
+                self.way.mounts.check(os.path.join(cwd or "/", stream))
+            except MayHang:
+                return stream
+            return append_to(os.path.join(cwd or "/", stream), opened)
+        return stream
+
+    def _alone(self, wanted: Wanted, words: Words, given: list[int]) -> Program:
+        """Goes the way in the process that is to become the program, with its descriptors. Errors: SpawnError."""
+        self.way.mounts.trust()
+        numbers = iter(given)
+        streams = tuple(next(numbers) if isinstance(stream, int) else stream for stream in wanted.streams)
+        with told():
+            return self.way.go(wanted._replace(streams=streams), [], words)
+
+    def _bound(self, spawned: Spawned, limits: Limits, argv: list[bytes], files: list[int]) -> list[bytes]:
+        watch = spawned.watch = self._watch(spawned, limits, files)
+        return shim(watch.limits, watch.group, argv)
 
     def _watch(self, spawned: Spawned, limits: Limits, files: list[int]) -> Watch:
         outputs = [(f"/proc/self/fd/{fd}", os.fstat(fd).st_size) for fd in files]
@@ -307,84 +341,25 @@ class Spawner:
             os.lseek(opened[-1], 0, os.SEEK_SET)
         return opened[-1]
 
-    def _outputs(self, slot: int, out: str, err: str, opened: list[int]) -> list[int]:
-        """Returns the descriptors for standard output and error; a path starting with `>` is a file to append to."""
-        files = list(self.slots.spools(slot)) if slot >= 0 else [self._null, self._null]
-        for position, target in enumerate((out, err)):
-            if target.startswith(">"):
-                # Without O_NONBLOCK a FIFO nobody reads would hold up every task of this host.
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-                files[position] = os.open(target[1:], flags, 0o644)
-                opened.append(files[position])
-                os.set_blocking(files[position], True)
-        return files
+    def _outputs(self, slot: int, out: str, err: str) -> list[int | str]:
+        """Returns where standard output and error go: what starts with `>` is a file of the user's."""
+        spools = self.slots.spools(slot) if slot >= 0 else [self._null, self._null]
+        return [out[1:] if out[:1] == ">" else spools[0], err[1:] if err[:1] == ">" else spools[1]]
 
-    def _start(self, path: bytes, argv: list[bytes], environment: dict[bytes, bytes], actions: list[Any]) -> int:
+    def _start(self, program: Program, terminal: str) -> int:
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(program.descriptors)]
+        if terminal:
+            # Opened by the leader of a new session: so it is its controlling terminal.
+            actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+        path, argv, environment, _ = program
         try:
             return os.posix_spawn(
-                path, argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESET
+                path, argv, environment, file_actions=actions, setsid=True, setsigmask=[], setsigdef=RESET
             )
         except OSError as error:
-            self._resolved.clear()
-            name = os.fsdecode(argv[0])
-            if error.errno == errno.ENOENT:
-                raise SpawnError(f"{name}: command not found, or its interpreter is missing", 127) from error
-            if error.errno == errno.ENOEXEC:
-                raise SpawnError(f"{name}: not a program, and it has no #! line", 126) from error
-            raise SpawnError(f"{name}: {error.strerror}", 126) from error
-
-    def _resolve(self, name: bytes, path: bytes) -> bytes:
-        """Returns the file that a shell would run; remembered for a moment. Errors: SpawnError."""
-        if b"/" in name:
-            return name
-        known = self._resolved.get((name, path))
-        now = time.monotonic()
-        if known is not None and now < known[1]:
-            return known[0]
-        denied = False
-        for folder in path.split(b":"):
-            candidate = (folder or b".") + b"/" + name
-            if os.path.isfile(candidate):
-                if os.access(candidate, os.X_OK):
-                    if not folder.startswith(b"/"):
-                        return candidate
-                    self._resolved[(name, path)] = (candidate, now + _RESOLVED_FOR_S)
-                    return candidate
-                denied = True
-        shown = os.fsdecode(name)
-        if denied:
-            raise SpawnError(f"{shown}: permission denied", 126)
-        raise SpawnError(f"{shown}: command not found", 127)
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Has what goes wrong told in words. Errors: SpawnError."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or ""
-        where = os.fsdecode(where) if isinstance(where, bytes) else str(where)
-        raise SpawnError(f"{where}: {error.strerror}", 126) from error
-    except (ValueError, TypeError, LookupError) as error:  # a zero byte, an empty command, and the like
-        raise SpawnError(f"the command cannot be started: {error}", 126) from error
-
-
-@contextlib.contextmanager
-def _closed(handles: list[int]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            os.close(handle)
-
-
-def _enter(cwd: str) -> None:
-    """Makes `cwd` the working folder, for the child to inherit. Errors: SpawnError that names it."""
-    try:
-        os.chdir(cwd or "/")
-    except OSError as error:
-        raise SpawnError(f"working folder {cwd}: {error.strerror}", 126) from error
+            self.way.forget()
+            raise entering.not_started(argv[0], error) from error
 
 
 def _rename(source: str, target: str) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from depalma.agent import mounts
 from depalma.errors import DepalmaError
 from depalma.model import AttemptRef, Report
 from depalma.tails import INLINE_TAIL_BYTES, TAIL_BYTES, OutputTail, Tail, pack
@@ -277,6 +278,8 @@ def remove_tree(folder: Path) -> None:
             with os.scandir(here) as entries:
                 found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
             for path, is_folder in found:
+                if is_folder and mounts.begins_at(path):
+                    continue  # what a task has mounted there is not its own, and may hang
                 with contextlib.suppress(OSError):
                     if not is_folder:
                         os.unlink(path)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from depalma.agent import proctree
 from depalma.agent.cgroups import TaskGroup
+from depalma.agent.entering import SpawnError
 from depalma.agent.limits import Ended, as_of, inside, shim
-from depalma.agent.spawning import Spawned, SpawnError
+from depalma.agent.spawning import Spawned
 
 if TYPE_CHECKING:
     from depalma.monitor import Monitor

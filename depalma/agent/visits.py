@@ -291,7 +291,7 @@ class Visits:
         variables = task_variables(attempt, folder)
         if frame.tty:
             variables[b"TERM"] = (frame.terminal or "xterm").encode()
-        words = [os.fsencode(word) for word in frame.argv or (self._shell(attempt, tty=frame.tty),)]
+        words = [os.fsencode(word) for word in frame.argv or self._shell(attempt, tty=frame.tty)]
         cwd = attempt.job.spec.cwd or folder
         apart = attempt.job.is_function and is_apart(attempt.job.spec)
         self._runner.tell_environment(attempt.job)
@@ -328,11 +328,13 @@ class Visits:
             Path(mark).unlink(missing_ok=True)
             self._marks.discard(mark)
 
-    def _shell(self, attempt: Attempt, *, tty: bool) -> str:
-        """Returns the program that is a shell for this task."""
+    def _shell(self, attempt: Attempt, *, tty: bool) -> tuple[str, ...]:
+        """Returns the command that is a shell for this task."""
         wanted = attempt.job.spec.env.get("SHELL") or os.environ.get("SHELL", "")
-        usable = wanted.startswith("/") and Path(wanted).is_file() and os.access(wanted, os.X_OK)
-        return wanted if tty and usable else _SHELL
+        if not tty or not wanted.startswith("/"):
+            return (_SHELL,)
+        # The visitor looks whether it is one: it may be where everybody waits.
+        return _SHELL, "-c", '[ -f "$1" ] && [ -x "$1" ] && exec "$1"; exec "$0"', _SHELL, wanted
 
     # ------------------------------------------------------------ ends
 
