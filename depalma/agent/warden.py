@@ -108,9 +108,9 @@ class Warden:
         if monitor is not None and monitor.start == self._monitor_start:
             tops = [*marked, self._monitor]  # itself it may live: it holds the lock
         below = {child for pid in tops for child, _ in proctree.descendants(pid)}
-        found = ((pid, proctree.stat(pid)) for pid in below.union(marked))
-        # A monitor that stands still does not reap.
-        return [(pid, now.start) for pid, now in found if now is not None and now.state != "Z"]
+        # Without those that are dead and not reaped, as by a monitor that stands still, or can do nothing more.
+        able = [pid for pid in below.union(marked) if not proctree.is_stuck(pid)]
+        return [(pid, now.start) for pid in able if (now := proctree.stat(pid)) is not None]
 
     # ------------------------------------------------------------ the lock that agent and monitor share
 
