@@ -90,6 +90,8 @@ class AgentNemesis:
             "monitor killed": self._kill_monitor,
             "agent frozen": self._freeze,
             "monitor frozen": self._freeze_monitor,
+            "agent and monitor killed": self._kill_both,
+            "agent killed, monitor frozen": self._kill_beside_frozen_monitor,
             "agent cut off": self._cut,
             "agent deaf": self._deafen,
             "agent not heard": self._silence,
@@ -164,6 +166,26 @@ class AgentNemesis:
         pid = self._monitor(host)
         self._signal_monitor(host, pid, signal.SIGSTOP)
         return lambda: self._signal_monitor(host, pid, signal.SIGCONT)
+
+    def _kill_both(self, host: str) -> Callable[[], None]:
+        """In the same moment: neither can end anything for the other, or tell anybody."""
+        pid = self._monitor(host)
+        self._cluster.signal(signal.SIGSTOP, host)
+        self._signal_monitor(host, pid, signal.SIGKILL)
+        return self._kill(host)
+
+    def _kill_beside_frozen_monitor(self, host: str) -> Callable[[], None]:
+        pid = self._monitor(host)
+        self._signal_monitor(host, pid, signal.SIGSTOP)
+        monitor = proctree.stat(pid)
+        start = self._kill(host)
+
+        def go_on() -> None:
+            if monitor is not None:
+                proctree.send_same(pid, monitor.start, signal.SIGCONT)
+            start()
+
+        return go_on
 
     def _monitor(self, host: str) -> int:
         """Returns the process id of the host's monitor, 0 if it has none at the moment."""
