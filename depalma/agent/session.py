@@ -209,9 +209,14 @@ class Session:
                     silent_s = self._silent_s(since_s)
             finally:
                 hunt.cancel()
-            if hunt.done() and not hunt.cancelled():
-                log.warning("%s is silent, %s answers", url, hunt.result()[0])
-                return hunt.result()
+            if not hunt.done() or hunt.cancelled():
+                continue
+            found = hunt.result()
+            if found[0] == url and self._silent_s(since_s) <= _LOOK_S:
+                self._close(found[1])  # it had answered, and this process stood still
+                continue
+            log.warning("%s is silent, %s answers", url, found[0])
+            return found
 
     def _silent_s(self, since_s: float) -> float:
         """Returns for how long something has been waiting for an answer; before the welcome: since the hello."""
