@@ -25,6 +25,7 @@ class WardenLink:
         self._root = root
         self.monitor = (0, 0)  #: its process, and when that began
         self._process: subprocess.Popen[bytes] | None = None
+        self._missed = False  #: it could not be started, and that was said
 
     @property
     def pid(self) -> int:
@@ -32,14 +33,27 @@ class WardenLink:
         return self._process.pid if self._process is not None else 0
 
     def hold(self, until_s: float) -> None:
-        """Says until when tasks may live (CLOCK_BOOTTIME), 0 if there are none. To be called before any begins."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        try:
-            self._say(until_s)
-        except BrokenPipeError:  # it died this moment
-            self._start()
-            self._say(until_s)
+        """Says until when tasks may live (CLOCK_BOOTTIME), 0 if there are none. To be called before any begins.
+
+        Where it cannot be started, agent and monitor hold the lease alone until it can.
+        """
+        for _ in range(2):
+            try:
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                self._say(until_s)
+                self._missed = False
+                return
+            except BrokenPipeError:
+                self._end()  # it died this moment
+            except OSError as error:  # also where it stands still, and its pipe is full after hours
+                self._miss(error)
+                return
+
+    def _miss(self, error: OSError) -> None:
+        if not self._missed:
+            log.error("there is no warden: %s", error)
+        self._missed = True
 
     def dismiss(self) -> None:
         """Ends it: nothing is left that it could be needed for."""
@@ -48,16 +62,15 @@ class WardenLink:
         try:
             self._say(math.nan)
             self._process.wait(_END_S)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            self._process.kill()  # it is dead, or stands still
-            self._process.wait()
-        self._let_go()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.debug("the warden is dead, or stands still: %s", error)
+        self._end()
 
     def _start(self) -> None:
         """Errors: OSError."""
         if self._process is not None:
             log.warning("the warden is dead; a new one is started")
-            self._let_go()
+            self._end()
         # No word of the package or the folder in what `ps` shows, and not this interpreter's name if it has another.
         python = getattr(sys, "_base_executable", "") or sys.executable
         source = os.open(warden.__file__, os.O_RDONLY | os.O_CLOEXEC)
@@ -82,17 +95,15 @@ class WardenLink:
         os.write(stdin.fileno(), json.dumps(where).encode() + b"\n")
 
     def _say(self, until_s: float) -> None:
-        """Errors: BrokenPipeError."""
+        """Errors: BrokenPipeError, BlockingIOError."""
         assert self._process is not None
         assert self._process.stdin is not None
-        try:
-            os.write(self._process.stdin.fileno(), warden.WORD.pack(until_s, *self.monitor))
-        except BlockingIOError:
-            log.warning("the warden does not listen")  # it stands still, for hours; the other two hold the lease
+        os.write(self._process.stdin.fileno(), warden.WORD.pack(until_s, *self.monitor))
 
-    def _let_go(self) -> None:
+    def _end(self) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.poll()
+        self._process.kill()
+        self._process.wait()
         self._process = None

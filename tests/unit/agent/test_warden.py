@@ -172,3 +172,16 @@ def test_it_does_not_look_like_the_others(agent: Agent) -> None:
     command = " ".join(psutil.Process(agent.warden.pid).cmdline())
     assert "depalma" not in command.removeprefix(os.path.realpath(psutil.Process(agent.warden.pid).exe()))
     assert str(agent.root) not in command
+
+
+def test_where_it_cannot_be_started_the_others_go_on_without_it(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys._base_executable", "/nowhere/python", raising=False)
+    for _ in range(3):
+        agent.link.hold(boottime() + FAR_S)
+    assert caplog.text.count("there is no warden: ") == 1
+    agent.link.dismiss()
+    monkeypatch.undo()
+    agent.link.hold(boottime() + 0.3)
+    assert agent.task().wait(15) == -signal.SIGKILL
