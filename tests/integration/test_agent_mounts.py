@@ -25,6 +25,8 @@ async def hung(hanging: Path, count: int) -> list[int]:
 async def test_tasks_that_hang_cost_their_host_nothing_else(
     leader: FakeLeader, agent: AgentProcess, hanging: Path
 ) -> None:
+    leader.lease_s = 4.0
+    await leader.renew()
     monitor = agent.monitor_pid()
     leader.job(1, command("true", cwd=f"{hanging}/folder"))
     await leader.assign(Assignment(1, 0, 1, 1))
@@ -51,16 +53,16 @@ async def test_tasks_that_hang_cost_their_host_nothing_else(
     assert agent.monitor_pid() == monitor
 
     # A time limit; and a function, whose worker hangs.
-    leader.job(3, command("cat", f"{hanging}/data", timeout_s=0.5))
-    leader.job(4, JobSpec(kind="function", function="os:stat", timeout_s=2.0, grace_s=0.2))
+    leader.job(3, command("cat", f"{hanging}/data", timeout_s=3.0))
+    leader.job(4, JobSpec(kind="function", function="os:stat", timeout_s=3.0, grace_s=0.2))
     await leader.assign(Assignment(3, 0, 1, 1))
     report = await leader.report((3, 0, 1))
     assert (report.outcome, report.error_code) == ("timed_out", "time_limit")
-    assert "ran longer than its limit of 0.5 s; killed, but process" in report.error
+    assert "ran longer than its limit of 3 s; killed, but process" in report.error
     await leader.assign(Assignment(4, 0, 1, 1, pickle.dumps((None, (f"{hanging}/result",), {}))))
     report = await leader.report((4, 0, 1))
     assert (report.outcome, report.error_code) == ("timed_out", "time_limit")
-    assert "ran longer than its limit of 2 s; killed, but process" in report.error
+    assert "ran longer than its limit of 3 s; killed, but process" in report.error
     leader.job(5, command("true"))
     for task in range(4):
         await leader.assign(Assignment(5, task, 1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ LEAKS = {
 
 def run_suite(folder: Path, body: str) -> tuple[int, str]:
     """Runs one test file under our conftest in a pytest of its own, with a short grace time."""
-    (folder / "conftest.py").write_text(CONFTEST.read_text().replace("GRACE_S = 5.0", "GRACE_S = 0.2"))
+    text, changed = re.subn(r"^GRACE_S = .*$", "GRACE_S = 0.2", CONFTEST.read_text(), flags=re.MULTILINE)
+    assert changed == 1
+    (folder / "conftest.py").write_text(text)
     (folder / "test_one.py").write_text(body)
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=folder)

@@ -60,7 +60,7 @@ class Supervised:
         words, rest = [os.fsencode(word) for word in argv], (slot, False, (), ("", ""), stdin)
         self.say(("spawn", key, words, 1, variables, cwd, files, *rest))
 
-    def listen(self, look: Callable[[], Any], what: str, for_s: float = 10.0) -> Any:
+    def listen(self, look: Callable[[], Any], what: str, for_s: float = 30.0) -> Any:
         """Returns the first true value of `look` after each message. Errors: AssertionError."""
         end = time.monotonic() + for_s
         while not (seen := look()):

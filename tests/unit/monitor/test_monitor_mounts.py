@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from depalma.agent import proctree
+from depalma.agent.entering import NAME
 from depalma.agent.limits import Limits
 
 
@@ -40,11 +41,15 @@ def hung(monitor, hanging: Path, count: int = 1) -> list[int]:
     return pids
 
 
+def waits_on_its_way(monitor) -> bool:
+    """Returns whether a process sleeps that has not become its program."""
+    children = [(proctree.name(pid), proctree.stat(pid)) for pid in proctree.children(monitor.process.pid)]
+    return any(name == NAME and now is not None and now.state == "S" for name, now in children)
+
+
 def others_go_on(monitor, key: int, slot: int) -> None:
-    begin_s = time.monotonic()
     monitor.spawn(key, "sh", "-c", "exit 3", slot=slot)
     assert monitor.exit(key)[0] == 3
-    assert time.monotonic() - begin_s < 5.0
     monitor.say(("ping", key))
     monitor.listen(lambda: ("pong", key) in monitor.heard, "answer to a ping")
 
@@ -53,6 +58,7 @@ def test_a_program_that_cannot_be_opened_for_now_holds_up_nothing_else(monitor, 
     monitor.lease()
     monitor.spawn(1, str(held), slot=0)
     others_go_on(monitor, 2, slot=1)
+    monitor.listen(lambda: waits_on_its_way(monitor), "a process that waits for the program")
     assert 1 not in monitor.exits
 
     monitor.say(("kill", 1, 0.0))
@@ -138,7 +144,7 @@ def test_the_end_of_the_lease_kills_all_others_in_time_and_work_goes_on_after_it
     begin_s = time.monotonic()
     monitor.lease(0.2)
     monitor.listen(lambda: not monitor.sleeping(), "their end")
-    assert time.monotonic() - begin_s < 3.0
+    assert time.monotonic() - begin_s < 10.0
     assert all(proctree.is_stuck(pid) for pid in pids)
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
 
