@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from depalma.agent.lives import boot_id
 from depalma.errors import DepalmaError
 from depalma.trust import Trust, verifying
 
@@ -230,8 +231,8 @@ def _drop_doubtful(cache: Path, marker: Path) -> None:
 
     `marker`: the file that says in which boot they came.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    known = marker.exists() and marker.read_text() == boot
+    boot = boot_id()
+    known = marker.exists() and marker.read_text().strip() == boot
     for left in cache.glob("*.part" if known else "*"):
         left.unlink()
     if not known:

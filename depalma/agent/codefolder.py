@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from depalma.agent.lives import boot_id
 from depalma.agent.store import remove_tree
 from depalma.archive import MODULE_MEMBER, unpack
 from depalma.codetree import CodeEntry, tree_at, tree_digest, tree_digests
@@ -38,7 +39,7 @@ class CodeFolder:
         self._store = self.root / "store"
         self._trees = self.root / "trees"
         self.runs = self.root / "runs"
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = boot_id()
         marker = self.root / "boot"
         if not marker.exists() or marker.read_text() != boot:
             shutil.rmtree(self.root, ignore_errors=True)

@@ -28,10 +28,9 @@ class Stuck:
 
     def look(self, living: Mapping[int, Spawned], now: float) -> list[Spawned]:
         """Gives up waiting for what can do nothing more. Returns the tasks that count as ended by that."""
-        told = [each for each in living.values() if each.deadline is not None or each.status is not None]
         dying = {
-            spawned.key: self._since_s.get(spawned.key, now)
-            for spawned in told
+            key: self._since_s.get(key, now)
+            for key, spawned in living.items()
             if spawned.status is not None or (spawned.deadline is not None and now >= spawned.deadline)
         }
         self._since_s = dying

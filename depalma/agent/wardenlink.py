@@ -27,11 +27,6 @@ class WardenLink:
         self._process: subprocess.Popen[bytes] | None = None
         self._missed = False  #: it could not be started, and that was said
 
-    @property
-    def pid(self) -> int:
-        """Returns its process id, 0 if there is none."""
-        return self._process.pid if self._process is not None else 0
-
     def hold(self, until_s: float) -> None:
         """Says until when tasks may live (CLOCK_BOOTTIME), 0 if there are none. To be called before any begins.
 

@@ -37,8 +37,9 @@ _RETRY_STATUS = frozenset({429, 502, 503, 504})
 UNTRUSTED = "not to be trusted: "
 #: How a write that found no leader ends: what is known of its effect.
 NOT_DONE = "nothing was changed"
-FORGOTTEN = "request_forgotten"
 MAYBE_DONE = "whether it was done is not known"
+#: The code of a refusal: it may have been done, so long ago that the masters do not know.
+FORGOTTEN = "request_forgotten"
 #: A connection that failed so has carried nothing.
 _NEVER_SENT = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 _WRITES = frozenset({"POST", "PUT", "DELETE", "PATCH"})
