@@ -13,11 +13,12 @@ LEAKS = {
     "process": "import subprocess\ndef test(): subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL)\n",
     "daemon": "import os, time\n"
     "def test():\n"
+    "    waits, begins = os.pipe()\n"
     "    if os.fork() == 0:\n"
     "        os.setsid()\n"
     "        if os.fork() == 0: os.execvp('sleep', ['sleep', '60'])\n"
     "        os._exit(0)\n"
-    "    os.wait()\n",
+    "    os.wait(); os.close(begins); os.read(waits, 1); os.close(waits)\n",  # it has become `sleep`
     "thread": "import threading, time\ndef test(): threading.Thread(target=time.sleep, args=(2,)).start()\n",
     "none": "import subprocess\ndef test(): assert subprocess.run(['true']).returncode == 0\n",
 }

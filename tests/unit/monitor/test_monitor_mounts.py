@@ -134,7 +134,7 @@ def test_a_task_with_limits_hangs_by_itself_too(monitor, hanging: Path) -> None:
 
 
 def test_the_end_of_the_lease_kills_all_others_in_time_and_work_goes_on_after_it(monitor, hanging: Path) -> None:
-    monitor.lease(3.0)
+    monitor.lease()
     monitor.spawn(1, "true", slot=0, cwd=f"{hanging}/folder")
     monitor.spawn(2, "cat", f"{hanging}/data", slot=1)
     monitor.spawn(3, "sh", "-c", "setsid sleep 3015 & sleep 3015", slot=2)
