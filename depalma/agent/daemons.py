@@ -61,16 +61,15 @@ class Daemons:
         return Ticks(own, below)
 
     def _scan(self) -> None:
-        began_s = time.monotonic()
-        if began_s < self._scan_s:
+        if time.monotonic() < self._scan_s:
             return
+        began_cpu_s = time.thread_time()  # what the scan waits for a processor is no cost of it
         for name in os.listdir("/proc"):
             if name.isdigit() and (kind := _kind(read(f"/proc/{name}/cmdline").split(b"\0"))):
                 words = _stat(int(name))
                 if words:
                     self._found.setdefault(_Process(int(name), words[19]), kind == "agent")
-        now_s = time.monotonic()
-        self._scan_s = now_s + max(_SCAN_S, (now_s - began_s) / _SHARE)
+        self._scan_s = time.monotonic() + max(_SCAN_S, (time.thread_time() - began_cpu_s) / _SHARE)
 
 
 def _kind(words: list[bytes]) -> str:

@@ -140,9 +140,9 @@ class _TasksCpu:
 
     def look(self, above: int, busy: int, ticks: int) -> None:
         """Looks at everything below the process `above`, unless that would cost too much yet."""
-        began = time.monotonic()
-        if began < self._next_s:
+        if time.monotonic() < self._next_s:
             return
+        began_cpu_s = time.thread_time()
         used = kernel.cpu_ticks_below(above) if above else 0
         all_busy = max(0, busy - self._busy)
         # With another process above them nothing can be said yet. One that dies while it is looked at counts later.
@@ -150,7 +150,8 @@ class _TasksCpu:
         self.tasks_percent = _percent(mine, ticks - self._ticks)
         self.foreign_percent = _percent(all_busy - mine - self._daemons.used().daemons, ticks - self._ticks)
         self._above, self._used, self._busy, self._ticks = above, used, busy, ticks
-        self._next_s = began + (time.monotonic() - began) / _TREE_SHARE
+        # By the clock, a machine that stands still for half a second would not be looked at for the next 50.
+        self._next_s = time.monotonic() + (time.thread_time() - began_cpu_s) / _TREE_SHARE
 
 
 def _counters() -> _Counters:

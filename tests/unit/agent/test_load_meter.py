@@ -98,6 +98,20 @@ def test_the_time_of_processes_that_are_gone_counts(burner: subprocess.Popen[str
     assert kernel.cpu_ticks_below(2**22 + 1) == 0
 
 
+def test_a_host_that_stood_still_is_looked_at_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a look waited for a processor is no cost of it: by the clock, 0.3 s of it were half a minute without one."""
+    looked = []
+
+    def after_a_stop(pid: int) -> int:
+        time.sleep(0.3)
+        looked.append(pid)
+        return 0
+
+    monkeypatch.setattr(kernel, "cpu_ticks_below", after_a_stop)
+    meter = LoadMeter(str(tmp_path), lambda: 1)
+    wait_until(lambda: meter.sample() or len(looked) > 1, "second look", timeout_s=15.0)
+
+
 def test_the_load_tells_tasks_from_everything_else(tmp_path: Path) -> None:
     """With half of it ours and half foreign, whatever else runs here."""
     loop = [sys.executable, "-c", "while True: pass"]
