@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from heapq import heappop, heappush
 from random import Random
 
+import pytest
+
 from depalma.dispatcher import HostRoom, plan
 from depalma.model import HostFacts, JobSpec, Report
 from depalma.state import commands as c
@@ -103,6 +105,7 @@ class Cluster:
         heappush(self.ends, (self.now + duration_s, host, ref))
 
 
+@pytest.mark.long
 def test_strict_priority_and_shares_over_three_fail_overs() -> None:
     """See above. Users begin in an unjust order, with tasks of different lengths, and rivals of higher priority."""
     cluster = Cluster(7)

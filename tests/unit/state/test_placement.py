@@ -263,6 +263,7 @@ class TestKept:
 SMALL = st.fixed_dictionaries({"timeout_s": st.integers(1, 300), "cpus": st.sampled_from([1.0, 1.0, 2.0])})
 
 
+@pytest.mark.long
 @settings(
     max_examples=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

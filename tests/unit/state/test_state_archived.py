@@ -63,6 +63,7 @@ def use_of(job: Job, now: float = AT) -> JobUse:
     return job_use(job, result_of(host_uses(job, now)), now)
 
 
+@pytest.mark.long
 def test_whatever_happened_to_a_job_is_told_alike_from_the_archive(make_bench, make_fuzzer):
     jobs = []
     for seed in range(8):
