@@ -249,10 +249,7 @@ class Monitor:
             self._start_next(slot)
 
     def _lease(self, message: tuple[Any, ...]) -> None:
-        if message[1] > boottime():
-            self.lease_until = message[1]
-        else:
-            self._expire()
+        self.lease_until = message[1]  # `tick` sees whether it is over: a newer one may be behind this one
 
     def _environment(self, message: tuple[Any, ...]) -> None:
         _, job, variables = message

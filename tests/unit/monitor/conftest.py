@@ -22,6 +22,7 @@ from depalma.agent.channel import Channel
 from depalma.monitor import boottime
 
 LIMIT = 1000
+PATIENCE_S = 30.0
 
 
 class Supervised:
@@ -60,12 +61,12 @@ class Supervised:
         words, rest = [os.fsencode(word) for word in argv], (slot, False, (), ("", ""), stdin)
         self.say(("spawn", key, words, 1, variables, cwd, files, *rest))
 
-    def listen(self, look: Callable[[], Any], what: str, for_s: float = 30.0) -> Any:
+    def listen(self, look: Callable[[], Any], what: str) -> Any:
         """Returns the first true value of `look` after each message. Errors: AssertionError."""
-        end = time.monotonic() + for_s
+        end = time.monotonic() + PATIENCE_S
         while not (seen := look()):
             left_s = end - time.monotonic()
-            assert left_s > 0, f"after {for_s} s no {what}; heard {self.heard[-5:]}, exits {self.exits}"
+            assert left_s > 0, f"after {PATIENCE_S} s no {what}; heard {self.heard[-5:]}, exits {self.exits}"
             if select.select([self.channel.sock], [], [], min(0.02, left_s))[0]:
                 for message in self.channel.receive():
                     self.heard.append(message)
@@ -97,7 +98,7 @@ class Supervised:
     def close(self) -> None:
         self.channel.close()
         try:
-            self.process.wait(10)
+            self.process.wait(30)
         finally:
             self.process.kill()
             self.process.wait()

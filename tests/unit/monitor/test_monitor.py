@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from depalma.agent.cgroups import own_places
-from depalma.monitor import _COALESCE_S
+from depalma.monitor import _COALESCE_S, boottime
 
 
 def test_nothing_starts_without_a_lease(monitor) -> None:
@@ -35,7 +34,7 @@ def test_the_deadline_kills_although_the_agent_says_nothing(monitor) -> None:
     monitor.listen(lambda: monitor.sleeping() == 9 and len(monitor.below()) == 12, "trees")
     monitor.lease(0.4)
 
-    monitor.listen(lambda: not monitor.below(), "end of the trees", for_s=2.0)
+    monitor.listen(lambda: not monitor.below(), "end of the trees")
 
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
     assert monitor.exits == {}
@@ -64,7 +63,7 @@ def test_what_never_has_the_same_process_id_for_long_dies_at_the_deadline(monito
 
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
     monitor.say(("ping", 1))
-    monitor.listen(lambda: ("pong", 1) in monitor.heard, "an answer: all are dead then", for_s=3.0)
+    monitor.listen(lambda: ("pong", 1) in monitor.heard, "an answer: all are dead then")
     assert monitor.below() == []
 
 
@@ -76,12 +75,11 @@ def test_control_groups_are_used_where_they_can_be_and_removed(monitor) -> None:
     assert str(monitor.process.pid) in (own / "tasks" / "cgroup.procs").read_text().split()
     monitor.lease()
     monitor.spawn(1, "sleep", "3004")
-    monitor.listen(monitor.below, "process")
-    assert len((own / "tasks" / "cgroup.procs").read_text().split()) == 2
+    monitor.listen(lambda: len((own / "tasks" / "cgroup.procs").read_text().split()) == 2, "process in its group")
 
     monitor.channel.close()
 
-    assert monitor.process.wait(5) == 0
+    assert monitor.process.wait(30) == 0
     assert not own.exists()
 
 
@@ -104,15 +102,21 @@ def test_groups_of_a_killed_monitor_are_removed_by_the_next(supervise, tmp_path:
 
 
 def test_renewals_move_the_deadline(monitor) -> None:
-    monitor.lease(1.0)
-    monitor.spawn(1, "sleep", "1.5")
-    end = time.monotonic() + 1.4
-    while time.monotonic() < end:
-        monitor.lease(1.0)
-        select.select([monitor.channel.sock], [], [], 0.1)
-
+    """Also if both come to a monitor that stood still, and one of them is over by then."""
     monitor.lease()
-    assert monitor.exit(1) == (0, "")
+    monitor.spawn(1, "sleep", "3002")
+    monitor.listen(lambda: monitor.sleeping() == 1, "process")
+    monitor.process.send_signal(signal.SIGSTOP)
+    over_s = boottime() + 0.2
+    monitor.say(("lease", over_s))
+    monitor.listen(lambda: boottime() > over_s, "end of the lease")
+    monitor.lease()
+    monitor.process.send_signal(signal.SIGCONT)
+
+    monitor.say(("kill", 1, 30.0))
+
+    assert monitor.exit(1) == (-signal.SIGTERM, "")
+    assert not [message for message in monitor.heard if message[0] == "expired"]
 
 
 def test_a_deadline_in_the_past_is_one(monitor) -> None:
@@ -122,7 +126,7 @@ def test_a_deadline_in_the_past_is_one(monitor) -> None:
 
     monitor.lease(-1)
 
-    monitor.listen(lambda: not monitor.below(), "end", for_s=2.0)
+    monitor.listen(lambda: not monitor.below(), "end")
 
 
 def test_the_agents_death_kills_frees_the_lock_and_ends(monitor) -> None:
@@ -138,7 +142,7 @@ def test_the_agents_death_kills_frees_the_lock_and_ends(monitor) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX)
     os.close(fd)
     assert not [process for process in processes if process.is_running()]
-    assert monitor.process.wait(5) == 0
+    assert monitor.process.wait(30) == 0
 
 
 def test_commands_of_one_slot_run_one_after_the_other(monitor, tmp_path: Path) -> None:
@@ -166,10 +170,10 @@ def test_ends_are_told_together_while_more_waits_and_at_once_when_not(monitor, t
     monitor.listen(lambda: len(monitor.exits) == 40, "40 ends")
     told = sum(message[0] == "exits" for message in monitor.heard)
     assert told <= (time.monotonic() - begun) / _COALESCE_S + 2
-    for key in range(41, 81):
+    for key in range(41, 1041):  # one that is told in time is enough: those that wait for company all take longer
         monitor.spawn(key, "true", slot=0)
         monitor.exit(key)
-        if time.time() - monitor.exits[key][3] < _COALESCE_S / 2:
+        if time.time() - monitor.exits[key][3] < _COALESCE_S:
             return
     pytest.fail("the last one of a slot waits as if more came")
 
@@ -213,7 +217,7 @@ def test_a_grace_is_given_and_ends(monitor) -> None:
 
     assert monitor.exit(1) == (7, "")
     assert monitor.exit(2) == (-signal.SIGKILL, "")
-    assert 0.5 <= time.monotonic() - begun < 5.0
+    assert 0.5 <= time.monotonic() - begun < 25.0, "it had the grace of the other"
 
 
 def test_a_stopped_process_hears_its_sigterm(monitor) -> None:
@@ -239,7 +243,7 @@ def test_an_orphan_without_a_marker_lives_as_long_as_it_may_belong_to_somebody(m
 
     monitor.say(("kill", 1, 0.0))
 
-    monitor.listen(lambda: not monitor.below(), "end of both", for_s=3.0)
+    monitor.listen(lambda: not monitor.below(), "end of both")
 
 
 def test_output_goes_to_its_place_and_is_cut(monitor) -> None:
@@ -331,7 +335,7 @@ def test_it_answers_and_shows_trees(monitor) -> None:
 
 def test_it_starts_fast_and_imports_little(monitor) -> None:
     monitor.say(("ping", 1))
-    monitor.listen(lambda: ("pong", 1) in monitor.heard, "first word", for_s=5.0)
+    monitor.listen(lambda: ("pong", 1) in monitor.heard, "first word")
 
     maps = Path(f"/proc/{monitor.process.pid}/maps").read_text()
     assert "site-packages" not in maps

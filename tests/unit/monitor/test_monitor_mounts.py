@@ -141,11 +141,9 @@ def test_the_end_of_the_lease_kills_all_others_in_time_and_work_goes_on_after_it
     pids = hung(monitor, hanging, 2)
     monitor.listen(lambda: monitor.sleeping() == 2, "all of them")
 
-    begin_s = time.monotonic()
     monitor.lease(0.2)
     monitor.listen(lambda: not monitor.sleeping(), "their end")
-    assert time.monotonic() - begin_s < 10.0
-    assert all(proctree.is_stuck(pid) for pid in pids)
+    monitor.listen(lambda: all(proctree.is_stuck(pid) for pid in pids), "kill of what hangs")
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
 
     monitor.say(("kill_all", 7))
@@ -179,7 +177,7 @@ def test_what_has_not_begun_dies_with_its_monitor(monitor, hanging: Path) -> Non
     monitor.process.kill()
     monitor.process.wait()
 
-    end = time.monotonic() + 10.0
+    end = time.monotonic() + 30.0
     while not proctree.is_stuck(pid):
         assert time.monotonic() < end, "the kernel has not killed it"
         time.sleep(0.01)

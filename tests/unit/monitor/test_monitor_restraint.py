@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,9 +42,11 @@ def ticks(monitor) -> float:
 
 
 def is_still(monitor) -> bool:
-    """A parent whose child was stopped between vfork and exec waits for it, and is shown as in the disk."""
-    seen = set(states(monitor))
-    return psutil.STATUS_STOPPED in seen and seen <= {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
+    """A parent whose child was stopped between vfork and exec waits for it, and is shown as in the disk: also one whose
+    child goes, so that one must have been seen too."""
+    before, seen = monitor.below(), set(states(monitor))
+    is_so = psutil.STATUS_STOPPED in seen and seen <= {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
+    return is_so and monitor.below() == before
 
 
 def moves(monitor) -> bool:
@@ -57,10 +58,8 @@ def test_a_whole_tree_stands_still_and_goes_on(monitor) -> None:
     monitor.spawn(2, sys.executable, "-c", FORKS, slot=1)
     monitor.listen(lambda: monitor.sleeping() >= 2 and len(monitor.below()) >= 4, "trees")
 
-    asked_s = time.monotonic()
     monitor.say(("suspend", None, "owner"))
     monitor.listen(lambda: is_still(monitor), "stillness")
-    assert time.monotonic() - asked_s < 5  # far below a second where nobody else works
     before = ticks(monitor)
     monitor.say(("ping", 1))
     monitor.listen(lambda: ("pong", 1) in monitor.heard, "answer")
@@ -150,7 +149,7 @@ def test_a_tree_that_stands_still_dies_with_the_lease(monitor) -> None:
     monitor.say(("suspend", None, "owner"), ("suspend", 1, "user"))
     monitor.listen(lambda: is_still(monitor), "stillness")
     monitor.lease(0.3)
-    monitor.listen(lambda: not monitor.below(), "end of the tree", for_s=5.0)
+    monitor.listen(lambda: not monitor.below(), "end of the tree")
 
 
 def test_a_tree_that_stands_still_dies_with_its_agent(monitor) -> None:
@@ -160,7 +159,7 @@ def test_a_tree_that_stands_still_dies_with_its_agent(monitor) -> None:
     monitor.listen(lambda: is_still(monitor), "stillness")
     below = monitor.below()
     monitor.channel.close()
-    assert monitor.process.wait(10) == 0
+    assert monitor.process.wait(30) == 0
     assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -172,7 +171,7 @@ def test_an_orderly_stop_lets_what_stands_still_tidy_up(monitor, tmp_path: Path)
     monitor.say(("suspend", None, "owner"))
     monitor.listen(lambda: is_still(monitor), "stillness")
     monitor.say(("stop", "stopped", 10.0))
-    monitor.process.wait(10)
+    monitor.process.wait(30)
     assert witness.read_text().split() == ["began", "tidy"]
 
 

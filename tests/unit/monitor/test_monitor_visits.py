@@ -122,7 +122,7 @@ def test_the_lease_ends_it_too(task, visit):
     visit(100, 1, "sh", "-c", HIDES)
     task.listen(lambda: task.sleeping() == 4, "its tree")
     task.lease(0.2)
-    task.listen(lambda: not task.below(), "end of everything", for_s=3.0)
+    task.listen(lambda: not task.below(), "end of everything")
     assert visit(101, 1, "true").end() == (0, "the host's lease is over", REFUSED)
 
 
