@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections import deque
+from typing import NamedTuple
 
 import psutil
 
@@ -174,6 +175,13 @@ def _output(words: list[str]) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
+class _Sample(NamedTuple):
+    at_s: float
+    before: tuple[int, int]  #: ticks of all processors, and the busy ones, before `own` was looked at
+    own: int
+    after: tuple[int, int]
+
+
 class ForeignCpu:
     """Measures what everything but us uses of all processors, over the last seconds.
 
@@ -181,26 +189,27 @@ class ForeignCpu:
     """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int, int, int]] = deque()
+        self._samples: deque[_Sample] = deque()
         self._daemons = Daemons()
         self._others_ticks = 0
 
     def percent(self) -> float | None:
         """Takes a sample; returns the share since the oldest one of the window, None at first."""
         now = time.monotonic()
-        total, busy = machine_ticks()
+        before = machine_ticks()
         samples = self._samples
         self._others_ticks += sum(self._daemons.used(without=os.getpid()))
-        samples.append((now, total, busy, own_ticks() + self._others_ticks))
-        while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
+        samples.append(_Sample(now, before, own_ticks() + self._others_ticks, machine_ticks()))
+        while len(samples) > 2 and now - samples[1].at_s >= _WINDOW_S:
             samples.popleft()
         first, last = samples[0], samples[-1]
-        if last[1] <= first[1] or last[0] - first[0] > 4 * _WINDOW_S:
+        # All of it within the time of `own`: what we used while this process stood still in a sample is no owner's.
+        total, busy = last.before[0] - first.after[0], last.before[1] - first.after[1]
+        if total <= 0 or last.at_s - first.at_s > 4 * _WINDOW_S:
             self._samples = deque([last])  # nothing yet, or nobody has looked for a long time
             return None
         # A task that does not wait for its children takes their time along: ours may seem to shrink, never to be less.
-        own = max(0, last[3] - first[3])
-        return max(0.0, 100.0 * (last[2] - first[2] - own) / (last[1] - first[1]))
+        return max(0.0, 100.0 * (busy - max(0, last.own - first.own)) / total)
 
 
 def machine_ticks() -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from depalma.agent import sight
 from depalma.agent.sight import ForeignCpu, Input, desktop_idle, foreign_gpu_percent, machine_ticks, own_ticks
 
 #: Makes a terminal, and uses it a moment later.
@@ -116,22 +117,48 @@ def test_what_is_below_us_is_ours_also_when_it_has_ended() -> None:
     assert own_ticks() - before >= 0.4 * os.sysconf("SC_CLK_TCK")
 
 
-def test_others_are_what_is_not_ours() -> None:
-    """Whatever else runs on the machine: what a process below us uses is not counted."""
+def is_not_counted(pid: int) -> None:
+    """Whatever else runs on the machine, and whenever this process stands still: what `pid` uses is not foreign."""
     meter = ForeignCpu()
+    _, busy_before = machine_ticks()
     assert meter.percent() is None
-    total, busy = machine_ticks()
+    total_then, _ = machine_ticks()
+    before = ticks_of(pid)
+    used = wait_until(lambda: u if (u := ticks_of(pid) - before) >= 50 else 0, "half a second of work")
+    total_now, _ = machine_ticks()
+    foreign_percent = meter.percent()
+    _, busy_after = machine_ticks()
+    assert foreign_percent is not None
+    # The first is at most what was counted, as it is of a shorter time; the second are all others of a longer one.
+    foreign, others = foreign_percent / 100 * (total_now - total_then), busy_after - busy_before - used
+    assert foreign <= others + 10  # the kernel's counters are not of the same moment
+
+
+def test_others_are_what_is_not_ours() -> None:
     task = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        used = wait_until(lambda: u if (u := ticks_of(task.pid)) >= 50 else 0, "half a second of work")
-        foreign_percent = meter.percent()
-        total, busy = (after - before for after, before in zip(machine_ticks(), (total, busy), strict=True))
+        is_not_counted(task.pid)
     finally:
         task.kill()
         task.wait()
-    assert foreign_percent is not None
-    slack_percent = 100 * 10 / total  # the looks are not at the same moment
-    assert foreign_percent <= 100 * (busy - used) / total + slack_percent
+
+
+def test_time_in_which_the_agent_stood_still_between_two_looks_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our tasks had used meanwhile was taken for the work of an owner, who was there then for half a minute."""
+    now, stops = 1000, [250, 0]  # one of two processors is used, by our tasks
+
+    def own() -> int:
+        nonlocal now
+        now += stops.pop(0)
+        return now
+
+    monkeypatch.setattr(sight, "machine_ticks", lambda: (2 * now, now))
+    monkeypatch.setattr(sight, "own_ticks", own)
+    meter = ForeignCpu()
+    monkeypatch.setattr(meter._daemons, "used", lambda without: (0, 0))
+    assert meter.percent() is None
+    now += 100
+    assert meter.percent() == 0.0
 
 
 @pytest.mark.parametrize("words", [["-m", "depalma.master"], ["/opt/bin/depalma-agent", "--name", "h2"]])
@@ -150,16 +177,9 @@ def test_masters_and_other_agents_are_not_foreign(words: list[str], tmp_path: Pa
     pid = int(subprocess.run(start, cwd=tmp_path, capture_output=True, check=True).stdout)
     try:
         wait_until(lambda: ticks_of(pid) >= 5, "it runs")
-        meter = ForeignCpu()
-        assert meter.percent() is None
-        before, machine_before = ticks_of(pid), machine_ticks()
-        used = wait_until(lambda: u if (u := ticks_of(pid) - before) >= 50 else 0, "half a second of work")
-        foreign_percent = meter.percent()
-        total, busy = (after - then for after, then in zip(machine_ticks(), machine_before, strict=True))
+        is_not_counted(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
-    assert foreign_percent is not None
-    assert foreign_percent <= 100 * (busy - used + 10) / total  # the looks are not at the same moment
 
 
 def ticks_of(pid: int) -> int:
@@ -172,6 +192,7 @@ def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch)
     file = folder / name
     file.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
     file.chmod(0o755)
+    monkeypatch.setattr(sight, "_PROGRAM_S", 60.0)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
