@@ -89,7 +89,7 @@ class LoadMeter:
         if self._samples % _ROOM_SAMPLES == 0:
             self._room = (*kernel.room_bytes(self._folder), *kernel.room_bytes("/"))
         self._samples += 1
-        self._tasks.look(self._tasks_below(), now.busy, now.ticks)
+        self._tasks.look(self._tasks_below())
         memory = kernel.memory_bytes()
         total, available = memory.get(b"MemTotal", 0), memory.get(b"MemAvailable", 0)
         swap = memory.get(b"SwapTotal", 0)
@@ -138,18 +138,21 @@ class _TasksCpu:
         self._next_s = 0.0
         self._daemons = Daemons()
 
-    def look(self, above: int, busy: int, ticks: int) -> None:
+    def look(self, above: int) -> None:
         """Looks at everything below the process `above`, unless that would cost too much yet."""
         if time.monotonic() < self._next_s:
             return
         began_cpu_s = time.thread_time()
+        busy, ticks = kernel.cpu_ticks()
         used = kernel.cpu_ticks_below(above) if above else 0
         all_busy = max(0, busy - self._busy)
         # With another process above them nothing can be said yet. One that dies while it is looked at counts later.
         mine = min(max(0, used - self._used), all_busy) if above == self._above else 0
         self.tasks_percent = _percent(mine, ticks - self._ticks)
         self.foreign_percent = _percent(all_busy - mine - self._daemons.used().daemons, ticks - self._ticks)
-        self._above, self._used, self._busy, self._ticks = above, used, busy, ticks
+        self._above, self._used = above, used
+        # From after this look to before the next: what tasks used while this thread stood still in one is not foreign.
+        self._busy, self._ticks = kernel.cpu_ticks()
         # By the clock, a machine that stands still for half a second would not be looked at for the next 50.
         self._next_s = time.monotonic() + (time.thread_time() - began_cpu_s) / _TREE_SHARE
 
