@@ -204,8 +204,11 @@ class Exchange:
         return headers
 
     def next(self, now: float) -> Attempt | Pause:
-        """Returns what to do now. Errors: NoLeader after the deadline, with the last words of each master."""
-        if now >= self._deadline:
+        """Returns what to do now. Errors: NoLeader after the deadline, with the last words of each master.
+
+        One attempt is made in any case: who stood still until the deadline has asked nobody yet.
+        """
+        if now >= self._deadline and self._trouble:
             raise NoLeader(self._story())
         if now < self._resume_at:
             return Pause(min(self._resume_at, self._deadline) - now)

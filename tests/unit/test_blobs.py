@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from depalma import items
 from depalma.blobs import TRUST_S, BadBlob, Blobs, BlobStore, NoMajority, UnknownBlob
+from depalma.local.folder import free_ports
 
 TOKEN = "m" * 64
 DATA = b"some bytes" * 1000
@@ -64,11 +65,11 @@ class Node:
 
 
 @pytest.fixture
-async def nodes(tmp_path: Path) -> AsyncIterator[list[Node]]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
+async def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Node]]:
+    patient = aiohttp.ClientTimeout(total=60)  # this process may stand still for longer than a master is waited for
+    monkeypatch.setattr("depalma.blobs._TIMEOUT", patient)
+    monkeypatch.setattr("depalma.blobs._HEAD_TIMEOUT", patient)
+    ports = free_ports(3)
     urls = {f"m{n}": f"http://127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
     nodes = [
         Node(name, tmp_path, ports[n], {peer: url for peer, url in urls.items() if peer != name})

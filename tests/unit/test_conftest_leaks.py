@@ -19,7 +19,8 @@ LEAKS = {
     "        if os.fork() == 0: os.execvp('sleep', ['sleep', '60'])\n"
     "        os._exit(0)\n"
     "    os.wait(); os.close(begins); os.read(waits, 1); os.close(waits)\n",  # it has become `sleep`
-    "thread": "import threading, time\ndef test(): threading.Thread(target=time.sleep, args=(2,)).start()\n",
+    "thread": "import threading, time\n"
+    "def test(): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
     "none": "import subprocess\ndef test(): assert subprocess.run(['true']).returncode == 0\n",
 }
 

@@ -94,7 +94,7 @@ async def test_entries_of_the_new_log_are_not_forgotten_behind_one_of_the_old(ho
 async def test_an_entry_that_goes_back_to_itself_is_refused(host: Host) -> None:
     host.sync.take((host.entry(1, "a = 1", rollback_of=1),), again=False)
     with pytest.raises(EntryFailed, match="rolls back to 1"):
-        await asyncio.wait_for(host.sync.apply(), 5.0)
+        await asyncio.wait_for(host.sync.apply(), 30.0)
 
 
 def test_blobs_of_before_the_machine_last_started_are_not_trusted(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Wire:
         """Takes so many frames more; returns all."""
         for _ in range(count):
             self.lets.release()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 self.sent.append(await self._taken.get())
         return self.sent
 

@@ -58,7 +58,7 @@ async def test_one_that_stood_still_itself_stays_with_a_leader_that_has_answered
     """A new connection would end what users run in its tasks."""
     hunt = Hunt(URL, answered=True)
     watch = asyncio.create_task(silent_session(hunt, tmp_path)._watch(URL, 0.0))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         await hunt.finds.wait()
         await hunt.found[0].closed.wait()
     assert not watch.done()
@@ -69,7 +69,7 @@ async def test_one_that_stood_still_itself_stays_with_a_leader_that_has_answered
 async def test_a_silent_one_is_left(tmp_path: Any, url: str, answered: bool) -> None:
     """Also if it answers after all, but another one leads by now."""
     hunt = Hunt(url, answered=answered)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         found = await silent_session(hunt, tmp_path)._watch(URL, 0.0)
     assert found == (url, hunt.found[0])
     assert not hunt.found[0].closed.is_set()

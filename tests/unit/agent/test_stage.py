@@ -35,13 +35,13 @@ def test_sweep_leaves_alone_what_is_being_unpacked(tmp_path: Path, monkeypatch: 
     def slow(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
         write(tar, member, path)
         reached.set()
-        assert go_on.wait(10.0)
+        assert go_on.wait(30.0)
 
     monkeypatch.setattr(archive, "_write", slow)
     unpacking = threading.Thread(target=stage.place, args=(packed, (1, 0, 1)))
     unpacking.start()
     try:
-        assert reached.wait(10.0)
+        assert reached.wait(30.0)
         stage.sweep({(1, 0, 1)})
     finally:
         go_on.set()

@@ -305,13 +305,19 @@ def connect_fixture() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts are asked for so long that it does not matter when this process stands still."""
+    monkeypatch.setattr("depalma.api.hosts.ASK_S", 30.0)
+
+
+@pytest.fixture
 async def agent(bench: Bench) -> AsyncIterator[Agent]:
     bench.host_up()
     async with connect(bench) as agent:
         yield agent
 
 
-async def wait_until(look: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+async def wait_until(look: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """Returns the first true value of `look()`. Fails with the last one it saw."""
     deadline = time.monotonic() + timeout_s
     while not (seen := look()):

@@ -155,7 +155,7 @@ async def test_a_body_that_does_not_come_ends_the_request(bench: Bench, monkeypa
     reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.url.rpartition(":")[2]))
     head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS['user']}\r\nContent-Length: 100\r\n\r\n"
     writer.write(head.encode())
-    answer = await asyncio.wait_for(reader.readline(), 5)
+    answer = await asyncio.wait_for(reader.readline(), 30)
     assert answer.split()[1] == b"408"
     writer.close()
     await writer.wait_closed()
@@ -164,7 +164,7 @@ async def test_a_body_that_does_not_come_ends_the_request(bench: Bench, monkeypa
 async def test_garbage_is_a_bad_request(bench: Bench) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.url.rpartition(":")[2]))
     writer.write(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
-    answer = await asyncio.wait_for(reader.readline(), 5)
+    answer = await asyncio.wait_for(reader.readline(), 30)
     assert answer.split()[1] == b"400"
     writer.close()
     await writer.wait_closed()

@@ -161,7 +161,7 @@ async def test_a_leader_that_is_replaced_while_it_is_silent(
     await wait_until(lambda: leader.requests)
     assert not asking.done()
     follower.master.replica.leader_id = new_leader
-    problem = await asyncio.wait_for(asking, 5)
+    problem = await asyncio.wait_for(asking, 30)
     assert problem["code"] == code
     if code == "outcome_unknown":
         assert "same Idempotency-Key" in problem["detail"]
@@ -217,8 +217,9 @@ async def test_an_answer_that_breaks_off_is_not_passed_as_whole(follower: Bench,
 
 
 async def test_an_election_that_the_old_leader_wins_disturbs_nobody(
-    follower: Bench, leader: Leader, wait_until: Any
+    follower: Bench, leader: Leader, wait_until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("depalma.api.forward._NO_LEADER_S", 60.0)
     asking = asyncio.create_task(follower.post("/v1/jobs", BODY, 200))
     await wait_until(lambda: leader.requests)
     follower.master.replica.leader_id = None

@@ -253,6 +253,7 @@ async def test_bad_parameters_are_named(bench: Bench, query: str) -> None:
 # ---------------------------------------------------------------- processes
 
 
+@pytest.mark.usefixtures("patience")
 async def test_ps_asks_the_hosts(bench: Bench, agent: Agent) -> None:
     process = ProcessView(
         task="1.0", host="h1", pid=7, ppid=1, user="ann", state="R", cpu_percent=1.5, rss_bytes=4096, threads=1,
@@ -278,6 +279,7 @@ async def test_ps_names_the_hosts_that_do_not_answer(bench: Bench, agent: Agent)
     assert (await bench.get(f"/v1/ps?job={bench.submit()}"))["missing"] == ["h1"]
 
 
+@pytest.mark.usefixtures("patience")
 async def test_ps_waits_for_a_host_that_is_on_its_way_to_a_new_leader(
     bench: Bench, connect: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:

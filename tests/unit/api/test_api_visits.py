@@ -75,7 +75,7 @@ async def visiting(bench: Bench, **wanted: Any) -> AsyncIterator[aiohttp.ClientW
 
 async def last_word(user: aiohttp.ClientWebSocketResponse) -> str:
     """Returns the error with which the visit ends; nothing comes after it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         over = visits.from_task((await user.receive()).data)
         assert isinstance(over, Over), over
         assert over.exit_code is None

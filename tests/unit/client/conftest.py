@@ -159,7 +159,9 @@ class Play:
 
 
 @pytest.fixture
-def play() -> Iterator[Play]:
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
+    """Its masters are never slow, whenever this process stands still: nothing is sent again because of that."""
+    monkeypatch.setattr("depalma.client.transport.ATTEMPT_S", 30.0)
     made = Play()
     yield made
     made.stop()

@@ -23,7 +23,7 @@ Connect = Callable[..., Connections]
 def connect() -> Iterator[Connect]:
     made: list[Connections] = []
 
-    def make(*masters: Any, deadline_s: float = 5.0) -> Connections:
+    def make(*masters: Any, deadline_s: float = 30.0) -> Connections:
         made.append(Connections(Endpoints([master.url for master in masters]), "secret", deadline_s=deadline_s))
         return made[-1]
 
@@ -55,7 +55,7 @@ def test_headers_and_body_leave_in_one_send(connect: Connect) -> None:
     thread.start()
     with listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        connections = Connections(Endpoints([url]), "t", deadline_s=5.0)
+        connections = Connections(Endpoints([url]), "t", deadline_s=30.0)
         connections.call(Request("POST", "/v1/jobs", b"x" * 1000))
         thread.join()
         connections.close()
@@ -88,8 +88,9 @@ def test_a_lost_answer_is_asked_for_again_elsewhere_with_the_same_key(play: Any,
 
 
 @pytest.fixture
-def dying() -> Iterator[tuple[str, list[bytes]]]:
+def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes]]]:
     """A master that answers one request, and dies over the next one of the same connection: its URL, what it got."""
+    monkeypatch.setattr("depalma.client.transport.ATTEMPT_S", 30.0)
     listener = socket.create_server(("127.0.0.1", 0))
     got: list[bytes] = []
 
@@ -109,7 +110,7 @@ def dying() -> Iterator[tuple[str, list[bytes]]]:
 
 def test_a_master_that_died_over_a_kept_connection_may_have_done_it(dying: tuple[str, list[bytes]]) -> None:
     """It looks like an idle connection that was closed; the next attempt finds nobody who listens."""
-    connections = Connections(Endpoints([dying[0]]), "t", deadline_s=0.5)
+    connections = Connections(Endpoints([dying[0]]), "t", deadline_s=3.0)
     connections.call(Request("DELETE", "/a"))
     with pytest.raises(NoLeader, match="whether it was done is not known"):
         connections.call(Request("DELETE", "/b"))
@@ -118,7 +119,7 @@ def test_a_master_that_died_over_a_kept_connection_may_have_done_it(dying: tuple
 
 
 async def test_the_same_by_asyncio(dying: tuple[str, list[bytes]]) -> None:
-    async with AsyncClient([dying[0]], token="t", deadline_s=0.5) as client:
+    async with AsyncClient([dying[0]], token="t", deadline_s=3.0) as client:
         await client._run(verbs.send("DELETE", "/a", None))
         with pytest.raises(NoLeader, match="whether it was done is not known"):
             await client._run(verbs.send("DELETE", "/b", None))
@@ -146,7 +147,7 @@ def test_no_leader_is_waited_for_and_then_found(play: Any, connect: Connect) -> 
 def test_the_deadline_ends_in_no_leader(play: Any, connect: Connect) -> None:
     master = play.master(lambda seen: play.problem(503, "no_leader"))
     with pytest.raises(NoLeader, match="503 no_leader"):
-        connect(master, deadline_s=0.3).call(Request("GET", "/"))
+        connect(master, deadline_s=3.0).call(Request("GET", "/"))
     assert len(master.seen) > 2
 
 
@@ -171,12 +172,12 @@ def test_a_stream_is_read_as_it_comes_and_can_be_stopped_from_another_thread(pla
 
     def endless() -> Iterator[bytes]:
         yield b"first"
-        go.wait(5)
+        go.wait(30)
         yield b"second"
-        over.wait(5)
+        over.wait(30)
 
     master = play.master(lambda seen: play.Reply(chunks=endless()))
-    stream = connect(master).open_stream(Request("POST", "/v1/results", stream=True), deadline_s=5.0)
+    stream = connect(master).open_stream(Request("POST", "/v1/results", stream=True), deadline_s=30.0)
     assert stream.read() == b"first"
     go.set()
     assert stream.read() == b"second"
@@ -188,17 +189,20 @@ def test_a_stream_is_read_as_it_comes_and_can_be_stopped_from_another_thread(pla
 
 
 def test_a_silent_stream_times_out(play: Any, connect: Connect) -> None:
+    over = threading.Event()
+
     def silent() -> Iterator[bytes]:
         yield b"x"
-        threading.Event().wait(1)
+        over.wait(30)
 
     stream = connect(play.master(lambda seen: play.Reply(chunks=silent()))).open_stream(
-        Request("POST", "/", stream=True), deadline_s=5.0
+        Request("POST", "/", stream=True), deadline_s=30.0
     )
-    stream.read_timeout(0.05)
     assert stream.read() == b"x"
+    stream.read_timeout(0.05)
     with pytest.raises(TimeoutError):
         stream.read()
+    over.set()
     stream.close()
 
 

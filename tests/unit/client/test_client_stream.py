@@ -17,6 +17,8 @@ from depalma.client.transport import Endpoints
 from depalma.client.wire import KEEP_ALIVE, ResultBatch, TaskResult, frame
 from depalma.errors import DepalmaError
 
+PATIENCE_S = 30.0
+
 
 def part(job: int, cursor: int, *tasks: int, final: bool = False) -> bytes:
     results = tuple(TaskResult(task, "succeeded") for task in tasks)
@@ -53,7 +55,7 @@ class Feeds:
         return lambda: iter(chunks)
 
 
-def wait_until(said: Callable[[], object], timeout_s: float = 5.0) -> None:
+def wait_until(said: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not said():
         assert time.monotonic() < deadline, f"still {said()!r} after {timeout_s} s"
@@ -68,10 +70,11 @@ def feeds(play: Any) -> Iterator[Feeds]:
 
 
 @pytest.fixture
-def stream_of() -> Iterator[Callable[..., ResultStream]]:
+def stream_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ResultStream]]:
+    monkeypatch.setattr("depalma.client.stream._PREPARE_S", PATIENCE_S)
     made: list[tuple[ResultStream, Connections]] = []
 
-    def make(*masters: Any, patience_s: float = 60.0, deadline_s: float = 5.0) -> ResultStream:
+    def make(*masters: Any, patience_s: float = 60.0, deadline_s: float = PATIENCE_S) -> ResultStream:
         connections = Connections(Endpoints([master.url for master in masters]), "t", deadline_s=deadline_s)
         made.append((ResultStream(connections, patience_s=patience_s), connections))
         return made[-1][0]
@@ -86,7 +89,7 @@ def test_a_watched_job_is_delivered_to_its_end(play: Any, feeds: Feeds, stream_o
     feeds.feeds = [feeds.then_quiet(part(7, 2, 0, 1), KEEP_ALIVE, part(7, 3, 2, final=True))]
     stream, record = stream_of(play.master(feeds.script)), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert sorted(record.by_index) == [0, 1, 2]
     assert feeds.opened[0]["cursors"] == {"7": 0}
 
@@ -98,7 +101,7 @@ def test_a_broken_stream_is_opened_again_with_the_cursors_so_far(play: Any, feed
     ]
     stream, record = stream_of(play.master(feeds.script)), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert [result.task for result in record.order] == [0, 1, 2, 3]
     assert [opened["cursors"] for opened in feeds.opened] == [{"7": 0}, {"7": 2}]
 
@@ -107,7 +110,7 @@ def test_a_gap_makes_it_ask_again(play: Any, feeds: Feeds, stream_of: Any) -> No
     feeds.feeds = [feeds.then_quiet(part(7, 5, 4)), feeds.then_quiet(part(7, 1, 0, final=True))]
     stream, record = stream_of(play.master(feeds.script)), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert [result.task for result in record.order] == [0]
 
 
@@ -118,12 +121,14 @@ def test_a_silent_master_is_left_for_another(
 
     def frozen() -> Iterator[bytes]:
         yield KEEP_ALIVE
-        feeds.over.wait(10)
+        wait_until(lambda: stream.session)  # it bears little from now on, and the next one much
+        monkeypatch.setattr("depalma.client.stream.SILENCE_S", 2 * PATIENCE_S)
+        feeds.over.wait(PATIENCE_S)
 
     feeds.feeds = [frozen, feeds.then_quiet(part(7, 1, 0, final=True))]
     stream, record = stream_of(play.master(feeds.script), play.master(feeds.script)), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert [opened["master"] for opened in feeds.opened] == ["m1", "m2"]
 
 
@@ -132,7 +137,7 @@ def test_a_job_that_the_streams_own_master_took_needs_no_new_stream(play: Any, f
 
     def feed() -> Iterator[bytes]:
         yield KEEP_ALIVE
-        more.wait(5)
+        more.wait(PATIENCE_S)
         yield part(8, 1, 0, final=True)
         yield from feeds.quiet()
 
@@ -142,7 +147,7 @@ def test_a_job_that_the_streams_own_master_took_needs_no_new_stream(play: Any, f
     assert session == feeds.opened[0]["session"]
     stream.watch(8, record, session, "m1")
     more.set()
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert len(feeds.opened) == 1
 
 
@@ -154,7 +159,7 @@ def test_a_job_that_may_not_be_in_the_stream_opens_it_again(
     stream, record = stream_of(play.master(feeds.script)), Record(8)
     right = stream.prepare()
     stream.watch(8, record, right if session == "right" else session, master)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert [opened["cursors"] for opened in feeds.opened] == [{}, {"8": 0}]
     assert feeds.opened[0]["session"] != feeds.opened[1]["session"]
 
@@ -178,7 +183,7 @@ def test_an_announced_job_of_which_nothing_comes_is_asked_for_by_name(
     feeds.feeds = [feeds.then_quiet(), feeds.then_quiet(part(8, 1, 0, final=True))]
     stream, record = stream_of(play.master(feeds.script)), Record(8)
     stream.watch(8, record, stream.prepare(), "m1")
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     assert [opened["cursors"] for opened in feeds.opened] == [{}, {"8": 0}]
 
 
@@ -186,7 +191,7 @@ def test_a_cluster_that_is_gone_for_good_is_told_to_those_who_wait(play: Any, st
     master = play.master(lambda seen: play.problem(503, "no_leader"))
     stream, record = stream_of(master, patience_s=0.1, deadline_s=0.2), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     with pytest.raises(DepalmaError, match="no master that leads"):
         record.at_index(0)
 
@@ -194,7 +199,7 @@ def test_a_cluster_that_is_gone_for_good_is_told_to_those_who_wait(play: Any, st
 def test_a_refusal_is_told_to_those_who_wait(play: Any, stream_of: Any) -> None:
     stream, record = stream_of(play.master(lambda seen: play.problem(401, "not_authorised", "bad token"))), Record(7)
     stream.watch(7, record)
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)
     with pytest.raises(DepalmaError, match="bad token"):
         record.at_index(0)
 
@@ -220,10 +225,11 @@ def test_who_comes_after_the_close_is_told_too(play: Any, feeds: Feeds, stream_o
 def test_an_idle_stream_is_closed_and_comes_back(
     play: Any, feeds: Feeds, stream_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depalma.client.stream.IDLE_S", 0.1)
     feeds.feeds = [feeds.then_quiet(), feeds.then_quiet(part(8, 1, 0, final=True))]
     stream, record = stream_of(play.master(feeds.script)), Record(8)
     assert stream.prepare()
+    monkeypatch.setattr("depalma.client.stream.IDLE_S", 0.1)
     wait_until(lambda: not stream.session)
+    monkeypatch.setattr("depalma.client.stream.IDLE_S", 2 * PATIENCE_S)
     stream.watch(8, record, stream.prepare(), "m1")
-    record.wait(lambda: record.over, 5)
+    record.wait(lambda: record.over, PATIENCE_S)

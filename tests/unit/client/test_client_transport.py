@@ -124,6 +124,15 @@ def test_the_deadline_ends_it_with_the_last_words_of_each_master() -> None:
         call.next(5.0)
 
 
+def test_who_stood_still_until_the_deadline_asks_once() -> None:
+    call = exchange(Endpoints([A, B]), deadline_s=5.0)
+    first = call.next(60.0)
+    assert isinstance(first, Attempt)
+    call.failed(first, ConnectionRefusedError(111, "Connection refused"), 60.0)
+    with pytest.raises(NoLeader, match="Connection refused"):
+        call.next(60.0)
+
+
 def test_time_that_the_server_may_wait_is_added_to_deadline_and_attempt() -> None:
     call = exchange(request=Request("GET", "/", wait_s=20.0), deadline_s=1.0)
     assert attempt(call).timeout_s == pytest.approx(21.0)

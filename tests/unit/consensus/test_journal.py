@@ -368,7 +368,7 @@ def test_the_space_of_a_large_file_is_given_back_by_another_thread(
     disk.remove("large")
 
     assert "large" not in disk.names()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not freed_by:
         assert time.monotonic() < deadline, "the file is still held"
         time.sleep(0.01)
@@ -394,8 +394,9 @@ def test_a_directory_has_one_user(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_lock_that_is_given_back_in_a_moment_is_waited_for(tmp_path: Path) -> None:
+def test_a_lock_that_is_given_back_in_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child of a master that was killed holds it until it has died, too."""
+    monkeypatch.setattr("depalma.consensus.disk._LOCK_WAIT_S", 30.0)
     first, second = FileDisk(tmp_path), FileDisk(tmp_path)
     first.open()
     ending = threading.Timer(0.3, first.close)

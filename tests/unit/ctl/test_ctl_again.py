@@ -56,7 +56,7 @@ def master() -> Iterator[Master]:
 def session(master: Master, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setattr(ctl_session, "NOBODY_S", 0.3)
     monkeypatch.setenv("DEPALMA_TOKEN", "t" * 43)
-    made = Session(masters=(master.url,), timeout_s=0.9)
+    made = Session(masters=(master.url,), timeout_s=4.0)
     yield made
     made.close()
 

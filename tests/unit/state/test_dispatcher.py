@@ -372,9 +372,9 @@ def test_cost_does_not_grow_with_the_queue(make_bench):
         rooms = {h.name: HostRoom(h.incarnation, 50) for h in bench.state.hosts.values()}
         best = 1e9
         for _ in range(15):
-            begin = time.perf_counter()
+            begin = time.process_time()
             planned = plan(bench.state, rooms, {}, 1.0, 1, 200)
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, time.process_time() - begin)
             assert sum(len(each.tasks) for each in planned) == 200
         return best
 

@@ -352,10 +352,10 @@ def cost_s(make_bench, waiting: int) -> float:
     best = float("inf")
     commands = [c.encode(c.FinishTasks("h1", "h1-1", (c.Report(*ref, "succeeded"),), bench.now)) for ref in refs]
     for start in range(0, 300, 50):
-        began = time.perf_counter()
+        began = time.process_time()
         for data in commands[start : start + 50]:
             apply(data, 1)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.process_time() - began)
     return best
 
 
