@@ -39,6 +39,7 @@ _OWN = frozenset(
 #: Answers up to this size are carried in one piece.
 _WHOLE_BYTES = 256 * 1024
 _ANSWER_S = 15.0
+_CONNECT_S = 1.0
 #: How often it is looked whether the leader that was asked still leads.
 _LOOK_S = 0.05
 #: An election alone ends no request: the old leader may still answer. One without a winner for so long does.
@@ -84,7 +85,7 @@ class Forwarder:
         url = URL(base + request.rel_url.raw_path_qs, encoded=True)
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers[FORWARDED] = "1"
-        timeout = aiohttp.ClientTimeout(sock_connect=1.0, sock_read=query_wait_s(request) + _ANSWER_S)
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=query_wait_s(request) + _ANSWER_S)
         response: web.StreamResponse | None = None
         sent = Sent()
         try:

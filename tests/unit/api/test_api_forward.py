@@ -44,7 +44,8 @@ class Leader:
 
 
 @pytest.fixture
-async def leader() -> AsyncIterator[Leader]:
+async def leader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Leader]:
+    monkeypatch.setattr("depalma.api.forward._CONNECT_S", 30.0)  # both ends are in this process, which may stand still
     leader = Leader()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", leader.serve)

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+import pytest
 from aiohttp import web
 
 from depalma import protocol
@@ -83,9 +85,12 @@ def assigned(session: AgentSession) -> list[tuple[int, int]]:
     return [(task.job, task.task) for frame in frames if isinstance(frame, Assign) for task in frame.tasks]
 
 
-async def test_an_argument_that_does_not_come_holds_up_no_other_job(tmp_path: Path) -> None:
+async def test_an_argument_that_does_not_come_holds_up_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The master that has the argument hangs: its own task waits for it, all others are given out; and as it is
     cancelled and forgotten meanwhile, there is nothing left to send."""
+    monkeypatch.setattr("depalma.blobs._TIMEOUT", aiohttp.ClientTimeout(total=60))  # this process may stand still
     async with hanging_master() as (url, asked):
         blobs = Blobs(BlobStore(tmp_path / "blobs"), {"m2": url}, "token")
         reign = Reign(Machine(), blobs, ClusterConfig(masters=(), hosts=()), Rates(time.monotonic))
@@ -100,7 +105,7 @@ async def test_an_argument_that_does_not_come_holds_up_no_other_job(tmp_path: Pa
             spec = JobSpec(kind="command", argv=("true",), on_host="h1", arguments=FAR_AWAY)
             await reign.execute(c.SubmitJob("", spec, 2.0))
             loop.wake()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await asked.wait()
                 await reign.execute(c.SubmitJob("", JobSpec(kind="command", argv=("true",), on_host="h2"), 3.0))
                 loop.wake()

@@ -43,7 +43,7 @@ async def test_a_webhook_of_the_same_name_is_told(turns: int) -> None:
     make = wc.AddWebhook("", "w", f"{site.name}/", ("job.finished",), (), (), (), "s" * 20, 100, 1.0)
     try:
         messengers.begin()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             do(make, wc.TryWebhook("", "w", 1.0))
             assert await told.get() == 1
             messenger, _ = messengers._running["w"]
