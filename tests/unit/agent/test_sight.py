@@ -131,7 +131,8 @@ def is_not_counted(pid: int) -> None:
     assert foreign_percent is not None
     # The first is at most what was counted, as it is of a shorter time; the second are all others of a longer one.
     foreign, others = foreign_percent / 100 * (total_now - total_then), busy_after - busy_before - used
-    assert foreign <= others + 10  # the kernel's counters are not of the same moment
+    # The kernel's counters are not of the same moment; where time is stolen, a process seems to have had it.
+    assert foreign <= max(0, others) + 10
 
 
 def test_others_are_what_is_not_ours() -> None:
