@@ -42,7 +42,11 @@ def test_a_folder_comes_back_as_it_was(package: Path, tmp_path: Path) -> None:
     name, kind, data = pack(package)
     target = tmp_path / "store/abc"
 
-    unpack(data, target)
+    before = os.umask(0o022)
+    try:
+        unpack(data, target)
+    finally:
+        os.umask(before)
 
     assert (name, kind) == ("mypkg", "folder")
     assert files(target) == {

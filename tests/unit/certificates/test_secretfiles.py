@@ -123,7 +123,8 @@ def test_an_authority_without_its_certificate_is_not_replaced_by_another(folder:
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "secrets").mkdir(mode=0o755)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets").chmod(0o755)
     with pytest.raises(ConfigError, match=r"secrets: others may look into it; run: chmod 700"):
         secretfiles.prepare(tmp_path / "secrets", "lab", IDS)
     assert list((tmp_path / "secrets").iterdir()) == []
