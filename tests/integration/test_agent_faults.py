@@ -324,6 +324,28 @@ async def test_sigterm_stops_in_order(leader: FakeLeader, agent: AgentProcess) -
     assert [gone["reason"] for gone in leader.gone] == ["stopped"]
 
 
+async def test_a_monitor_that_dies_while_its_agent_stops_leaves_nothing(
+    leader: FakeLeader, agent: AgentProcess, tmp_path: Path
+) -> None:
+    script = "trap 'touch told' TERM; touch begun; while :; do sleep 0.1; done"
+    leader.job(1, JobSpec(kind="command", argv=("sh", "-c", script), cwd=str(tmp_path)))
+    await leader.assign(Assignment(1, 0, 1, 1))
+    await wait_until((tmp_path / "begun").exists, "task")
+    monitor = psutil.Process(monitor_of(agent))
+    (task,) = monitor.children()
+    agent.signal(signal.SIGTERM)
+    await wait_until((tmp_path / "told").exists, "polite word to the task, which gives it two seconds")
+
+    with contextlib.suppress(psutil.NoSuchProcess):  # where this test stood still meanwhile
+        monitor.kill()
+
+    assert await agent.exit_code() == 0
+    left = task.is_running()
+    if left:
+        task.kill()
+    assert not left
+
+
 async def test_an_agent_that_no_master_knows_ends_at_once(tmp_path: Path) -> None:
     """There is nobody to be told: it does not look for a master for as long as a fail-over may take."""
     with socket.socket() as nobody:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from depalma.agent.spawning import Slots, Spawned
+from depalma.monitor import say
 
 NOBODY = 65534
 
@@ -162,6 +163,29 @@ def test_the_next_task_does_not_see_what_is_left_when_output_cannot_be_kept(tmp_
     assert "output could not be kept" in slots.kept(ended(0, tmp_path))
 
     assert list(Path(slots.scratch_of(0)).iterdir()) == []
+
+
+def test_the_next_task_does_not_see_the_inputs_of_one_whose_program_is_none(monitor) -> None:
+    program, inputs = monitor.root / "notes", monitor.root / "staged"
+    program.write_text("no program")
+    program.chmod(0o755)
+    inputs.mkdir()
+    (inputs / "secret").write_text("of the task before")
+    monitor.lease()
+    files = (f"{monitor.root}/output/1.out", f"{monitor.root}/output/1.err")
+    rest = (0, False, (), (str(inputs), ""), b"")
+    monitor.say(("spawn", 1, [os.fsencode(program)], 1, {}, "", files, *rest))
+    assert monitor.exit(1) == (126, f"{program}: not a program, and it has no #! line")
+
+    monitor.spawn(2, "sh", "-c", "[ ! -e secret ]")
+
+    assert monitor.exit(2) == (0, "")
+
+
+def test_any_name_can_be_written_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said where a task hangs, and a folder may have any bytes as its name."""
+    say(f"hangs in {os.fsdecode(bytes([0xE9]))}")
+    assert "hangs in " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("instead", ["file", "link", "nothing"])
