@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -359,6 +360,32 @@ async def test_an_agent_that_no_master_knows_ends_at_once(tmp_path: Path) -> Non
         finally:
             await agent.stop()
     assert "no master could be told" not in agent.log.read_text()
+
+
+async def test_sigterm_stops_in_order_also_while_the_agent_waits_for_its_folder(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path, ["http://127.0.0.1:9"])
+    agent.root.mkdir(parents=True, exist_ok=True)
+    lock = os.open(agent.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        agent.start()
+        await wait_until(lambda: handles(agent.pid, signal.SIGTERM), "an agent that can be told")
+        agent.signal(signal.SIGTERM)
+        await wait_until(lambda: "told to stop" in agent.log.read_text(), "word of it")
+        os.close(lock)
+        lock = -1
+        assert await agent.exit_code() == 0
+    finally:
+        if lock >= 0:
+            os.close(lock)
+        await agent.stop()
+    assert "a part of the agent failed" not in agent.log.read_text()
+
+
+def handles(pid: int, number: int) -> bool:
+    """Returns whether a process has a handler for a signal."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 async def test_what_sigterm_to_the_agent_ends_has_not_failed(leader: FakeLeader, agent: AgentProcess) -> None:
