@@ -238,3 +238,22 @@ def test_a_spool_that_cannot_be_made_costs_no_descriptor(tmp_path: Path) -> None
         with pytest.raises(OSError):
             slots.spools(0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_deadline_kills_although_tasks_that_went_their_own_way_hold_descriptors(monitor) -> None:
+    used, slots = len(os.listdir(f"/proc/{monitor.process.pid}/fd")), 30
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_NOFILE, (used + 80, used + 80))
+    monitor.lease()
+    for slot in range(slots):  # each has its two files from now on
+        monitor.spawn(slot + 1, "true", slot=slot)
+        assert monitor.exit(slot + 1) == (0, "")
+    for slot in range(slots):
+        monitor.spawn(slot + 101, "sh", "-c", "setsid sleep 3013 & sleep 3013", slot=slot, cwd="/proc")
+    monitor.listen(lambda: 101 + slots - 1 in monitor.exits, "the end of the last one, for which there is no room")
+    assert "Too many open files" in monitor.exits[101 + slots - 1][4]
+    monitor.listen(lambda: monitor.sleeping() >= 2 and not monitor.sleeping() % 2, "others, that run")
+
+    monitor.lease(0.3)
+
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    assert not monitor.below()
