@@ -257,3 +257,31 @@ def test_the_deadline_kills_although_tasks_that_went_their_own_way_hold_descript
 
     monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
     assert not monitor.below()
+
+
+WITHOUT_DESCRIPTORS = """
+import os, resource, subprocess, threading
+from depalma.agent import proctree
+child = subprocess.Popen(["sleep", "3013"])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.dup(0))
+except OSError:
+    pass
+assert not proctree.is_stuck(child.pid)
+some = [held.pop() for _ in range(8)]
+timer = threading.Timer(1.5 * proctree.PATIENCE_S, lambda: [os.close(fd) for fd in some])
+timer.start()
+proctree.kill_descendants()
+dead = proctree.is_stuck(child.pid)  # or about to be
+child.kill()
+timer.join()
+assert dead
+"""
+
+
+def test_what_cannot_be_looked_at_does_not_count_as_dead() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
