@@ -340,12 +340,10 @@ class Monitor:
     def _finish(self, spawned: Spawned) -> None:
         del self.by_key[spawned.key]
         self.restraint.forget(spawned.key)
-        problem = spawned.failure() or self.slots.kept(spawned)
+        problem, unkept = spawned.failure(), self.slots.kept(spawned)  # both: its inputs may be there already
         self._unwatch(spawned)
-        over, times = (
-            spawned.over or Ended(CODE if spawned.hangs and os.WIFSIGNALED(spawned.status or 0) else "", problem),
-            (spawned.started, spawned.ended),
-        )
+        code = CODE if spawned.hangs and os.WIFSIGNALED(spawned.status or 0) else ""
+        over, times = spawned.over or Ended(code, problem or unkept), (spawned.started, spawned.ended)
         words = "; ".join(filter(None, (over.words, spawned.hangs)))
         self.note_exit(spawned.key, spawned.status, *times, words, over.code, spawned.wrote)
         if spawned.slot >= 0:
@@ -383,7 +381,8 @@ def say(text: str) -> None:
     """Writes one line to the agent's log, unless it would have to wait: then nobody would hold the lease."""
     with contextlib.suppress(OSError):
         if select.select((), (2,), (), 0)[1]:
-            os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING depalma.monitor: {text}\n".encode())
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING depalma.monitor: {text}\n"
+            os.write(2, line.encode(errors="surrogateescape"))  # a folder may have any bytes as its name
 
 
 def serve(monitor: Monitor, wakeup: socket.socket) -> str:

@@ -33,9 +33,9 @@ def own_places(process: str = "self") -> dict[str, str]:
     """Returns the folder of the calling process in each hierarchy: `v2`, and the controllers of v1 by name; or that of
     another process, as the calling one sees it."""
     try:
-        with open(f"/proc/{process}/cgroup") as file:
+        with open(f"/proc/{process}/cgroup", errors="surrogateescape") as file:
             paths = [line.rstrip("\n").split(":", 2) for line in file]
-        with open("/proc/self/mountinfo") as file:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
             mounts = [line.split() for line in file]
     except OSError:
         return {}

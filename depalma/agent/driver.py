@@ -85,7 +85,7 @@ class Agent:
         self._facts = facts(slots, host.gpus, host.host)
         self._core = AgentCore(slots=slots, python=python_version(), incarnation=secrets.token_hex(8))
         self._events: deque[ev.AnyEvent] = deque()
-        self._handling = False
+        self._handling = True  #: until everything is there that takes part
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: dict[AttemptRef, asyncio.Task[Any]] = {}
         self._exit = asyncio.Event()
@@ -139,6 +139,7 @@ class Agent:
             self._owner = Owner(self._root, self.deliver, session.send)
             tails = TailKeeper(self._runner.output, self._blobs)
             self._supplies = Supplies(self._blobs, self._code.sync, self._stage, tails, core.uses_blob, self.deliver)
+            self._handling = False
             self._adopt_old_reports()
             self._start_monitor()
             meter.start()

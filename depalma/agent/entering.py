@@ -16,6 +16,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
@@ -29,6 +30,9 @@ NAME = "depalma-enter"
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FIRST_FREE = 10
+#: What tasks hold leaves so many: to look at processes and to kill them takes some, and without them the lease would
+#: not be held.
+SPARE_DESCRIPTORS = 16
 _WORDS_BYTES = 8192
 
 
@@ -64,6 +68,9 @@ class Words:
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("words", os.MFD_CLOEXEC)
+        if self._fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
+            os.close(self._fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "words")
 
     def say(self, text: str, exit_code: int = 0) -> None:
         """Replaces what was said before; with an exit code it is the reason for the end."""

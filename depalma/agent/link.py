@@ -135,11 +135,12 @@ class MonitorLink:
             self._warden.dismiss()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for the process to end (blocks). Returns whether it has."""
+        """Waits for the process to end (blocks). Returns whether it has, and then nothing of it lives."""
         if self._process is None:
             return True
         try:
-            self._process.wait(timeout_s)
+            if self._process.wait(timeout_s) != 0:
+                proctree.kill_descendants()  # it was killed: what it had started has fallen to us
         except subprocess.TimeoutExpired:
             return False
         return True

@@ -13,6 +13,7 @@ import select
 import stat
 import struct
 import time
+from _thread import allocate_lock
 
 #: File systems that answer from this machine; anything else may wait, also what is mounted when somebody looks (autofs)
 #: and what leads elsewhere (the links in /proc).
@@ -96,7 +97,7 @@ class Mounts:
         foreign = set()
         for line in data.splitlines():
             words = line.split(b" ")
-            kind = words[words.index(b"-") + 1].decode()
+            kind = os.fsdecode(words[words.index(b"-") + 1])
             if kind not in _LOCAL:
                 # One that others are mounted over counts as well: it costs a process, and not the host.
                 foreign.add(os.fsdecode(_unescaped(words[4])))
@@ -156,14 +157,16 @@ class Mounts:
 
 
 _shared: Mounts | None = None
+_turn = allocate_lock()
 
 
 def begins_at(path: str) -> bool:
-    """Returns whether a file system that may hang is mounted just there; links are not followed."""
+    """Returns whether a file system that may hang is mounted just there; links are not followed. Any thread may ask."""
     global _shared
-    if _shared is None:
-        _shared = Mounts()
-    return _shared.begins_at(path)
+    with _turn:
+        if _shared is None:
+            _shared = Mounts()
+        return _shared.begins_at(path)
 
 
 def _interpreter(fd: int) -> str:

@@ -14,6 +14,7 @@ import marshal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from depalma.agent.link import MonitorLink
 from depalma.agent.workers import WorkerHandle
@@ -152,8 +153,12 @@ class Nurseries:
             if not data:
                 asyncio.get_running_loop().remove_reader(nursery.near)
                 return  # its end is told by the monitor
-            message = marshal.loads(data)
-            if message[0] == "ready":
+            message = _message(nursery, data)
+            if message is None:
+                log.warning("the process that workers are forked from sent what is no answer: it is killed")
+                self._link.send(("kill", nursery.key, 0.0))
+                self._link.flush()
+            elif message[0] == "ready":
                 nursery.ready = True
                 if self._libraries or self._own.get(nursery.code_index):
                     self._teach(nursery)
@@ -207,3 +212,19 @@ class Nurseries:
     def _close(nursery: Nursery) -> None:
         asyncio.get_running_loop().remove_reader(nursery.near)
         nursery.near.close()
+
+
+def _message(nursery: Nursery, data: bytes) -> tuple[Any, ...] | None:
+    """Returns what a process says; None if that is no answer: code in it must have written to its socket."""
+    try:
+        message: tuple[Any, ...] = marshal.loads(data)
+    except (ValueError, EOFError, TypeError):
+        return None
+    match message:
+        case ("ready",):
+            return message
+        case ("imported", float()) if nursery.importing:
+            return message
+        case ("forked", int(number), int(), int()) if number in nursery.asked:
+            return message
+    return None

@@ -65,6 +65,8 @@ def is_stuck(pid: int) -> bool:
     is gone when whatever it waits for answers. What that one system call does is done then.
     """
     threads = _threads(pid)
+    if not threads:  # it is gone; or nothing can be known, for want of descriptors
+        return not os.path.exists(f"/proc/{pid}")
     # A second look: a thread that was at its end may have made another one before.
     return all(_thread_is_stuck(pid, thread) for thread in threads) and _threads(pid) <= threads
 
@@ -79,7 +81,7 @@ def _threads(pid: int) -> set[str]:
 def _thread_is_stuck(pid: int, thread: str) -> bool:
     data = read(f"/proc/{pid}/task/{thread}/stat")
     if not data:
-        return True
+        return not os.path.exists(f"/proc/{pid}/task/{thread}")
     words = data[data.rindex(b")") + 2 :].split()
     if words[0] in (b"Z", b"X") or int(words[6]) & _PF_EXITING:
         return True
@@ -214,7 +216,8 @@ def kill_descendants(on_reaped: set[int] | None = None) -> set[int]:
             return set()
         if time.monotonic() >= patient_until_s:
             left = {pid for pid, _ in descendants(own)}
-            if all(is_stuck(pid) for pid in left):
+            # None: they cannot be listed, for want of descriptors; the kernel has just said that there are some.
+            if left and all(is_stuck(pid) for pid in left):
                 return left
         time.sleep(0.002)
 

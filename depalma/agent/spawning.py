@@ -20,14 +20,12 @@ from typing import Any
 
 from depalma.agent import entering, mounts, proctree
 from depalma.agent.cgroups import GROUPS, ControlGroups
-from depalma.agent.entering import RESET, Program, Words, append_to, closed, told
+from depalma.agent.entering import RESET, SPARE_DESCRIPTORS, Program, Words, append_to, closed, told
 from depalma.agent.limits import Ended, Limits, Watch, shim, watched
 from depalma.agent.mounts import MayHang
 from depalma.agent.proctree import MARKER
 from depalma.agent.way import Wanted, Way
 
-#: Slots leave so many: to look at processes and to kill them takes some, and without them the lease would not be held.
-_SPARE_DESCRIPTORS = 16
 #: In place of a slot: the process is no task and no worker, but what workers are forked from.
 NURSERY = -2
 
@@ -208,7 +206,7 @@ class Slots:
         if os.path.exists(path):
             os.unlink(path)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS:
+        if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
             os.close(fd)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
         return fd

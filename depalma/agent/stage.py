@@ -59,7 +59,9 @@ class Stage:
         """
         for folder in list(self._root.iterdir()):
             words = folder.name.removesuffix(".done").split(".")
-            if len(words) == 3 and (int(words[0]), int(words[1]), int(words[2])) not in live:
+            if len(words) != 3 or not all(word.isdecimal() for word in words):
+                continue
+            if (int(words[0]), int(words[1]), int(words[2])) not in live:
                 remove_tree(folder)
 
 

@@ -227,7 +227,7 @@ def read_slice(path: Path, offset: int, limit_bytes: int) -> tuple[bytes, int]:
     """Returns bytes from `offset` (negative: from the end) and the size of the file now; nothing and 0 if there is no
     such file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a task may put a FIFO there: it must not wait
     except FileNotFoundError:
         return b"", 0
     try:

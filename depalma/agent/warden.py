@@ -29,6 +29,7 @@ from collections.abc import Callable
 WORD = struct.Struct("<dqq")
 #: How often it is looked whether the monitor is dead too, once the agent is.
 _LOOK_S = 0.02
+_WORDS = 1 << 16  #: more than the largest pipe holds: one that has stood still must not act by an old one
 #: The clock may jump over a deadline while the machine sleeps; this is how soon it is looked at again.
 _DOZE_S = 1.0
 _KILL_AGAIN_S = 0.05
@@ -56,8 +57,8 @@ class Warden:
             if lock >= 0:
                 self._end_strays(lambda: True)
                 return  # the lock goes with this process
-            if self._holder() not in ("", str(self._agent)):
-                return  # the next agent of the folder has it, and has ended what was left
+            if self._is_followed():
+                return  # the next agent of the folder has the lock, and has ended what was left
             self._end_strays_if_over()  # the monitor may stand still
             time.sleep(_LOOK_S)
 
@@ -67,7 +68,7 @@ class Warden:
         if not self._agent_lives or not select.select([self._said], [], [], min(left_s, most_s))[0]:
             return
         # Words go into the pipe whole.
-        data = os.read(self._said, 1000 * WORD.size)
+        data = os.read(self._said, _WORDS * WORD.size)
         if data:
             self._until_s, self._monitor, self._monitor_start = WORD.unpack(data[-WORD.size :])
         else:
@@ -81,7 +82,9 @@ class Warden:
 
     def _is_over(self) -> bool:
         self._hear(0.0)
-        return self._until_s != 0.0 and _boottime() >= self._until_s  # a NaN is not
+        if self._until_s == 0.0 or not _boottime() >= self._until_s:  # a NaN is not
+            return False
+        return self._agent_lives or not self._is_followed()
 
     def _end_strays(self, may: Callable[[], bool]) -> None:
         """Kills until nothing is left, for as long as it may.
@@ -126,6 +129,10 @@ class Warden:
             os.close(handle)
             return -1
         return handle
+
+    def _is_followed(self) -> bool:
+        """Returns whether another agent has the lock. It has said so before anything began under it."""
+        return self._holder() not in ("", str(self._agent))
 
     def _holder(self) -> str:
         """Returns the process id of the last agent that took the lock; empty while it is being written."""

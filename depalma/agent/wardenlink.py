@@ -32,6 +32,7 @@ class WardenLink:
 
         Where it cannot be started, agent and monitor hold the lease alone until it can.
         """
+        problem: OSError | None = None
         for _ in range(2):
             try:
                 if self._process is None or self._process.poll() is not None:
@@ -39,13 +40,15 @@ class WardenLink:
                 self._say(until_s)
                 self._missed = False
                 return
-            except BrokenPipeError:
-                self._end()  # it died this moment
-            except OSError as error:  # also where it stands still, and its pipe is full after hours
-                self._miss(error)
-                return
+            except OSError as error:
+                problem = error
+                if self._process is None:
+                    break
+                # It died this moment; or it has stood still for hours, and when it goes on it would act by an old word.
+                self._end()
+        self._miss(problem)
 
-    def _miss(self, error: OSError) -> None:
+    def _miss(self, error: OSError | None) -> None:
         if not self._missed:
             log.error("there is no warden: %s", error)
         self._missed = True

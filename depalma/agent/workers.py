@@ -100,9 +100,9 @@ class WorkerHandle:
                     self.imported.update(record[1], record[2])
                     continue
                 report = self._report(record)
-            except (ValueError, EOFError, TypeError) as error:
+                self.sent.pop((report.job, report.task, report.attempt), None)
+            except (ValueError, EOFError, TypeError, LookupError) as error:
                 raise Garbled(str(error)) from error
-            self.sent.pop((report.job, report.task, report.attempt), None)
             yield report
 
     def taken_learnt(self) -> list[tuple[list[str], list[str]]]:

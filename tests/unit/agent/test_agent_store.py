@@ -109,6 +109,12 @@ def test_output_is_read_in_pieces_and_cut(tmp_path: Path) -> None:
     assert not cut(tmp_path / "none", 4)
 
 
+def test_nobody_waits_for_what_a_task_has_put_in_the_place_of_its_output(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.out")
+    with pytest.raises(OSError):
+        read_slice(tmp_path / "0.out", 0, 10)
+
+
 def test_the_end_of_output_is_inline_when_it_is_short(tmp_path: Path) -> None:
     """Both streams together; of a long one the end is read, and how long it was is told."""
     output = OutputFiles(tmp_path)

@@ -90,6 +90,33 @@ async def test_a_worker_of_which_was_said_that_it_is_there_is_not_started_again(
             handle.close()
 
 
+async def test_what_is_no_answer_costs_the_process_and_not_the_agent() -> None:
+    """It imports what tasks import, and that may write to any descriptor."""
+    link, ends = Link(), list[socket.socket]()
+    nurseries = Nurseries(
+        link,  # type: ignore[arg-type]
+        start=lambda nursery: ends.append(socket.socket(fileno=nursery.far.detach())),
+        spawn=lambda handle: None,
+        on_heavy=lambda index, names: None,
+    )
+    first = WorkerHandle(1, 0, "")
+    try:
+        nurseries.fork(first)  # opens it
+        (end,) = ends
+        nursery: Nursery = nurseries._by_index[0]
+        nursery.key = 5
+        garbage = (b"hello", *map(marshal.dumps, (7, {}, ("forked", 99, 1, 1), ("imported", 1.0), ("imported",))))
+        for data in (*garbage, marshal.dumps(("ready",))):
+            end.send(data)
+        await wait_until(lambda: nursery.ready, "its word")
+        assert link.said == [("kill", 5, 0.0)] * len(garbage)
+    finally:
+        nurseries.forget_all()
+        first.close()
+        for end in ends:
+            end.close()
+
+
 DIES = """
 import os, socket, sys
 from depalma.agent.forkserver import ForkServer

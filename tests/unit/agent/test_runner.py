@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -102,6 +103,16 @@ async def test_a_task_whose_argument_cannot_be_written_fails_and_the_agent_goes_
     (report,) = agent.reports
     assert (report.outcome, report.task) == ("failed", 0)
     assert "argument" in report.error
+
+
+async def test_what_is_no_answer_of_a_worker_ends_that_worker(agent: Agent) -> None:
+    agent.assign(FUNCTION, (1, 0, 1))
+    (handle,) = agent.runner.workers.values()
+    for record in (b"hello", *map(marshal.dumps, (7, {1: 2}, ("learnt",), ([1], 2, 3, *[0] * 10)))):
+        agent.told.clear()
+        handle.far.send(record)
+        agent.runner.drain(handle)
+        assert agent.told == [("kill", handle.key, 0.0)]
 
 
 async def test_an_answer_to_a_recall_that_comes_after_everything_was_forgotten_is_none(agent: Agent) -> None:

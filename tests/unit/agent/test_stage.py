@@ -14,12 +14,12 @@ from depalma.agent.stage import Stage
 
 def test_sweep_takes_what_belongs_to_no_attempt(tmp_path: Path) -> None:
     stage = Stage(tmp_path, 1000)
-    for name in ("1.0.1", "1.1.1", "1.1.1.done", "1.2.1.done"):
+    for name in ("1.0.1", "1.1.1", "1.1.1.done", "1.2.1.done", "of.somebody.else"):
         (tmp_path / "staged" / name).mkdir()
 
     stage.sweep({(1, 0, 1), (1, 2, 1)})
 
-    assert sorted(path.name for path in (tmp_path / "staged").iterdir()) == ["1.0.1", "1.2.1.done"]
+    assert sorted(path.name for path in (tmp_path / "staged").iterdir()) == ["1.0.1", "1.2.1.done", "of.somebody.else"]
 
 
 def test_sweep_leaves_alone_what_is_being_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from depalma.agent import proctree, wardenlink
+from depalma.agent.warden import WORD, Warden
 from depalma.agent.wardenlink import WardenLink
 from depalma.monitor import boottime
 
@@ -166,6 +167,45 @@ def test_one_that_stands_still_holds_nobody_up(agent: Agent) -> None:
         agent.link.hold(boottime() + FAR_S)
     agent.link.dismiss()
     assert warden.returncode == -signal.SIGKILL
+
+
+def test_one_that_has_stood_still_for_hours_does_not_act_by_an_old_word(agent: Agent) -> None:
+    over_s = boottime() + 0.2
+    agent.link.hold(over_s)
+    first = agent.warden
+    soon(lambda: has_read_all(first))
+    first.send_signal(signal.SIGSTOP)
+    for _ in range(9_000):  # more than its pipe takes
+        agent.link.hold(over_s)
+    agent.link.hold(boottime() + FAR_S)
+    task = agent.task()
+    soon(lambda: boottime() > over_s)
+    first.send_signal(signal.SIGCONT)
+    agent.link.hold(boottime() + FAR_S)
+    soon(lambda: has_read_all(agent.warden))
+    assert task.poll() is None
+
+
+def test_one_that_stood_still_while_another_agent_came_ends_nothing_of_that_one(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, say = os.pipe()
+    os.write(say, WORD.pack(boottime(), 0, 0))
+    os.close(say)
+    task = agent.task()
+    warden = Warden(said, str(agent.root), os.getpid())
+    look = warden._strays
+
+    def late() -> list[tuple[int, int]]:
+        (agent.root / "lock").write_text("1\n")
+        return look()
+
+    monkeypatch.setattr(warden, "_strays", late)
+    try:
+        warden.watch()
+    finally:
+        os.close(said)
+    assert task.poll() is None
 
 
 def test_it_does_not_look_like_the_others(agent: Agent) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from depalma.agent.spawning import Slots, Spawned
+from depalma.monitor import say
 
 NOBODY = 65534
 
@@ -164,6 +165,29 @@ def test_the_next_task_does_not_see_what_is_left_when_output_cannot_be_kept(tmp_
     assert list(Path(slots.scratch_of(0)).iterdir()) == []
 
 
+def test_the_next_task_does_not_see_the_inputs_of_one_whose_program_is_none(monitor) -> None:
+    program, inputs = monitor.root / "notes", monitor.root / "staged"
+    program.write_text("no program")
+    program.chmod(0o755)
+    inputs.mkdir()
+    (inputs / "secret").write_text("of the task before")
+    monitor.lease()
+    files = (f"{monitor.root}/output/1.out", f"{monitor.root}/output/1.err")
+    rest = (0, False, (), (str(inputs), ""), b"")
+    monitor.say(("spawn", 1, [os.fsencode(program)], 1, {}, "", files, *rest))
+    assert monitor.exit(1) == (126, f"{program}: not a program, and it has no #! line")
+
+    monitor.spawn(2, "sh", "-c", "[ ! -e secret ]")
+
+    assert monitor.exit(2) == (0, "")
+
+
+def test_any_name_can_be_written_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said where a task hangs, and a folder may have any bytes as its name."""
+    say(f"hangs in {os.fsdecode(bytes([0xE9]))}")
+    assert "hangs in " in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("instead", ["file", "link", "nothing"])
 def test_a_scratch_folder_that_is_none_any_more_spoils_no_slot(tmp_path: Path, instead: str) -> None:
     slots = Slots(str(tmp_path / "agent"), 1000)
@@ -214,3 +238,50 @@ def test_a_spool_that_cannot_be_made_costs_no_descriptor(tmp_path: Path) -> None
         with pytest.raises(OSError):
             slots.spools(0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_deadline_kills_although_tasks_that_went_their_own_way_hold_descriptors(monitor) -> None:
+    used, slots = len(os.listdir(f"/proc/{monitor.process.pid}/fd")), 30
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_NOFILE, (used + 80, used + 80))
+    monitor.lease()
+    for slot in range(slots):  # each has its two files from now on
+        monitor.spawn(slot + 1, "true", slot=slot)
+        assert monitor.exit(slot + 1) == (0, "")
+    for slot in range(slots):
+        monitor.spawn(slot + 101, "sh", "-c", "setsid sleep 3013 & sleep 3013", slot=slot, cwd="/proc")
+    monitor.listen(lambda: 101 + slots - 1 in monitor.exits, "the end of the last one, for which there is no room")
+    assert "Too many open files" in monitor.exits[101 + slots - 1][4]
+    monitor.listen(lambda: monitor.sleeping() >= 2 and not monitor.sleeping() % 2, "others, that run")
+
+    monitor.lease(0.3)
+
+    monitor.listen(lambda: [message for message in monitor.heard if message[0] == "expired"], "word of it")
+    assert not monitor.below()
+
+
+WITHOUT_DESCRIPTORS = """
+import os, resource, subprocess, threading
+from depalma.agent import proctree
+child = subprocess.Popen(["sleep", "3013"])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.dup(0))
+except OSError:
+    pass
+assert not proctree.is_stuck(child.pid)
+some = [held.pop() for _ in range(8)]
+timer = threading.Timer(1.5 * proctree.PATIENCE_S, lambda: [os.close(fd) for fd in some])
+timer.start()
+proctree.kill_descendants()
+dead = proctree.is_stuck(child.pid)  # or about to be
+child.kill()
+timer.join()
+assert dead
+"""
+
+
+def test_what_cannot_be_looked_at_does_not_count_as_dead() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

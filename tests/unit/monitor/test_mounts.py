@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from depalma.agent.execution import STUCK
-from depalma.agent.mounts import MayHang, Mounts
+from depalma.agent.mounts import MayHang, Mounts, begins_at
 from depalma.agent.stuck import CODE
 
 
@@ -46,6 +50,28 @@ def test_a_program_is_followed_to_what_the_kernel_loads_for_it(tmp_path: Path) -
         (tmp_path / "other").write_bytes(content)
         with pytest.raises(MayHang):
             Mounts().check_program(str(tmp_path / "other"))
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    """The files of attempts and the trash are removed by different ones; one that fails ends the agent."""
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(lambda: [begins_at("/none") for _ in range(20_000)]) for _ in range(4)]
+    assert not any(any(each.result()) for each in asked)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root may mount")
+def test_a_folder_with_any_name_may_have_something_mounted_on_it(tmp_path: Path) -> None:
+    program = (
+        "from depalma.agent.cgroups import own_places\n"
+        "from depalma.agent.mounts import begins_at\n"
+        "print(begins_at('/none'), bool(own_places()))\n"
+    )
+    script = 'mkdir "$1" && mount -t tmpfs none "$1" && exec "$2" -c "$3"'
+    words = [script, "sh", os.fsencode(tmp_path) + b"/\xe9", sys.executable, program]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", *words], capture_output=True, text=True, check=False)
+    if "unshare: " in done.stderr or "mount: " in done.stderr:
+        pytest.skip(f"not here: {done.stderr}")
+    assert (done.stdout, done.stderr) == ("False True\n", "")
 
 
 def test_both_sides_call_such_an_end_the_same() -> None:
