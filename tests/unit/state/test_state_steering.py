@@ -338,51 +338,6 @@ def test_a_retried_task_has_all_its_retries_again(bench):
     assert job.state() == "failed"
 
 
-def test_a_retried_task_has_all_its_retries_after_timeouts_again(bench):
-    bench.host(slots=1)
-    job = bench.submit(timeout_retries=1)
-    for number in (1, 2):
-        bench.dispatch()
-        bench.finish((job.id, 0, number), outcome="timed_out")
-    assert job.state() == "timed_out"
-
-    retry(bench, job.id)
-    bench.dispatch()
-    bench.finish((job.id, 0, 3), outcome="timed_out")
-
-    assert job.state_of(0) == "queued"
-
-
-def test_timeouts_before_a_retry_are_no_further_retries_after_failures(bench):
-    bench.host(slots=1)
-    job = bench.submit(timeout_retries=1)
-    for number in (1, 2):
-        bench.dispatch()
-        bench.finish((job.id, 0, number), outcome="timed_out")
-
-    retry(bench, job.id)
-    bench.dispatch()
-    bench.finish((job.id, 0, 3), outcome="failed")
-
-    assert job.state() == "failed"
-
-
-def test_a_retried_task_has_all_its_retries_after_lost_hosts_again(bench):
-    bench.host(slots=1)
-    job = bench.submit(lost_retries=1)
-    for life in (1, 2):
-        bench.dispatch()
-        bench.lose(life=life)
-        bench.up(life=life + 1)
-    assert job.state() == "lost"
-
-    retry(bench, job.id)
-    bench.dispatch()
-    bench.lose(life=3)
-
-    assert job.state_of(0) == "queued"
-
-
 def test_lost_tasks_are_retried(bench):
     bench.host()
     job = bench.submit(restartable=False)
