@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +123,7 @@ class Root(LazyGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         failures.passes_job_code = False
+        _make_printable()
         try:
             code = super().main(arguments, *main_args, **extra)
         except BrokenPipeError:
@@ -144,6 +147,19 @@ class Root(LazyGroup):
                 "depalmactl jobs",
             ),
         )
+
+
+def _make_printable() -> None:
+    """Gives what the caller has closed (`>&-`) a place to go, and escapes what the locale has no character for.
+
+    UTF-8 has one for everything that the cluster holds, and instead of ASCII click takes UTF-8.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, it lives as long as we do
+        elif isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name not in ("utf-8", "ascii"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:
