@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -26,7 +26,7 @@ class Master:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 outer.asked.append((self.headers["Idempotency-Key"], self.headers["Depalma-Seen"]))
-                status, code = outer.answer
+                status, code = outer.decide(self.headers["Idempotency-Key"])
                 body = json.dumps({"code": code, "title": code, "detail": code}).encode()
                 self.send_response(status)
                 self.send_header("Depalma-Index", str(100 + len(outer.asked)))
@@ -37,6 +37,7 @@ class Master:
             def log_message(self, *_: object) -> None:
                 pass
 
+        self.decide: Callable[[str], tuple[int, str]] = lambda key: self.answer
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -81,3 +82,23 @@ def test_what_may_have_been_done_in_the_first_part_is_not_new_in_the_second(
     with pytest.raises(Rejected, match="request_forgotten"):
         session.call(Request("POST", "/v1/jobs"))
     assert len(set(master.asked)) == 1
+
+
+def test_what_got_another_key_in_the_first_part_keeps_it_in_the_second(
+    session: Session, master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masters have forgotten what was there at the beginning of the cluster, and this call has looked at nothing
+    before; then the leader dies."""
+    forgotten, left_s = master.decide, session._left_s
+
+    def decide(key: str) -> tuple[int, str]:
+        return (409, "request_forgotten") if key == master.asked[0][0] else forgotten(key)
+
+    def then(started: float) -> float:
+        master.answer = (201, "")
+        return left_s(started)
+
+    monkeypatch.setattr(master, "decide", decide)
+    monkeypatch.setattr(session, "_left_s", then)
+    assert session.call(Request("POST", "/v1/jobs")).status == 201
+    assert len({key for key, _ in master.asked[1:]}) == 1
