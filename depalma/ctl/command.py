@@ -143,7 +143,7 @@ class Root(LazyGroup):
             (
                 "depalmactl dev --detach",
                 "depalmactl run -- echo hello",
-                "depalmactl map 'gzip -k {}' ::: *.log",
+                "depalmactl map --cwd . 'gzip -k {}' ::: *.log",
                 "depalmactl jobs",
             ),
         )

@@ -38,7 +38,7 @@ class Terminated(Exception):
     context_settings=PASS_THROUGH,
     examples=(
         "depalmactl run -- echo hello",
-        "depalmactl run --cpus 2 --timeout 10m -- make -j2 test; echo $?",
+        "depalmactl run --cwd . --cpus 2 --timeout 10m -- make -j2 test; echo $?",
         "depalmactl run --on-host h1 -- hostname",
         "depalmactl run -- sh -c 'ls | wc -l' > count.txt",
     ),
