@@ -171,6 +171,14 @@ def test_output_that_nobody_wants_goes_nowhere(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_input_that_is_closed_is_empty(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t" * 43)
+    done = shell(f"$CTL --masters http://127.0.0.1:9 --token-file {token} map 'echo {{}}' <&-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "internal" not in done.stderr
+
+
 def test_what_the_locale_has_no_character_for_is_escaped(tmp_path: Path) -> None:
     token = tmp_path / "tok→grün"
     token.write_text("t" * 43)
