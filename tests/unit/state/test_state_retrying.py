@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depalma.state import job_commands as jc
+from depalma.state.explain import explain
 
 
 def retry(bench, *jobs):
@@ -52,3 +53,14 @@ def test_a_retried_task_has_all_its_retries_after_lost_hosts_again(bench):
     bench.lose(life=3)
 
     assert job.state_of(0) == "queued"
+
+
+def test_retries_after_timeouts_are_not_told_as_retries_after_failures(bench):
+    bench.host(slots=1)
+    job = bench.submit(retries=2, timeout_retries=3)
+    for number, outcome in enumerate(("timed_out", "timed_out", "timed_out", "failed"), 1):
+        assert not any("retries are used" in line for line in explain(bench.state, job, 0))
+        bench.dispatch()
+        bench.finish((job.id, 0, number), outcome=outcome)
+
+    assert "1 of 2 retries are used" in explain(bench.state, job, 0)
