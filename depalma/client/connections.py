@@ -128,18 +128,25 @@ class Connections:
 
     def call(self, request: Request, *, deadline_s: float | None = None) -> Answer:
         """Returns the answer of the cluster. Errors: NoLeader after the deadline, Rejected."""
-        answer = self._drive(request, self.deadline_s if deadline_s is None else deadline_s)
+        return self.carry(self.exchange(request, deadline_s=self.deadline_s if deadline_s is None else deadline_s))
+
+    def exchange(self, request: Request, *, deadline_s: float) -> Exchange:
+        """Returns a call that begins now, for `carry`."""
+        return Exchange(self.endpoints, request, now=time.monotonic(), deadline_s=deadline_s)
+
+    def carry(self, exchange: Exchange) -> Answer:
+        """Returns the answer of the cluster to a call. Errors: NoLeader after the deadline, Rejected."""
+        answer = self._drive(exchange)
         assert isinstance(answer, Answer)
         return answer
 
     def open_stream(self, request: Request, *, deadline_s: float) -> Stream:
         """Returns the endless answer of the leader. Errors: NoLeader, Rejected."""
-        stream = self._drive(request, deadline_s)
+        stream = self._drive(self.exchange(request, deadline_s=deadline_s))
         assert isinstance(stream, Stream)
         return stream
 
-    def _drive(self, request: Request, deadline_s: float) -> Answer | Stream:
-        exchange = Exchange(self.endpoints, request, now=time.monotonic(), deadline_s=deadline_s)
+    def _drive(self, exchange: Exchange) -> Answer | Stream:
         while True:
             if self._closed:
                 raise DepalmaError("the client is closed")
@@ -149,7 +156,7 @@ class Connections:
                 continue
             try:
                 headers = {**dict(exchange.headers), "Authorization": f"Bearer {self.token}"}
-                result = self._send(step, request, headers, exchange)
+                result = self._send(step, exchange.request, headers, exchange)
             except FAILURES as error:
                 exchange.failed(step, error, time.monotonic())
                 continue

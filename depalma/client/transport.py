@@ -191,6 +191,11 @@ class Exchange:
         self._maybe_done = request.maybe_done  #: some attempt may have reached a leader
 
     @property
+    def again(self) -> Request:
+        """The request as it has to be sent if this call came to nothing, and another goes on with it."""
+        return structs.replace(self.request, maybe_done=self._maybe_done)
+
+    @property
     def headers(self) -> list[tuple[str, str]]:
         """What to send with the next attempt."""
         request = self.request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +123,7 @@ class Root(LazyGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         failures.passes_job_code = False
+        _open_streams()
         try:
             code = super().main(arguments, *main_args, **extra)
         except BrokenPipeError:
@@ -140,10 +143,27 @@ class Root(LazyGroup):
             (
                 "depalmactl dev --detach",
                 "depalmactl run -- echo hello",
-                "depalmactl map 'gzip -k {}' ::: *.log",
+                "depalmactl map --cwd . 'gzip -k {}' ::: *.log",
                 "depalmactl jobs",
             ),
         )
+
+
+def _open_streams() -> None:
+    """Takes what the caller has closed (`<&- >&-`) for /dev/null, and escapes what the locale has no character for.
+
+    UTF-8 has one for everything that the cluster holds, and instead of ASCII click takes UTF-8.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, it lives as long as we do
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper) and _lacks_characters(stream.encoding):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _lacks_characters(encoding: str) -> bool:
+    return codecs.lookup(encoding).name not in ("utf-8", "ascii")
 
 
 def command(name: str, *, examples: Sequence[str], **settings: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import click
@@ -157,7 +158,10 @@ def _amounts(entries: tuple[str, ...]) -> dict[str, float]:
         if ("memory_bytes" if what == "memory" else what) in most:
             raise click.BadParameter(f"{entry!r}: {what} is given twice", param_hint="'WHAT=N…|none'")
         try:
-            most["memory_bytes" if what == "memory" else what] = parse_size(text) if what == "memory" else float(text)
+            number = parse_size(text) if what == "memory" else float(text)
+            if not isfinite(number):
+                raise ValueError
+            most["memory_bytes" if what == "memory" else what] = number
         except ValueError:
             allowed = "WHAT=NUMBER, such as slots=20, gpus=2 or memory=64G"
             raise click.BadParameter(f"{entry!r} is not {allowed}", param_hint="'WHAT=N…|none'") from None

@@ -38,7 +38,7 @@ class Terminated(Exception):
     context_settings=PASS_THROUGH,
     examples=(
         "depalmactl run -- echo hello",
-        "depalmactl run --cpus 2 --timeout 10m -- make -j2 test; echo $?",
+        "depalmactl run --cwd . --cpus 2 --timeout 10m -- make -j2 test; echo $?",
         "depalmactl run --on-host h1 -- hostname",
         "depalmactl run -- sh -c 'ls | wc -l' > count.txt",
     ),
@@ -90,6 +90,8 @@ def _attend(session: Session, job: int) -> int:
     for pump in pumps:
         while pump.is_alive():
             pump.join(_SLICE_S)
+        if isinstance(pump.trouble, OSError):
+            raise pump.trouble
         if pump.trouble is not None:
             session.warn(f"{pump.stream} is incomplete: {clean(str(pump.trouble))}")
     if session.structured:
@@ -111,7 +113,7 @@ class _Pump(threading.Thread):
     def __init__(self, session: Session, job: int, stream: str, sink: BinaryIO) -> None:
         super().__init__(name=f"pump-{stream}", daemon=True)
         self.stream = stream
-        self.trouble: DepalmaError | None = None
+        self.trouble: DepalmaError | OSError | None = None
         self.reader_gone = False
         self._session = session
         self._task = f"{job}.0"
@@ -125,7 +127,7 @@ class _Pump(threading.Thread):
                 self._sink.flush()
         except BrokenPipeError:
             self.reader_gone = True
-        except DepalmaError as error:
+        except (DepalmaError, OSError) as error:  # such as a full disk
             self.trouble = error
 
 

@@ -122,23 +122,17 @@ class Session:
         what is patient longer.
         """
         connections = self.connections
-        request = connections.endpoints.keyed(request)  # twice the same, if it comes to that
-        first_s = min(NOBODY_S, self.timeout_s)
+        exchange = connections.exchange(request, deadline_s=min(NOBODY_S, self.timeout_s))
         started = time.monotonic()
         try:
-            return connections.call(request, deadline_s=first_s)
+            return connections.carry(exchange)
         except NoLeader as error:
             first = error
         left_s = self._left_s(started)
         if left_s <= 0:
             raise _with_advice(first)
-        from msgspec import structs
-
-        from depalma.client.transport import MAYBE_DONE
-
-        again = structs.replace(request, maybe_done=MAYBE_DONE in str(first))
         try:
-            answer = connections.call(again, deadline_s=left_s)
+            answer = connections.call(exchange.again, deadline_s=left_s)
         except NoLeader as error:
             raise _with_advice(error) from error
         if self._without:

@@ -35,7 +35,7 @@ _SHELL_CHARACTERS = re.compile(r"[\s|&;<>()$`\\\"'*?\[#~=%]")
     "submit",
     context_settings=PASS_THROUGH,
     examples=(
-        "depalmactl submit -- make -j2",
+        "depalmactl submit --cwd . -- make -j2",
         "depalmactl submit --name sim --array 0-99%10 --cpus 2 -- ./simulate",
         "depalmactl submit train.sh --epochs 3      # reads #DEPALMA and #SBATCH lines",
         "id=$(depalmactl submit -q -- sleep 60)",

@@ -75,7 +75,7 @@ class Array(NamedTuple):
 def parse_size(text: str) -> int:
     """Returns bytes. Errors: ValueError."""
     match = _SIZE.match(text.strip())
-    if not match:
+    if not match or len(text) > 100:
         raise ValueError(f"{text!r} is not a size (such as 500M or 1.5G)")
     return int(float(match.group(1)) * _FACTORS[match.group(2).upper()])
 
@@ -144,7 +144,7 @@ def parse_gang(_ctx: click.Context, _parameter: click.Parameter, text: str | Non
     """Returns the size of a gang, -1 for all tasks of the job. Errors: click.BadParameter."""
     if text is None or text == ALL:
         return -1 if text else None
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or len(text) > 18 or not int(text):
         raise click.BadParameter(f"{text!r} is not a number of tasks, or all")
     return int(text)
 
@@ -154,7 +154,7 @@ def parse_counts(_ctx: click.Context, _parameter: click.Parameter, entries: Sequ
     counts = {}
     for entry in entries:
         name, _, number = entry.partition("=")
-        if not name or not number.isdecimal():
+        if not name or not number.isdecimal() or len(number) > 18:
             raise click.BadParameter(f"{entry!r} is not NAME=NUMBER")
         counts[name] = int(number)
     return counts

@@ -79,10 +79,10 @@ def _name(name: str) -> Condition:
     # SQLite says [^…] where the shell, and fnmatch, say [!…].
     pattern = name.replace("[!", "[^")
     start = name[: wild.start()]
-    if not start:
+    if not start or start[-1] in "\ud7ff\U0010ffff":  # these have no next character
         return Condition("(name = ? OR name GLOB ?)", (name, pattern))
     return Condition(
         "(name >= ? AND name < ? AND (name = ? OR name GLOB ?))",
-        (start, start[:-1] + chr(min(ord(start[-1]) + 1, 0x10FFFF)), name, pattern),
+        (start, start[:-1] + chr(ord(start[-1]) + 1), name, pattern),
         "jobs_name",
     )

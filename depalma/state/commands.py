@@ -10,10 +10,12 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from depalma import errors
 from depalma.model import AttemptRef, HostFacts, JobSpec, MasterAddress, Payload, Report
 from depalma.state.command import Command
 from depalma.state.job_commands import JobCommand
 from depalma.state.order_commands import AssignGang, SetLimit, SetOrder, SetQuota, SetShare
+from depalma.state.texts import shown
 from depalma.state.webhook_commands import (
     AddWebhook,
     DeliverWebhooks,
@@ -396,8 +398,21 @@ _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyComma
 
 
 def encode(command: AnyCommand) -> bytes:
-    """Returns the bytes that go into the log."""
-    return _encoder.encode(command)
+    """Returns the bytes that go into the log. Errors: errors.Rejected, for a number that it cannot hold."""
+    try:
+        return _encoder.encode(command)
+    except OverflowError:
+        field = next(filter(lambda name: _is_too_large(getattr(command, name)), command.__struct_fields__))
+        message = f"{field}: {shown(getattr(command, field))[:80]} given; allowed: whole numbers of at most 64 bits"
+        raise errors.Rejected(message, code="bad_field") from None
+
+
+def _is_too_large(value: object) -> bool:
+    try:
+        _encoder.encode(value)
+    except OverflowError:
+        return True
+    return False
 
 
 def decode(data: bytes) -> AnyCommand:

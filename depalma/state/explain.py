@@ -211,8 +211,9 @@ def _story_lines(job: Job, index: int) -> list[str]:
     for past in story.attempts:
         why = f": {past.reason.strip().splitlines()[-1]}" if past.reason.strip() else ""
         lines.append(f"attempt {past.number} on {past.host}: {past.state}{why}; queued again")
-    if job.states[index - job.first] == QUEUED and job.spec.retries and story.failures:
-        lines.append(f"{story.failures} of {job.spec.retries} retries are used")
+    used = story.failures - (story.timeouts if job.spec.timeout_retries >= 0 else 0)
+    if job.states[index - job.first] == QUEUED and job.spec.retries and used:
+        lines.append(f"{used} of {job.spec.retries} retries are used")
     return lines
 
 

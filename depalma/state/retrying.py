@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from depalma.state.cluster_state import ClusterState
 from depalma.state.commands import Applied, Rejected
+from depalma.state.completions import Finished
 from depalma.state.gangs import members
 from depalma.state.job_commands import RetryJobs
 from depalma.state.jobs import MAX_PAST_ERROR, Job
@@ -71,14 +72,20 @@ def _queue_gangs(job: Job) -> int:
 
 
 def _queue_one(job: Job, position: int, code: int) -> None:
-    """Takes back the end of a task; its last attempt becomes a past one."""
+    """Takes back the end of a task; its last attempt becomes a past one, and no retry is used any more."""
     index = job.first + position
     record = job.done.find(index, WORDS[code])
     job.done.withdraw(index)
     job.states[position] = QUEUED
     put_back(job, position)
-    if record is None or not record.host:
-        return
+    if record is not None and record.host:
+        _remember(job, position, record)
+    story = job.stories.get(position)
+    if story is not None:
+        story.failures = story.timeouts = story.losses = 0
+
+
+def _remember(job: Job, position: int, record: Finished) -> None:
     error, times = record.error[-MAX_PAST_ERROR:], (record.started_at, record.finished_at)
     past = PastAttempt(record.attempt, record.host, record.state, *times, error, record.tail, record.alternative)
-    job.remember(position, past).failures = 0
+    job.remember(position, past)

@@ -104,6 +104,13 @@ def test_a_reader_that_goes_away_ends_the_run(environment: dict[str, str], clien
     assert [job.state for job in client.jobs(name="pipe")] == ["cancelled"]
 
 
+def test_output_that_found_no_room_is_a_failure(environment: dict[str, str], client: Client) -> None:
+    line = f"{sys.executable} -m depalma.ctl run -q --name full -- echo here >/dev/full"
+    done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (125, "error: [Errno 28] No space left on device\n")
+    assert [job.state for job in client.jobs(name="full")] == ["succeeded"]
+
+
 def test_a_closed_pipe_is_no_error(environment: dict[str, str]) -> None:
     line = f"{sys.executable} -m depalma.ctl events --after 0 -o jsonl | head -1 | wc -l; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=True)

@@ -116,6 +116,29 @@ async def test_strange_characters_in_a_name(bench: Bench, text: str) -> None:
     await bench.get("/v1/jobs")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("PATCH", "/v1/hosts/h1", '{"gpus":NUMBER}', "gpus"),
+        ("PATCH", "/v1/hosts/h1", '{"resources":{"tape":NUMBER}}', "resources"),
+        ("POST", "/v1/code/rollback", '{"index":NUMBER}', "rollback_of"),
+        ("PUT", "/v1/limits/user/ann", '{"limit":NUMBER}', "limit"),
+        ("POST", "/v1/jobs/retry", '{"jobs":[NUMBER]}', "jobs"),
+        ("POST", "/v1/jobs/cancel", '{"jobs":[NUMBER]}', "jobs"),
+    ],
+)
+@pytest.mark.parametrize("number", [str(10**30), str(2**64)])
+async def test_a_number_that_the_log_cannot_hold_is_refused_by_name(
+    bench: Bench, method: str, path: str, body: str, field: str, number: str
+) -> None:
+    headers = {"Authorization": "Bearer " + TOKEN.decode()}
+    data = body.replace("NUMBER", number)
+    async with bench.http.request(method, bench.url + path, data=data, headers=headers) as answer:
+        problem = await answer.json(content_type=None)
+    assert (answer.status, problem["code"]) == (400, "bad_field"), problem
+    assert problem["detail"].startswith(f"{field}: "), problem
+
+
 async def test_markup_stays_data(bench: Bench) -> None:
     bench.submit(name="<script>alert(1)</script>")
     async with bench.http.get(f"{bench.url}/v1/jobs") as answer:

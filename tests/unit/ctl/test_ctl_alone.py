@@ -157,3 +157,38 @@ def test_completion_completes(typed: str, offered: str, tmp_path: Path) -> None:
 def test_bash_accepts_the_script() -> None:
     script = ctl("completion", "bash").stdout
     subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line in which $CTL stands for depalmactl."""
+    environment = {**os.environ, "CTL": f"{sys.executable} -m depalma.ctl", **env}
+    return subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_output_that_nobody_wants_goes_nowhere(tmp_path: Path) -> None:
+    assert ctl("context", "add", "lab", "http://10.0.0.1:7070").exit_code == 0
+    done = shell("$CTL context ls >&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_input_that_is_closed_is_empty(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t" * 43)
+    done = shell(f"$CTL --masters http://127.0.0.1:9 --token-file {token} map 'echo {{}}' <&-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "internal" not in done.stderr
+
+
+def test_what_the_locale_has_no_character_for_is_escaped(tmp_path: Path) -> None:
+    token = tmp_path / "tok→grün"
+    token.write_text("t" * 43)
+    assert ctl("context", "add", "lab", "http://10.0.0.1:7070", "--token-file", str(token)).exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "depalma.ctl", "context", "ls"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"tok\\u2192gr\xfcn" in done.stdout

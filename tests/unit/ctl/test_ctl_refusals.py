@@ -52,6 +52,9 @@ def test_a_cluster_that_is_named_wrongly_is_wrong_usage(words: list[str], said: 
         (["host", "set", "h1", "--slots", "x"], "'--slots': 'x' is not a whole number, 0 or more"),
         (["jobs", "--limit", "0"], "'--limit': '0' is not a whole number, 1 or more"),
         (["submit", "--array", "0-99999999999", "--", "true"], "'0-99999999999' has 100,000,000,000 tasks; allowed: "),
+        (["order", "quota", "user", "ann", "slots=nan"], "'slots=nan' is not WHAT=NUMBER, such as"),
+        (["order", "quota", "user", "ann", f"memory={'9' * 400}"], "' is not WHAT=NUMBER, such as"),
+        (["submit", "--memory", "9" * 400, "--", "true"], "' is not a size (such as 500M or 1.5G)"),
         (["order", "quota", "user", "ann", "slots=1", "slots=2"], "'slots=2': slots is given twice"),
     ],
 )

@@ -67,6 +67,14 @@ def fits(wanted: Wanted, each: Record) -> bool:
     )
 
 
+@pytest.mark.parametrize("last", ["\ud7ff", "\U0010ffff", "\x7f", "z"])
+def test_a_name_may_begin_with_any_character(database: Database, last: str) -> None:
+    row = msgspec.structs.replace(record(1, random.Random(1)), name=f"a{last}b")
+    database.write([row])
+    assert [each.id for each in database.search(Wanted(name=f"a{last}*"), 10, 10).records] == [1]
+    assert not database.search(Wanted(name=f"b{last}*"), 10, 10).records
+
+
 @pytest.mark.parametrize(("few", "at_once"), [(0, 7), (0, 1000), (20, 25), (10_000, 100_000)])
 def test_every_plan_finds_the_same_page_by_page(
     database: Database, monkeypatch: pytest.MonkeyPatch, few: int, at_once: int

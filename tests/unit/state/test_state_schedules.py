@@ -86,6 +86,7 @@ def test_removed_and_restored(bench):
     [
         ({"name": "a b"}, "name: 'a b' given"),
         ({"cron": "* * *"}, "cron: '* * *' given; allowed: five fields"),
+        ({"cron": "9" * 5000 + " * * * *"}, "cron: '999"),
         ({"catch_up": "some"}, "catch_up: 'some' given; allowed: one, all, none"),
         ({"overlap": "kill"}, "overlap: 'kill' given; allowed: run, skip"),
         ({"spec": JobSpec(kind="command")}, "argv: [] given"),
