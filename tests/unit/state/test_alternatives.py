@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.accounting import grouped
@@ -187,7 +187,7 @@ WAYS = st.builds(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_nothing_runs_as_less_than_what_was_to_be_had(make_bench, data):
     """After a round no way has room anywhere that comes before one that was taken in it; if tasks wait, none has."""
@@ -215,7 +215,7 @@ def test_nothing_runs_as_less_than_what_was_to_be_had(make_bench, data):
         bench.check_snapshot()
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_first_is_never_delayed(make_bench, data):
     """What runs when it becomes first ends by its time limit: by the first moment at which one of its ways has room

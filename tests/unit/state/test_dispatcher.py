@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.dispatcher import HostRoom, plan
@@ -303,13 +303,7 @@ SPECS = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=150, derandomize=True, database=None)
 @given(specs=st.lists(SPECS, max_size=12), slots=st.lists(st.integers(1, 3), min_size=1, max_size=3), data=st.data())
 def test_no_lower_one_starts_while_a_higher_could(make_bench, specs, slots, data):
     """After any round: what was placed is a legal, orderly choice, and no free slot is left that a task could use."""

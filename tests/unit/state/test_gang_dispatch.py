@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.policies.preempt import preemptions
@@ -221,7 +221,7 @@ def test_a_gang_that_preempts_is_made_room_for_as_a_whole(bench):
     assert gang.queued == 4
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_never_a_part_never_against_the_order_never_for_ever(make_bench, seed):
     """Random hosts, jobs and gangs, with tasks that end in random order, until all has run.
@@ -283,7 +283,7 @@ def _judge(bench, jobs, never):
             assert _room(bench, gangs[0], empty=False) < gangs[0].shape.gang, f"gang {gangs[0].id} could start"
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_backfill_never_moves_the_start_of_the_first_gang_back(make_bench, seed):
     """All tasks run exactly as long as their time limits allow; the gang starts when it was said that it would."""

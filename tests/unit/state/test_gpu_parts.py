@@ -6,7 +6,7 @@ from itertools import product
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.dispatcher import HostRoom, plan
@@ -310,7 +310,7 @@ class TestKept:
         assert [ref[0] for _, ref in bench.dispatch()] == [waiting.id]
         assert gpus_of(waiting) == [(1, 2)]
 
-    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(max_examples=30)
     @given(data=st.data())
     def test_the_first_is_never_delayed(self, make_bench, data):
         """What runs when it becomes first ends by its time limit: by then the first has started, whatever comes."""
@@ -340,7 +340,7 @@ class TestKept:
                 bench.finish(ref, host=host)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_gpu_is_never_given_more_than_once(make_bench, data):
     """Whatever is submitted, ends, and comes; every plan is accepted, and twins and snapshots are equal."""

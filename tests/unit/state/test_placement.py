@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.policies.reserve import SLACK_S
@@ -264,10 +264,7 @@ SMALL = st.fixed_dictionaries({"timeout_s": st.integers(1, 300), "cpus": st.samp
 
 
 @pytest.mark.long
-@settings(
-    max_examples=40, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@settings(max_examples=40, derandomize=True, database=None)
 @given(first=st.lists(SMALL, min_size=3, max_size=6), others=st.lists(SMALL, max_size=12), slots=st.integers(3, 5))
 def test_backfill_never_delays_the_head(make_bench, first, others, slots):
     """When all run as long as they may, the task that needs the whole host starts exactly when it would alone."""

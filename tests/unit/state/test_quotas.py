@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depalma.state import commands as c
@@ -112,7 +112,7 @@ def test_what_a_quota_may_be(bench):
     assert bench.state.quotas.most == {("user", "a"): {"slots": 1}}
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_never_more_than_the_quota(make_bench, data):
     """Whatever is submitted, ends, and changes in between."""
