@@ -238,6 +238,7 @@ async def test_a_rollback_brings_the_old_tree(leader: FakeLeader, agent: AgentPr
 # ---------------------------------------------------------------- requirements
 
 
+@pytest.mark.long
 async def test_requirements_make_an_environment(leader: FakeLeader, agent: AgentProcess, tmp_path: Path) -> None:
     """For functions and commands of that index, and not for others; the newest few are kept."""
     for version in ("1.0", "2.0"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import cloudpickle
 import psutil
+import pytest
 
 from depalma.model import JobSpec, Payload, Report
 from depalma.protocol import Assignment
@@ -170,6 +171,7 @@ async def test_random_numbers_of_forked_workers_differ(leader: FakeLeader, agent
     assert len(seen) == 8
 
 
+@pytest.mark.long
 async def test_a_fork_server_that_dies_or_hangs_is_done_without(leader: FakeLeader, agent: AgentProcess) -> None:
     await ready(leader, agent)
     server = await wait_until(lambda: forkserver(agent), "the fork server")

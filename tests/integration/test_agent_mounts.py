@@ -6,6 +6,8 @@ import asyncio
 import pickle
 from pathlib import Path
 
+import pytest
+
 from depalma.agent import proctree
 from depalma.model import JobSpec
 from depalma.protocol import Assignment
@@ -22,6 +24,7 @@ async def hung(hanging: Path, count: int) -> list[int]:
     return [int(word) for word in file.read_text().split()]
 
 
+@pytest.mark.long
 async def test_tasks_that_hang_cost_their_host_nothing_else(
     leader: FakeLeader, agent: AgentProcess, hanging: Path
 ) -> None:

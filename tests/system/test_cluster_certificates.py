@@ -63,6 +63,7 @@ def cluster_init(cluster: LocalCluster, *flags: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_an_authority_is_replaced_while_a_job_runs(
     fresh_cluster: Callable[..., LocalCluster], wait_until: WaitUntil
 ) -> None:

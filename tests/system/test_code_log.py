@@ -68,6 +68,7 @@ def check_gapless(client: Client) -> None:
 # ---------------------------------------------------------------- a hundred changes
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_hundred_rapid_changes_under_load(fresh_cluster: Fresh, tmp_path: Path) -> None:
     """Each task, pinned or not, saw exactly the files whose digest it records, while newer ones came."""

@@ -36,6 +36,7 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
         yield made
 
 
+@pytest.mark.long
 def test_a_drain_holds_through_the_death_of_the_leader_and_of_its_agent(
     cluster: LocalCluster, client: Client, ctl: Ctl, value: Callable[..., Any], tmp_path: Path, wait_until: WaitUntil
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_graph_in_python(client: Client) -> None:
         cyclic.submit()
 
 
+@pytest.mark.long
 def test_dependencies_outlive_the_leader(
     fresh_cluster: Callable[..., LocalCluster], tmp_path: Path, wait_until: WaitUntil
 ) -> None:

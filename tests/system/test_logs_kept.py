@@ -33,6 +33,7 @@ def written(attempt: int) -> str:
     return "".join(f"{attempt}:{number} {0:01000d}\n" for number in range(LINES))
 
 
+@pytest.mark.long
 def test_output_is_followed_through_deaths_and_its_end_outlives_the_host(
     cluster: LocalCluster, ctl: Any, environment: dict[str, str], wait_until: WaitUntil
 ) -> None:

@@ -72,6 +72,7 @@ def test_limits_hold_over_a_fail_over(cluster: LocalCluster, ctl: Ctl, wait_unti
     ctl("cancel", "1-3")
 
 
+@pytest.mark.long
 def test_a_job_that_preempts_is_made_room_for(
     cluster: LocalCluster, ctl: Ctl, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:

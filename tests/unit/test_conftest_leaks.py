@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long  # of the tests, not of the product
+
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
 LEAKS = {

@@ -221,6 +221,7 @@ def test_a_gang_that_preempts_is_made_room_for_as_a_whole(bench):
     assert gang.queued == 4
 
 
+@pytest.mark.long
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_never_a_part_never_against_the_order_never_for_ever(make_bench, seed):

@@ -75,6 +75,7 @@ def test_what_names_another_blob_has_changed(make_bench, make_fuzzer):
     assert differed >= 3, "no job came to name another blob"
 
 
+@pytest.mark.long
 def test_damaged_bytes_are_refused_alike(make_bench, make_fuzzer):
     """Damaged commands are refused, or stop the replica as unknown; two replicas do the same, and nothing else."""
     rng = random.Random(7)
@@ -154,6 +155,7 @@ print(bench.machine.state_hash, b''.join(bench.machine.snapshot()).hex())
 """
 
 
+@pytest.mark.long
 def test_nothing_depends_on_the_hashes_of_a_process():
     """Masters are processes with hash seeds of their own."""
     here = str(Path(__file__).parent)
