@@ -127,14 +127,12 @@ class Root(LazyGroup):
         try:
             code = super().main(arguments, *main_args, **extra)
         except BrokenPipeError:
-            # The reader of our output went away (`| head`); point stdout elsewhere, so that the interpreter's
-            # own flush at exit does not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
+            code = 0  # the reader of our output went away (`| head`)
         except (KeyboardInterrupt, click.Abort):
             code = 130
         except Exception as error:
             code = failures.report(error, as_json=_wants_json(arguments))
+        _give_up_what_cannot_be_written()
         sys.exit(code if isinstance(code, int) else 0)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -160,6 +158,15 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, it lives as long as we do
         elif mode == "w" and isinstance(stream, io.TextIOWrapper) and _lacks_characters(stream.encoding):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_what_cannot_be_written() -> None:
+    """Points stdout elsewhere if nobody takes what is left: the interpreter's own flush at exit would complain and make
+    the exit code 120. Commands flush what they print, so that this has been an error already."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lacks_characters(encoding: str) -> bool:

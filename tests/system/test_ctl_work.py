@@ -106,7 +106,8 @@ def test_a_reader_that_goes_away_ends_the_run(environment: dict[str, str], clien
 
 def test_output_that_found_no_room_is_a_failure(environment: dict[str, str], client: Client) -> None:
     line = f"{sys.executable} -m depalma.ctl run -q --name full -- echo here >/dev/full"
-    done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    buffered = {**environment, "PYTHONUNBUFFERED": ""}  # what found no room stays in the buffer, and is tried again
+    done = subprocess.run(["sh", "-c", line], env=buffered, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (125, "error: [Errno 28] No space left on device\n")
     assert [job.state for job in client.jobs(name="full")] == ["succeeded"]
 

@@ -171,6 +171,13 @@ def test_output_that_nobody_wants_goes_nowhere(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_room_is_an_error(unbuffered: str) -> None:
+    assert ctl("context", "add", "lab", "http://10.0.0.1:7070").exit_code == 0
+    done = shell("$CTL context ls >/dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
 def test_input_that_is_closed_is_empty(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("t" * 43)
