@@ -32,7 +32,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _FIRST_FREE = 10
 #: What tasks hold leaves so many: to look at processes and to kill them takes some, and without them the lease would
 #: not be held.
-SPARE_DESCRIPTORS = 16
+_SPARE_DESCRIPTORS = 16
 _WORDS_BYTES = 8192
 
 
@@ -63,14 +63,19 @@ def not_started(name: bytes, error: OSError) -> SpawnError:
     return SpawnError(f"{shown}: {error.strerror}", 126)
 
 
+def leave_spare(fd: int, name: str) -> None:
+    """Closes a descriptor that is one of the spare ones. Errors: OSError, as if there were none left."""
+    if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS:
+        os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+
 class Words:
     """What a child has to say before it has become its program: what it does now, or why it cannot go on."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("words", os.MFD_CLOEXEC)
-        if self._fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
-            os.close(self._fd)
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "words")
+        leave_spare(self._fd, "words")
 
     def say(self, text: str, exit_code: int = 0) -> None:
         """Replaces what was said before; with an exit code it is the reason for the end."""

@@ -8,9 +8,7 @@ it is renamed to the task's own output file; a scratch folder with something in 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from typing import Any
 
 from depalma.agent import entering, mounts, proctree
 from depalma.agent.cgroups import GROUPS, ControlGroups
-from depalma.agent.entering import RESET, SPARE_DESCRIPTORS, Program, Words, append_to, closed, told
+from depalma.agent.entering import RESET, Program, Words, append_to, closed, leave_spare, told
 from depalma.agent.limits import Ended, Limits, Watch, shim, watched
 from depalma.agent.mounts import MayHang
 from depalma.agent.proctree import MARKER
@@ -206,9 +204,7 @@ class Slots:
         if os.path.exists(path):
             os.unlink(path)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
-            os.close(fd)
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        leave_spare(fd, path)
         return fd
 
     def _renew_scratch(self, slot: int, keep: str) -> None:

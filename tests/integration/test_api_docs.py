@@ -17,12 +17,12 @@ import pytest
 
 from depalma import LocalCluster
 from depalma.api.app import ROUTES
+from tests.system.calm import STEADY
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 END = "--end of answer--"
-#: An election in the middle of the session is not what is tested here: on a busy machine they are rare, and an answer
-#: that one gave is not shown before the next (curl shows each that it got, unless it writes them to a file).
-STEADY: dict[str, Any] = {"election_s": [2.0, 3.0], "lease_s": 10.0, "heartbeat_s": 0.5}
+#: An election in the middle of the session is not what is tested here: they are rare (STEADY), and the answer that one
+#: gave is not shown before the next (curl shows each that it got, unless it writes them to a file).
 RETRYING_CURL = """curl() {
   [[ $* != *--max-time* ]] || { command curl "$@"; return; } # a stream that it ends itself
   command curl --retry 8 "$@" -H "Idempotency-Key: $RANDOM$RANDOM$RANDOM" -o answer.tmp

@@ -7,6 +7,7 @@ import marshal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,21 @@ class Link:
         pass
 
 
-async def test_a_worker_that_is_adopted_late_stands_still_and_ends_as_it_was_asked_to() -> None:
-    link, ends = Link(), list[socket.socket]()
-    nurseries = Nurseries(
+def made(
+    link: Link, ends: list[socket.socket], spawn: Callable[[WorkerHandle], None] = lambda handle: None
+) -> Nurseries:
+    """Returns some that keep what they would start a process with: the other ends of its socket."""
+    return Nurseries(
         link,  # type: ignore[arg-type]
         start=lambda nursery: ends.append(socket.socket(fileno=nursery.far.detach())),
-        spawn=lambda handle: None,
+        spawn=spawn,
         on_heavy=lambda index, names: None,
     )
+
+
+async def test_a_worker_that_is_adopted_late_stands_still_and_ends_as_it_was_asked_to() -> None:
+    link, ends = Link(), list[socket.socket]()
+    nurseries = made(link, ends)
     first, second = WorkerHandle(1, 0, ""), WorkerHandle(2, 0, "")
     try:
         nurseries.fork(first)  # opens it
@@ -62,12 +70,7 @@ async def test_a_worker_that_is_adopted_late_stands_still_and_ends_as_it_was_ask
 async def test_a_worker_of_which_was_said_that_it_is_there_is_not_started_again() -> None:
     """The end of the process that forked it may be heard first: two workers would read from one socket."""
     link, ends, spawned = Link(), list[socket.socket](), list[WorkerHandle]()
-    nurseries = Nurseries(
-        link,  # type: ignore[arg-type]
-        start=lambda nursery: ends.append(socket.socket(fileno=nursery.far.detach())),
-        spawn=spawned.append,
-        on_heavy=lambda index, names: None,
-    )
+    nurseries = made(link, ends, spawned.append)
     first, second, third = (WorkerHandle(number, 0, "") for number in (1, 2, 3))
     try:
         nurseries.fork(first)  # opens it
@@ -93,12 +96,7 @@ async def test_a_worker_of_which_was_said_that_it_is_there_is_not_started_again(
 async def test_what_is_no_answer_costs_the_process_and_not_the_agent() -> None:
     """It imports what tasks import, and that may write to any descriptor."""
     link, ends = Link(), list[socket.socket]()
-    nurseries = Nurseries(
-        link,  # type: ignore[arg-type]
-        start=lambda nursery: ends.append(socket.socket(fileno=nursery.far.detach())),
-        spawn=lambda handle: None,
-        on_heavy=lambda index, names: None,
-    )
+    nurseries = made(link, ends)
     first = WorkerHandle(1, 0, "")
     try:
         nurseries.fork(first)  # opens it

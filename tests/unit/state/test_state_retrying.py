@@ -10,12 +10,32 @@ def retry(bench, *jobs):
     return bench.ok(jc.RetryJobs("", jobs, bench.tick(), "ann"))
 
 
-def test_a_retried_task_has_all_its_retries_after_timeouts_again(bench):
+def ended_twice(bench, outcome, **spec):
+    """Returns a job whose only task has done so."""
     bench.host(slots=1)
-    job = bench.submit(timeout_retries=1)
+    job = bench.submit(**spec)
     for number in (1, 2):
         bench.dispatch()
-        bench.finish((job.id, 0, number), outcome="timed_out")
+        bench.finish((job.id, 0, number), outcome=outcome)
+    return job
+
+
+def test_a_retried_task_has_all_its_retries_again(bench):
+    job = ended_twice(bench, "failed", retries=1)
+    assert job.is_final
+
+    retry(bench, job.id)
+    bench.dispatch()
+    bench.finish((job.id, 0, 3), outcome="failed")
+
+    assert job.state_of(0) == "queued"
+    bench.dispatch()
+    bench.finish((job.id, 0, 4), outcome="failed")
+    assert job.state() == "failed"
+
+
+def test_a_retried_task_has_all_its_retries_after_timeouts_again(bench):
+    job = ended_twice(bench, "timed_out", timeout_retries=1)
     assert job.state() == "timed_out"
 
     retry(bench, job.id)
@@ -26,11 +46,7 @@ def test_a_retried_task_has_all_its_retries_after_timeouts_again(bench):
 
 
 def test_timeouts_before_a_retry_are_no_further_retries_after_failures(bench):
-    bench.host(slots=1)
-    job = bench.submit(timeout_retries=1)
-    for number in (1, 2):
-        bench.dispatch()
-        bench.finish((job.id, 0, number), outcome="timed_out")
+    job = ended_twice(bench, "timed_out", timeout_retries=1)
 
     retry(bench, job.id)
     bench.dispatch()

@@ -320,24 +320,6 @@ def test_the_attempts_before_are_remembered(bench):
     assert "attempt 1 on h1: failed: boom; queued again" in explain(bench.state, job, 0)
 
 
-def test_a_retried_task_has_all_its_retries_again(bench):
-    bench.host(slots=1)
-    job = bench.submit(retries=1)
-    for number in (1, 2):
-        bench.dispatch()
-        bench.finish((job.id, 0, number), outcome="failed")
-    assert job.is_final
-
-    retry(bench, job.id)
-    bench.dispatch()
-    bench.finish((job.id, 0, 3), outcome="failed")
-
-    assert job.state_of(0) == "queued"
-    bench.dispatch()
-    bench.finish((job.id, 0, 4), outcome="failed")
-    assert job.state() == "failed"
-
-
 def test_lost_tasks_are_retried(bench):
     bench.host()
     job = bench.submit(restartable=False)
